@@ -1,0 +1,33 @@
+# imagemill: `make demo` to see it work, `make check` before every commit.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check lint types imports bench clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed ## render the demo manifest and draw a contact sheet
+	$(BIN)/imagemill run configs/demo/manifest.jsonl --out out/demo
+	$(BIN)/imagemill sheet out/demo
+
+test: .venv/installed ## the whole test suite
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+imports: .venv/installed
+	$(BIN)/lint-imports
+
+check: lint types imports test ## what CI runs
+
+clean:
+	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache

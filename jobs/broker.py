@@ -1,0 +1,77 @@
+"""Connections to Redis (or Valkey): the transport options that Celery needs, and a plain client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport.redis import Channel, QoS, Transport
+
+from jobs.settings import Settings
+
+# A half-open connection is noticed within seconds; the defaults hang after a partition.
+SOCKET_TIMEOUTS: dict[str, Any] = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 3,
+}
+
+
+class SteadyQoS(QoS):
+    """Gives the prefetch credit back even when Redis is away.
+
+    Kombu drops it only after Redis has answered, so one failed ack leaves a worker that lives on
+    and consumes nothing. The message itself stays in `unacked` and is delivered again by its lease.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)
+        finally:
+            self._quick_ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue=requeue)
+        finally:
+            self._quick_ack(delivery_tag)
+
+
+class SteadyChannel(Channel):  # type: ignore[misc]
+    QoS = SteadyQoS
+
+
+class SteadyTransport(Transport):  # type: ignore[misc]
+    """Kombu's Redis transport with the quality of service above."""
+
+    Channel = SteadyChannel
+
+
+def register_transport() -> str:
+    """Make SteadyTransport known to kombu; returns its name there."""
+    # By name, because kombu takes the transport of "name+socket:///path" from the URL alone.
+    TRANSPORT_ALIASES["steady"] = f"{SteadyTransport.__module__}:{SteadyTransport.__name__}"
+    return "steady"
+
+
+def transport_options(settings: Settings) -> dict[str, Any]:
+    """Kombu's options for a short lease that the worker's parent renews (worker/leases.py)."""
+    return SOCKET_TIMEOUTS | {
+        "global_keyprefix": settings.key_prefix,
+        "visibility_timeout": settings.visibility_timeout,
+        "queue_order_strategy": "priority",
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 5,
+    }
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A plain client for the same server, made without connecting."""
+    url = settings.broker.replace("redis+socket://", "unix://", 1)
+    options = dict(SOCKET_TIMEOUTS)
+    if url.startswith("unix://"):
+        del options["socket_keepalive"]  # a TCP matter; redis-py refuses it here
+    return redis.Redis.from_url(url, **options)

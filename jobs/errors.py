@@ -1,0 +1,75 @@
+"""Every error that imagemill raises on purpose.
+
+    ImagemillError
+    ├── InvalidRequest      the request's own fault: never retried, HTTP 422
+    ├── ManifestRefused     a manifest with invalid lines: nothing was enqueued
+    ├── UsageError          an option, a setting or a models table that cannot work
+    ├── TransientError      worth trying again: a timeout, a throttled store, a lost connection
+    └── FatalError          trying again cannot help until a person acts: a full disk, no weights
+
+Every error says what failed and, in `hint`, what to do next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ImagemillError(Exception):
+    """Base of the tree. `message` says what and where; `hint` says what to do next."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class InvalidRequest(ImagemillError):
+    """A request that can never render. `field` names the culprit, `code` is machine-readable."""
+
+    def __init__(self, field: str, reason: str, code: str = "invalid_request") -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field
+        self.reason = reason
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class LineError:
+    """One reason to refuse one manifest line. `line` counts from 1."""
+
+    line: int
+    custom_id: str
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.field + ': ' if self.field else ''}{self.reason}"
+
+
+class ManifestRefused(ImagemillError):
+    """A manifest with invalid lines. `errors` holds the first of them, `report` the path of all."""
+
+    def __init__(self, total: int, errors: list[LineError], report: str) -> None:
+        super().__init__(
+            f"{total} invalid line{'s' if total != 1 else ''}; nothing was enqueued",
+            "Correct them, or pass --skip-invalid to render the rest.",
+        )
+        self.total = total
+        self.errors = errors
+        self.report = report
+
+
+class UsageError(ImagemillError):
+    """An option, a setting or a models table that cannot work as given."""
+
+
+class TransientError(ImagemillError):
+    """Worth trying again."""
+
+
+class FatalError(ImagemillError):
+    """Trying again cannot help until a person acts."""

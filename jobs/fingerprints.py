@@ -1,0 +1,136 @@
+"""What a model's weights are, as one short string that a producer and a worker both compute.
+
+A repository's fingerprint is its commit; a local folder's is the hash of its files. Both include
+the fields of the models table that change pixels. Never loads weights or imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import blake2b, file_digest
+from pathlib import Path
+
+import orjson
+from platformdirs import user_cache_path
+
+from jobs.errors import FatalError
+from jobs.models import Model, ModelTable
+
+NULL_REPO = "null:"
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_HASHED = {".json", ".txt", ".model", ".safetensors"}  # what a pipeline is loaded from
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """`revision` is a commit or "sha:…" of a folder; `digest` stands for it and the options."""
+
+    repo: str
+    revision: str
+    digest: str
+
+
+def fingerprint(table: ModelTable, model: Model) -> Fingerprint:
+    """The fingerprint of a model of the table.
+
+    Raises:
+        FatalError: the weights are neither on this machine nor to be found at the hub.
+    """
+    source = table.source(model)
+    if model.repo == NULL_REPO:
+        revision = "1"
+    elif isinstance(source, Path):
+        revision = f"sha:{_folder_digest(source)}"
+    else:
+        revision = _commit(source, model.revision)
+    pixels = orjson.dumps(
+        [model.dtype, model.scheduler, model.options], option=orjson.OPT_SORT_KEYS
+    )
+    text = f"{revision}\0".encode() + pixels
+    return Fingerprint(model.repo, revision, blake2b(text, digest_size=8).hexdigest())
+
+
+def route_digest(table: ModelTable, route: str) -> str:
+    """The digest that a plan holds for "model" or "model:adapter".
+
+    Raises: as fingerprint.
+    """
+    found = table.route(route)
+    model = table.get(found.model)
+    digest = fingerprint(table, model).digest
+    return f"{digest}+{found.adapter}" if found.adapter else digest
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(p for p in folder.rglob("*") if p.suffix in _HASHED and p.is_file())
+    if not (folder / "model_index.json").is_file():
+        raise FatalError(
+            f"model folder {folder} has no model_index.json", "Name a diffusers pipeline folder."
+        )
+    known = _Known.read()
+    digests = [f"{p.relative_to(folder).as_posix()} {known.digest(p)}" for p in files]
+    known.write()
+    return blake2b("\n".join(digests).encode(), digest_size=8).hexdigest()
+
+
+class _Known:
+    """Digests of files by path, size and time, kept between processes: weights can be 24 GB."""
+
+    def __init__(self, digests: dict[str, str]) -> None:
+        self._digests = digests
+        self._changed = False
+
+    @staticmethod
+    def _file() -> Path:
+        return user_cache_path("imagemill") / "digests.json"
+
+    @classmethod
+    def read(cls) -> _Known:
+        try:
+            return cls(orjson.loads(cls._file().read_bytes()))
+        except (OSError, orjson.JSONDecodeError):
+            return cls({})  # only a cache: an unreadable one is made anew
+
+    def digest(self, path: Path) -> str:
+        stat = path.stat()
+        key = f"{path} {stat.st_size} {stat.st_mtime_ns}"
+        if key not in self._digests:
+            with path.open("rb") as file:
+                self._digests[key] = file_digest(file, "sha256").hexdigest()
+            self._changed = True
+        return self._digests[key]
+
+    def write(self) -> None:
+        if not self._changed:
+            return
+        file = self._file()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(orjson.dumps(self._digests))
+        except OSError:
+            return  # a read-only home costs only time
+
+
+def _commit(repo: str, revision: str | None) -> str:
+    if revision and _COMMIT.match(revision):
+        return revision
+    # Slow to import, and not needed for local folders.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            repo, revision=revision, local_files_only=True, allow_patterns=["model_index.json"]
+        )
+        return Path(folder).name
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise FatalError(
+            f"model {repo} is not on this machine, and the hub said {type(error).__name__}",
+            "Download it first, or name a local folder in models.toml.",
+        ) from error

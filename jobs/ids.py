@@ -1,0 +1,31 @@
+"""Identities and seeds, all derived from content and never from a position in a batch.
+
+Every hash is BLAKE2b (RFC 7693) with a `person` tag, so that two kinds of identity never collide.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+DERIVED_SEED_BITS = 53  # exact in JSON readers that keep numbers as doubles
+
+
+def derive_seed(run_seed: int, name: bytes) -> int:
+    """A seed in [0, 2**53) for the request that `name` (its custom_id or content) stands for."""
+    salt = run_seed.to_bytes(16, "little")
+    digest = blake2b(name, digest_size=8, salt=salt, person=b"seed").digest()
+    return int.from_bytes(digest, "little") >> (64 - DERIVED_SEED_BITS)
+
+
+def job_id(content: bytes, custom_id: str, seed: int, fingerprint: str) -> str:
+    """32 hexadecimal digits: the same request for the same weights always has the same.
+
+    content: the request's canonical form, without seed and custom_id.
+    """
+    text = f"{fingerprint}\0{seed}\0{custom_id}\0".encode()
+    return blake2b(text + content, digest_size=16, person=b"job").hexdigest()
+
+
+def run_id(content: bytes) -> str:
+    """12 hexadecimal digits for a manifest and everything that decides what becomes of it."""
+    return blake2b(content, digest_size=6, person=b"run").hexdigest()

@@ -1,0 +1,129 @@
+"""The plan of a run, as it lies in storage: an index (plan.json) and shards of requests.
+
+A shard holds consecutive manifest lines, ordered by batch key. A chunk is a range of a shard's
+rows that share a model; it is the unit of queueing. Rows outside every chunk were done by an
+earlier run.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
+from operator import attrgetter
+
+import orjson
+from pydantic import TypeAdapter
+
+from jobs import layout
+from jobs.requests import BatchKey, Request
+from jobs.storage import Storage
+
+SHARD_LINES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows [start, stop) of one shard, all of one model."""
+
+    model: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard's entry in the index. `requests` counts all its rows, reused ones included."""
+
+    requests: int
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The index of a run. Written after everything it names, so it exists only when all does.
+
+    fingerprints: model name (with ":adapter" for adapters) → what its weights were when planned.
+    invalid: lines left out by --skip-invalid; reused: requests whose images already existed.
+    """
+
+    run_id: str
+    manifest: str
+    seed: int
+    created_at: str
+    fingerprints: dict[str, str]
+    shards: tuple[Shard, ...]
+    invalid: int = 0
+    reused: int = 0
+
+    @property
+    def requests(self) -> int:
+        return sum(shard.requests for shard in self.shards)
+
+    @property
+    def chunks(self) -> int:
+        return sum(len(shard.chunks) for shard in self.shards)
+
+    @property
+    def models(self) -> list[str]:
+        """The models that still have something to render, in order of first use."""
+        return list(dict.fromkeys(c.model for shard in self.shards for c in shard.chunks))
+
+    @cached_property
+    def first_numbers(self) -> list[int]:
+        """For each shard, the number within the whole run of its first chunk."""
+        return list(accumulate((len(shard.chunks) for shard in self.shards), initial=0))
+
+    def number(self, shard: int, chunk: int) -> int:
+        """The chunk's number within the whole run, from 0."""
+        return self.first_numbers[shard] + chunk
+
+
+_PLAN = TypeAdapter(Plan)
+_KEYS = TypeAdapter(tuple[BatchKey, ...])
+
+
+def write_plan(storage: Storage, plan: Plan) -> None:
+    storage.write(layout.plan(plan.run_id), orjson.dumps(plan))
+
+
+def read_plan(storage: Storage, run_id: str) -> Plan | None:
+    """The run's plan; None if it was never completed."""
+    try:
+        return _PLAN.validate_json(storage.read(layout.plan(run_id)))
+    except FileNotFoundError:
+        return None
+
+
+def encode_shard(requests: Iterable[Request]) -> bytes:
+    """A shard's file: its batch keys on the first line, then a row a request, in their order."""
+    keys: list[BatchKey] = []
+    rows: list[bytes] = []
+    for key, group in groupby(requests, attrgetter("key")):
+        rows += [
+            orjson.dumps((
+                r.index, len(keys), r.custom_id, r.prompt, r.negative_prompt, r.seed, r.format,
+                r.job_id, r.images, r.control_images,
+            ))
+            for r in group
+        ]  # fmt: skip
+        keys.append(key)
+    # Level 1: the plan is written once at full speed and read once a chunk.
+    return gzip.compress(b"\n".join([orjson.dumps(keys), *rows]), compresslevel=1, mtime=0)
+
+
+def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
+    """All requests of a shard, in the order that the chunks' ranges refer to."""
+    head, *rows = gzip.decompress(storage.read(layout.shard(run_id, number))).split(b"\n")
+    keys = _KEYS.validate_json(head)
+    return [_request(keys, *orjson.loads(row)) for row in rows]
+
+
+def _request(keys: tuple[BatchKey, ...], index: int, key: int, *rest: object) -> Request:
+    custom_id, prompt, negative, seed, image_format, job_id, images, controls = rest
+    return Request(
+        index, custom_id, keys[key], prompt, negative, seed, image_format, job_id,  # type: ignore[arg-type]
+        tuple(images), tuple(controls),  # type: ignore[arg-type]
+    )  # fmt: skip

@@ -1,0 +1,100 @@
+"""What a user may ask for (`Body`) and what a worker renders (`Request`).
+
+A body is one generation or edit as the HTTP API and the manifest spell it; most fields may be left
+out. A request is the same thing with nothing left open: every default filled in, the seed set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Task = Literal["generate", "edit"]
+ImageFormat = Literal["jpeg", "png"]
+
+MAX_SEED = 2**64 - 1  # what torch.Generator.manual_seed takes
+MAX_PROMPT = 32_768  # characters
+MAX_INPUTS = 16  # images that one request may carry
+
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
+Weight = Annotated[float, Field(ge=0, le=1)]
+PixelSize = Annotated[int, Field(ge=16, le=8192)]
+
+# Strict: "20" is no number and true is no integer. Nothing a user wrote is corrected in silence.
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ImageInput(BaseModel):
+    """An input image: a URL, a data URI or base64."""
+
+    model_config = STRICT
+
+    image: Annotated[str, Field(min_length=1)]
+
+
+Input = ImageInput | Annotated[str, Field(min_length=1)]
+
+
+class Body(BaseModel):
+    """One generation or edit as a user writes it. `None` means "not given" for every field."""
+
+    model_config = STRICT
+
+    prompt: Prompt
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    response_format: Literal["url", "raw", "png", "jpeg", "jpg"] | None = None
+    image: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
+    control_images: Annotated[list[Input], Field(max_length=MAX_INPUTS)] | None = None
+    controlnet_weights: Annotated[list[Weight], Field(max_length=MAX_INPUTS)] | None = None
+    width: PixelSize | None = None
+    height: PixelSize | None = None
+    negative_prompt: Prompt | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """What requests must share to be rendered by one pipeline call.
+
+    width and height are pixels; guidance_scale and strength are None where the pipeline's own
+    default stands; `negative` says whether negative prompts are passed at all, which differs from
+    passing empty ones (SDXL encodes "" but zeroes an absent one); inputs counts images a request.
+    """
+
+    task: Task
+    model: str
+    adapter: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float | None = None
+    negative: bool = False
+    strength: float | None = None
+    controlnet_weights: tuple[float, ...] = ()
+    inputs: int = 0
+
+    @property
+    def route(self) -> str:
+        """ "model" or "model:adapter", as a user writes it."""
+        return f"{self.model}:{self.adapter}" if self.adapter else self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to render, fully resolved. `index` counts the manifest's lines from 0."""
+
+    index: int
+    custom_id: str
+    key: BatchKey
+    prompt: str
+    negative_prompt: str
+    seed: int
+    format: ImageFormat
+    job_id: str
+    images: tuple[str, ...] = ()
+    control_images: tuple[str, ...] = ()

@@ -1,0 +1,184 @@
+"""The live state of runs, in Redis: a flag that cancels, an epoch, counters. Never the truth.
+
+Everything here can be rebuilt from a run's storage; that is what `imagemill resume` does.
+
+    <prefix>runs                   sorted set: run id → time of submission
+    <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, …
+    <prefix>run:<id>:chunks        bitmap: chunk number → complete
+    <prefix>run:<id>:busy          hash: chunk number → "<done> <failed>" while it renders
+    <prefix>run:<id>:attempts      hash: chunk number → how often a worker began it
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import redis
+
+from jobs.plan import Plan
+
+State = Literal["running", "paused", "cancelled", "finished"]
+
+KEEP_SECONDS = 30 * 24 * 3600  # how long a run stays listed after its last change
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Counts of one run. `done` and `failed` cover all requests, those of earlier tries included.
+
+    problem: why a worker paused the run, and what to do; empty if none did.
+    """
+
+    run_id: str
+    out: str
+    state: State
+    epoch: int
+    requests: int
+    chunks: int
+    chunks_done: int
+    done: int
+    failed: int
+    problem: str
+
+    @property
+    def settled(self) -> int:
+        return self.done + self.failed
+
+    @property
+    def pending(self) -> int:
+        return max(0, self.requests - self.settled)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Access to the live state of all runs. Raises redis.RedisError when Redis is away."""
+
+    client: redis.Redis
+    prefix: str
+
+    def open(self, plan: Plan, out: str, chunks_done: Iterable[tuple[int, int]]) -> int:
+        """Make a run live (again) and return its new epoch; messages of older epochs are void.
+
+        chunks_done: (chunk number, requests) of every chunk that storage says is complete.
+        """
+        key = self._key(plan.run_id)
+        done = dict(chunks_done)
+        in_chunks = sum(c.stop - c.start for shard in plan.shards for c in shard.chunks)
+        with self.client.pipeline() as pipe:
+            pipe.hincrby(key, "epoch", 1)
+            pipe.hset(
+                key,
+                mapping={
+                    "out": out,
+                    "state": "running",
+                    "requests": plan.requests,
+                    "chunks": plan.chunks,
+                    "done": plan.requests - in_chunks + sum(done.values()),
+                    "failed": 0,
+                    "problem": "",
+                },
+            )
+            pipe.delete(f"{key}:chunks", f"{key}:busy", f"{key}:attempts")
+            for number in done:
+                pipe.setbit(f"{key}:chunks", number, 1)
+            pipe.zadd(f"{self.prefix}runs", {plan.run_id: time.time()})
+            pipe.zremrangebyscore(f"{self.prefix}runs", 0, time.time() - KEEP_SECONDS)
+            self._touch(pipe, key)
+            return int(pipe.execute()[0])
+
+    def progress(self, run_id: str) -> Progress | None:
+        """Where the run stands; None if Redis does not know it."""
+        key = self._key(run_id)
+        with self.client.pipeline() as pipe:
+            pipe.hgetall(key)
+            pipe.bitcount(f"{key}:chunks")
+            pipe.hvals(f"{key}:busy")
+            fields, chunks_done, busy = pipe.execute()
+        if not fields:
+            return None
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+        under_way = [tuple(map(int, value.split())) for value in busy]
+        return Progress(
+            run_id=run_id,
+            out=text["out"],
+            state=cast("State", text["state"]),
+            epoch=int(text["epoch"]),
+            requests=int(text["requests"]),
+            chunks=int(text["chunks"]),
+            chunks_done=int(chunks_done),
+            done=int(text["done"]) + sum(done for done, _ in under_way),
+            failed=int(text["failed"]) + sum(failed for _, failed in under_way),
+            problem=text["problem"],
+        )
+
+    def location(self, run_id: str, epoch: int) -> str | None:
+        """The run's output URI if it is running in that epoch, else None: then do not start."""
+        out, state, now = self.client.hmget(self._key(run_id), "out", "state", "epoch")
+        if out is None or state != b"running" or int(now or 0) != epoch:
+            return None
+        return cast("bytes", out).decode()
+
+    def is_running(self, run_id: str, epoch: int) -> bool:
+        """False as soon as the run is paused, cancelled, finished or started anew."""
+        return self.location(run_id, epoch) is not None
+
+    def set_state(self, run_id: str, state: State) -> None:
+        self.client.hset(self._key(run_id), "state", state)
+
+    def fail(self, run_id: str, problem: str) -> None:
+        """Pause a run that cannot go on until a person acts; `problem` says why and what to do."""
+        self.client.hset(self._key(run_id), mapping={"state": "paused", "problem": problem})
+
+    def begin(self, run_id: str, chunk: int) -> int:
+        """Count that a worker begins a chunk; returns which attempt this is, from 1."""
+        key = f"{self._key(run_id)}:attempts"
+        with self.client.pipeline() as pipe:
+            pipe.hincrby(key, str(chunk), 1)
+            pipe.expire(key, KEEP_SECONDS)
+            return int(pipe.execute()[0])
+
+    def report(self, run_id: str, chunk: int, done: int, failed: int) -> None:
+        """Say how far a chunk is that is still rendering."""
+        self.client.hset(f"{self._key(run_id)}:busy", str(chunk), f"{done} {failed}")
+
+    def release(self, run_id: str, chunk: int) -> None:
+        """A chunk stopped before its end: its counts no longer stand."""
+        self.client.hdel(f"{self._key(run_id)}:busy", str(chunk))
+
+    def complete(self, run_id: str, chunk: int, done: int, failed: int) -> bool:
+        """Count a complete chunk, once however often it is said. True if it was the last one."""
+        key = self._key(run_id)
+        with self.client.pipeline() as pipe:
+            pipe.setbit(f"{key}:chunks", chunk, 1)
+            pipe.bitcount(f"{key}:chunks")
+            pipe.hget(key, "chunks")
+            pipe.hdel(f"{key}:busy", str(chunk))
+            was_complete, chunks_done, chunks, _ = pipe.execute()
+            if not was_complete:
+                pipe.hincrby(key, "done", done)
+                pipe.hincrby(key, "failed", failed)
+                self._touch(pipe, key)
+                pipe.execute()
+        return chunks is not None and int(chunks_done) >= int(chunks)
+
+    def finish(self, run_id: str, done: int, failed: int) -> None:
+        """The dataset is written: set the final counts."""
+        self.client.hset(
+            self._key(run_id), mapping={"state": "finished", "done": done, "failed": failed}
+        )
+
+    def listed(self, most: int = 100) -> list[str]:
+        """Ids of the runs that Redis knows, newest first."""
+        found = self.client.zrevrange(f"{self.prefix}runs", 0, most - 1)
+        return [run_id.decode() for run_id in cast("list[bytes]", found)]
+
+    def _key(self, run_id: str) -> str:
+        return f"{self.prefix}run:{run_id}"
+
+    @staticmethod
+    def _touch(pipe: redis.client.Pipeline, key: str) -> None:
+        for name in (key, f"{key}:chunks", f"{key}:busy"):
+            pipe.expire(name, KEEP_SECONDS)

@@ -1,0 +1,207 @@
+"""The one door to storage: a folder, a bucket prefix or memory, through fsspec.
+
+A write is visible whole or not at all: one PUT on object stores, write-then-rename on disks.
+Faults come out as TransientError (tried again first, with backoff) or FatalError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import IO, Any, TypeVar, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from jobs.errors import FatalError, ImagemillError, TransientError, UsageError
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 60.0
+_PERMANENT_ERRNOS = {
+    errno.ENOSPC: ("is full", "Free some space"),
+    errno.EDQUOT: ("is over its quota", "Free some space or raise the quota"),
+    errno.EROFS: ("is read-only", "Choose another output location"),
+    errno.EACCES: ("refuses access", "Check the permissions or the credentials"),
+    errno.EPERM: ("refuses access", "Check the permissions or the credentials"),
+    errno.EEXIST: ("has a file where a folder is needed", "Choose another location"),
+    errno.ENOTDIR: ("has a file where a folder is needed", "Choose another location"),
+    errno.EISDIR: ("is a folder, not a file", "Name a file"),
+    errno.ENAMETOOLONG: ("has too long a name", "Choose a shorter path"),
+    errno.ELOOP: ("is a loop of links", "Choose another location"),
+}
+
+
+def classify(error: Exception, where: str) -> ImagemillError:
+    """The one place that decides whether a storage fault is worth trying again."""
+    if isinstance(error, ImagemillError):
+        return error
+    if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS:
+        state, advice = _PERMANENT_ERRNOS[error.errno]
+        return FatalError(f"storage {where} {state}", f"{advice}, then run the same command again.")
+    name = type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return FatalError(f"storage {where} does not exist", "Create the bucket or folder first.")
+    if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return FatalError(
+            f"storage {where}: no credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    if isinstance(error, ValueError | TypeError | ImportError):
+        return FatalError(f"storage {where}: {error}")
+    return TransientError(f"storage {where} failed: {name}: {error}", "Check that it is reachable.")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A location that paths are relative to. Safe to share between threads."""
+
+    uri: str
+    filesystem: fsspec.AbstractFileSystem = field(repr=False)
+    root: str
+
+    @property
+    def local_root(self) -> str | None:
+        """The folder on this machine's disk; None for object stores and memory."""
+        return self.root if isinstance(self.filesystem, LocalFileSystem) else None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Store `data` under `path`; a reader sees the old content or the new, never a mixture."""
+        target = self._full(path)
+        self._attempt(path, lambda: self._put(target, data))
+
+    def _put(self, target: str, data: bytes) -> None:
+        if self.local_root is None:
+            self.filesystem.pipe_file(target, data)
+            return
+        with _renamed_into(target) as temporary, open(temporary, "wb") as file:
+            file.write(data)
+
+    @contextmanager
+    def writer(self, path: str) -> Iterator[IO[bytes]]:
+        """A binary stream into `path`, visible only when the block ends without an error.
+
+        For object stores it is spooled to a temporary file first, so that an upload can be retried.
+        """
+        target = self._full(path)
+        try:
+            if self.local_root is not None:
+                with _renamed_into(target) as temporary, open(temporary, "wb", 1 << 20) as file:
+                    yield file
+                return
+            with tempfile.NamedTemporaryFile("wb", 1 << 20) as spool:
+                yield cast("IO[bytes]", spool)
+                spool.flush()
+                self._attempt(path, lambda: self.filesystem.put_file(spool.name, target))
+        except OSError as error:
+            raise classify(error, self.name(path)) from error
+
+    def read(self, path: str) -> bytes:
+        """The whole content of `path`.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        return self._attempt(
+            path, lambda: cast("bytes", self.filesystem.cat_file(self._full(path)))
+        )
+
+    @contextmanager
+    def reader(self, path: str) -> Iterator[IO[bytes]]:
+        """A binary stream from `path`, decompressed if its name ends in .gz."""
+        try:
+            compression = "gzip" if path.endswith(".gz") else None
+            with self.filesystem.open(self._full(path), "rb", compression=compression) as file:
+                yield cast("IO[bytes]", file)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise classify(error, self.name(path)) from error
+
+    def exists(self, path: str) -> bool:
+        return self._attempt(path, lambda: bool(self.filesystem.exists(self._full(path))))
+
+    def list(self, folder: str) -> list[str]:
+        """The names directly in `folder`, sorted; empty if there is no such folder."""
+
+        def names() -> list[str]:
+            try:
+                found = self.filesystem.ls(self._full(folder), detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
+            return sorted(name.rsplit("/", 1)[-1] for name in found)
+
+        return self._attempt(folder, names)
+
+    def remove(self, path: str) -> None:
+        """Delete an object or a folder with all that is in it; nothing happens if it is absent."""
+
+        def delete() -> None:
+            try:
+                self.filesystem.rm(self._full(path), recursive=True)
+            except FileNotFoundError:
+                return
+
+        self._attempt(path, delete)
+
+    def _full(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def name(self, path: str) -> str:
+        """The URI of `path`, for messages."""
+        return f"{self.uri.rstrip('/')}/{path}"
+
+    def _attempt(self, path: str, action: Callable[[], T]) -> T:
+        def classified() -> T:
+            try:
+                return action()
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                raise classify(error, self.name(path)) from error
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(TransientError),
+            stop=stop_after_delay(RETRY_SECONDS),
+            wait=wait_random_exponential(multiplier=0.2, max=10),
+            reraise=True,
+        )
+        return retrying(classified)
+
+
+@contextmanager
+def _renamed_into(target: str) -> Iterator[str]:
+    """A temporary name beside `target` that becomes it when the block succeeds."""
+    folder, name = os.path.split(target)
+    # The leading dot keeps a half-written file out of every image loader's listing.
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+    os.makedirs(folder, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def open_storage(uri: str, **options: Any) -> Storage:
+    """A location by URI: a path, file://, s3://bucket/prefix, memory:// or any fsspec protocol.
+
+    Credentials and endpoints come the ecosystem's way: AWS_* and FSSPEC_* variables, profiles.
+
+    Raises:
+        UsageError: the URI's protocol is unknown or its package is not installed.
+    """
+    try:
+        filesystem, root = fsspec.core.url_to_fs(uri, **options)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"location {uri!r}: {error}", "Use a path, file:// or s3://.") from error
+    # A relative path means something else to a worker with another working directory.
+    absolute = root if isinstance(filesystem, LocalFileSystem) else uri
+    return Storage(absolute.rstrip("/"), filesystem, root.rstrip("/"))
