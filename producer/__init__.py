@@ -1,0 +1,1 @@
+"""Everything that puts work in or looks at it. Never imports torch or worker."""

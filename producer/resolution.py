@@ -1,0 +1,164 @@
+"""Fills every default of a line in and checks it against what its model takes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from jobs.errors import InvalidRequest
+from jobs.ids import derive_seed, job_id
+from jobs.models import Model, ModelTable
+from jobs.requests import BatchKey, Body, ImageFormat, ImageInput, Input, Request
+from producer.manifest import Line
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What a submission decides for all its lines.
+
+    seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read.
+    """
+
+    seed: int = 0
+    model: str | None = None
+    format: ImageFormat = "jpeg"
+    limit: int | None = None
+    skip_invalid: bool = False
+
+
+class UnknownFingerprint(Exception):
+    """The resolver has met a model whose fingerprint it was not given."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+_Key = tuple[BatchKey, ImageFormat, str, bytes]  # …, fingerprint, canonical form
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Turns lines into requests. Equal batch keys of one resolver are one object."""
+
+    table: ModelTable
+    options: PlanOptions
+    fingerprints: Mapping[str, str]
+    _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
+    _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
+
+    def resolve(self, number: int, line: Line) -> Request:
+        """The request that line `number` (from 1) stands for.
+
+        Raises:
+            InvalidRequest: the model does not take what the line asks for.
+            UnknownFingerprint: see there.
+        """
+        body = line.body
+        images = _references(body.image) if body.image else ()
+        controls = _references(body.control_images) if body.control_images else ()
+        weights = body.controlnet_weights
+        parameters = (
+            line.task, body.model, body.width, body.height, body.num_inference_steps,
+            body.guidance_scale, body.negative_prompt is None, body.strength, body.response_format,
+            tuple(weights) if weights else weights is None, len(images), len(controls),
+        )  # fmt: skip
+        found = self._keys.get(parameters)
+        if found is None:
+            found = self._keys[parameters] = self._make_key(line, len(images), len(controls))
+        key, image_format, fingerprint, key_content = found
+
+        negative = body.negative_prompt or ""
+        custom_id = line.custom_id or ""
+        content = key_content + orjson.dumps((body.prompt, negative, images, controls))
+        seed = body.seed
+        if seed is None:
+            seed = derive_seed(self.options.seed, custom_id.encode() or content)
+        return Request(
+            number - 1, custom_id, key, body.prompt, negative, seed, image_format,
+            job_id(content, custom_id, seed, fingerprint), images, controls,
+        )  # fmt: skip
+
+    def _make_key(self, line: Line, images: int, controls: int) -> _Key:
+        body = line.body
+        route = self.table.route(body.model or self.options.model)
+        model = self.table.get(route.model)
+        _check(line, model, images, controls)
+        guidance = model.guidance_scale if body.guidance_scale is None else body.guidance_scale
+        key = BatchKey(
+            task=line.task,
+            model=route.model,
+            adapter=route.adapter,
+            width=model.size[0] if body.width is None else body.width,
+            height=model.size[1] if body.height is None else body.height,
+            steps=body.num_inference_steps or model.steps,
+            guidance_scale=None if guidance is None else float(guidance),
+            negative=body.negative_prompt is not None,
+            strength=None if body.strength is None else float(body.strength),
+            controlnet_weights=tuple(map(float, body.controlnet_weights or [1.0] * controls)),
+            inputs=images,
+        )
+        fingerprint = self.fingerprints.get(key.route)
+        if fingerprint is None:
+            raise UnknownFingerprint(key.route)
+        key = self._interned.setdefault(key, key)
+        image_format = _format(body, self.options.format)
+        # The weights' fingerprint stands for the model, so its name is no part of the content.
+        content = orjson.dumps(replace(key, model="")) + image_format.encode()
+        return key, image_format, fingerprint, content
+
+
+def _references(inputs: Input | list[Input] | tuple[Input, ...]) -> tuple[str, ...]:
+    several = inputs if isinstance(inputs, list | tuple) else (inputs,)
+    return tuple(i.image if isinstance(i, ImageInput) else i for i in several)
+
+
+def _format(body: Body, default: ImageFormat) -> ImageFormat:
+    match body.response_format:
+        case None | "url":
+            return default
+        case "jpg" | "jpeg":
+            return "jpeg"
+        case "png":
+            return "png"
+        case "raw":
+            raise InvalidRequest(
+                "response_format", "a dataset holds no raw images; use png or jpeg"
+            )
+
+
+def _check(line: Line, model: Model, images: int, controls: int) -> None:
+    """Refuse what the model does not take.
+
+    Raises:
+        InvalidRequest: for the first such field.
+    """
+    body = line.body
+    name = body.model or "this model"
+    if line.task not in model.takes:
+        verb = "edit images" if line.task == "edit" else "generate without an input image"
+        raise InvalidRequest("image" if line.task == "edit" else "model", f"{name} cannot {verb}")
+    if line.task == "generate" and images:
+        raise InvalidRequest("image", "belongs to /v1/images/edits")
+    if line.task == "edit" and not images:
+        raise InvalidRequest("image", "is required for an edit")
+    for field_name in ("negative_prompt", "guidance_scale", "strength"):
+        if getattr(body, field_name) is not None and field_name not in model.takes:
+            raise InvalidRequest(field_name, f"{name} does not take it")
+    if controls > len(model.controlnets):
+        has = f"{len(model.controlnets)} ControlNets" if model.controlnets else "no ControlNet"
+        raise InvalidRequest("control_images", f"{controls} given, but {name} has {has}")
+    weights = body.controlnet_weights
+    if weights is not None and len(weights) != controls:
+        raise InvalidRequest(
+            "controlnet_weights", f"{len(weights)} weights for {controls} control_images"
+        )
+    for side in ("width", "height"):
+        pixels = getattr(body, side)
+        if pixels is not None and pixels % model.size_multiple:
+            raise InvalidRequest(side, f"{pixels} is no multiple of {model.size_multiple}")
+        if pixels is not None and pixels > model.max_size:
+            raise InvalidRequest(side, f"{pixels} is more than {name} takes ({model.max_size})")

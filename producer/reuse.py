@@ -1,0 +1,76 @@
+"""Finds what earlier runs of an output location have rendered already, by job id."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs import layout
+from jobs.plan import Shard
+from jobs.records import encode_part, parts_by_shard, read_part
+from jobs.storage import Storage
+
+Hashes = npt.NDArray[np.uint64]
+
+_BUFFERED_ROWS = 32_768  # about 32 MB of records in memory
+
+
+def reuse_records(
+    storage: Storage, run_id: str, shards: list[Shard], jobs: list[Hashes]
+) -> tuple[list[Shard], int]:
+    """Copy the records of other runs that this plan asks for too into parts of this run.
+
+    jobs: for each shard, the first 8 bytes of its rows' job ids, in the order of the rows.
+    Returns the shards without the chunks that have nothing left to render, and the rows reused.
+    """
+    others = [name for name in storage.list("_run") if name != run_id]
+    if not others or not jobs:
+        return shards, 0
+    flat = np.concatenate(jobs)
+    order = np.argsort(flat)
+    ordered = flat[order]
+    starts = np.cumsum([0] + [shard.requests for shard in shards])
+    known = np.zeros(flat.size, np.bool_)
+
+    for part, rows in enumerate(_batches(_done_rows(storage, others), _BUFFERED_ROWS)):
+        hashes = np.frombuffer(bytes.fromhex("".join(r["job_id"][:16] for r in rows)), np.uint64)
+        at = np.minimum(np.searchsorted(ordered, hashes), ordered.size - 1)
+        found = np.flatnonzero(ordered[at] == hashes)
+        by_shard: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for row in found:
+            position = order[at[row]]
+            if not known[position]:
+                known[position] = True
+                by_shard[int(np.searchsorted(starts, position, "right")) - 1].append(rows[row])
+        for number, records in by_shard.items():
+            storage.write(layout.reused_part(run_id, number, part), encode_part(records))
+    kept = [
+        replace(
+            shard,
+            chunks=tuple(
+                c for c in shard.chunks if not known[start + c.start : start + c.stop].all()
+            ),
+        )
+        for shard, start in zip(shards, starts, strict=False)
+    ]
+    return kept, int(known.sum())
+
+
+def _done_rows(storage: Storage, run_ids: list[str]) -> Iterator[dict[str, Any]]:
+    for run_id in run_ids:
+        for parts in parts_by_shard(storage, run_id).values():
+            for part in parts:
+                for row in read_part(storage, part):
+                    if row["status"] == "done":
+                        yield row
+
+
+def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(islice(rows, size)):
+        yield batch

@@ -1,0 +1,83 @@
+"""The live state of a run in a real Valkey."""
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.broker import connect
+from jobs.plan import Chunk, Plan, Shard
+from jobs.runs import Runs
+from jobs.settings import Settings
+
+PLAN = Plan(
+    run_id="abc",
+    manifest="m",
+    seed=0,
+    created_at="",
+    fingerprints={},
+    shards=(Shard(30, (Chunk("a", 0, 10), Chunk("b", 10, 20))), Shard(10, (Chunk("a", 0, 10),))),
+    reused=10,
+)
+
+
+@pytest.fixture
+def runs(broker: str) -> Runs:
+    return Runs(connect(Settings(broker=broker)), "test:")
+
+
+def test_an_unknown_run_has_no_progress(runs: Runs) -> None:
+    assert runs.progress("nope") is None
+    assert runs.location("nope", 1) is None
+
+
+def test_counts_start_with_what_storage_holds(runs: Runs) -> None:
+    runs.open(PLAN, "out", [(2, 10)])
+    progress = runs.progress("abc")
+    assert progress is not None
+    assert (progress.requests, progress.done, progress.chunks_done) == (40, 20, 1)
+    assert (progress.state, progress.out, progress.pending) == ("running", "out", 20)
+
+
+def test_a_chunk_counts_once_and_the_last_one_says_so(runs: Runs) -> None:
+    runs.open(PLAN, "out", [])
+    assert not runs.complete("abc", 0, 9, 1)
+    assert not runs.complete("abc", 0, 9, 1)
+    assert not runs.complete("abc", 1, 10, 0)
+    assert runs.complete("abc", 2, 10, 0)
+    assert runs.complete("abc", 2, 10, 0), "a redelivered last chunk must finalize again"
+    progress = runs.progress("abc")
+    assert progress is not None
+    assert (progress.done, progress.failed, progress.pending) == (39, 1, 0)
+
+
+def test_chunks_under_way_count_until_they_are_released(runs: Runs) -> None:
+    runs.open(PLAN, "out", [])
+    runs.report("abc", 1, 4, 1)
+    progress = runs.progress("abc")
+    assert progress is not None
+    assert (progress.done, progress.failed) == (14, 1)
+    runs.release("abc", 1)
+    progress = runs.progress("abc")
+    assert progress is not None
+    assert (progress.done, progress.failed) == (10, 0)
+
+
+def test_a_new_epoch_voids_the_old_one(runs: Runs) -> None:
+    first = runs.open(PLAN, "out", [])
+    second = runs.open(PLAN, "out", [])
+    assert second == first + 1
+    assert not runs.is_running("abc", first)
+    assert runs.is_running("abc", second)
+
+
+@pytest.mark.parametrize("state", ["paused", "cancelled", "finished"])
+def test_only_a_running_run_is_worked_on(runs: Runs, state: str) -> None:
+    epoch = runs.open(PLAN, "out", [])
+    runs.set_state("abc", state)  # type: ignore[arg-type]
+    assert not runs.is_running("abc", epoch)
+
+
+def test_runs_are_listed_newest_first(runs: Runs) -> None:
+    runs.open(PLAN, "out", [])
+    runs.open(replace(PLAN, run_id="def"), "out", [])
+    assert runs.listed() == ["def", "abc"]

@@ -1,0 +1,146 @@
+"""Parts become a dataset in manifest order, one row a request, whatever parts there are."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import layout
+from jobs.dataset import IncompleteRun, read_summary, write_dataset
+from jobs.models import load_models
+from jobs.plan import Plan, read_shard
+from jobs.records import Record, Stack, Status, write_part
+from jobs.requests import Request
+from jobs.storage import Storage
+from producer.resolution import PlanOptions
+from producer.submission import Job, identify, prepare
+
+STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "test", 4, 1, "none 1")
+
+
+def record(request: Request, status: Status = "done") -> Record:
+    at = "2026-01-01T00:00:00.000000+00:00"
+    name = layout.image(0, request.job_id, request.format) if status == "done" else ""
+    return Record(request, status, STACK, "w", 1, at, file_name=name, sha256="0", code="x")
+
+
+def planned(out: Path, lines: list[dict[str, object]]) -> tuple[Storage, Plan]:
+    manifest = out.parent / f"{out.name}-{len(lines)}.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    submission = identify(
+        Job(str(manifest), str(out), load_models(), PlanOptions(model="null", skip_invalid=True))
+    )
+    return submission.storage, prepare(submission, lambda _: None)
+
+
+def finish(storage: Storage, plan: Plan, keep: Callable[[Request], Status | None]) -> None:
+    """Write the first chunk's done part, with the status that `keep` gives each request."""
+    requests = read_shard(storage, plan.run_id, 0)
+    records = [record(r, status) for r in requests if (status := keep(r))]
+    write_part(storage, layout.done_part(plan.run_id, 0, 0), records)
+
+
+def rows(out: Path, name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / name).read_text().splitlines()]
+
+
+LINES: list[dict[str, object]] = [
+    {"custom_id": f"{i}", "prompt": f"p{i}", "num_inference_steps": 1 + i % 3} for i in range(9)
+]
+
+
+def test_rows_are_in_manifest_order(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    finish(storage, plan, lambda r: "failed" if r.index == 4 else "done")
+    summary = write_dataset(storage, plan)
+    assert [row["index"] for row in rows(tmp_path / "o", "metadata.jsonl")] == [
+        0, 1, 2, 3, 5, 6, 7, 8,
+    ]  # fmt: skip
+    assert [row["custom_id"] for row in rows(tmp_path / "o", "errors.jsonl")] == ["4"]
+    assert (summary.done, summary.failed, summary.without_image) == (8, 1, 1)
+    assert read_summary(storage) == summary
+
+
+def test_no_row_holds_a_null_and_seeds_are_strings(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", [{"prompt": "a", "seed": 2**64 - 1}])
+    finish(storage, plan, lambda _: "done")
+    write_dataset(storage, plan)
+    (row,) = rows(tmp_path / "o", "metadata.jsonl")
+    assert row["seed"] == str(2**64 - 1)
+    assert None not in row.values()
+
+
+def test_a_missing_record_replaces_nothing(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    storage.write(layout.METADATA, b"before")
+    finish(storage, plan, lambda r: None if r.index == 4 else "done")
+    with pytest.raises(IncompleteRun) as caught:
+        write_dataset(storage, plan)
+    assert caught.value.missing == 1
+    assert storage.read(layout.METADATA) == b"before"
+
+
+def test_a_request_with_records_in_two_parts_has_one_row(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    finish(storage, plan, lambda _: "done")
+    again = [record(r) for r in read_shard(storage, plan.run_id, 0)[:3]]
+    write_part(storage, layout.interrupted_part(plan.run_id, 0, 0, "abc"), again)
+    write_dataset(storage, plan)
+    assert len(rows(tmp_path / "o", "metadata.jsonl")) == 9
+
+
+def test_skipped_lines_are_rows_of_errors(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", [*LINES, {"prompt": 5}])
+    finish(storage, plan, lambda _: "done")
+    summary = write_dataset(storage, plan)
+    (row,) = rows(tmp_path / "o", "errors.jsonl")
+    assert (row["status"], row["index"]) == ("invalid", 9)
+    assert "prompt" in str(row["message"])
+    assert (summary.done, summary.invalid, summary.without_image) == (9, 1, 1)
+
+
+def test_another_manifest_reuses_what_it_shares(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    finish(storage, plan, lambda r: "failed" if r.index == 4 else "done")
+    first = write_dataset(storage, plan)
+    before = {row["custom_id"]: row for row in rows(tmp_path / "o", "metadata.jsonl")}
+
+    extra: dict[str, object] = {"custom_id": "new", "prompt": "new"}
+    storage, plan = planned(tmp_path / "o", [extra, *LINES])
+    assert plan.run_id != first.run_id
+    assert plan.reused == 8
+    kept = {str(row["job_id"]) for row in before.values()}
+    finish(storage, plan, lambda r: None if r.job_id in kept else "done")
+    write_dataset(storage, plan)
+    after = rows(tmp_path / "o", "metadata.jsonl")
+    assert [row["index"] for row in after] == list(range(10))
+    assert after[1] == before["0"] | {"index": 1}
+
+
+def test_a_manifest_whose_every_image_exists_has_no_chunks(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    finish(storage, plan, lambda _: "done")
+    write_dataset(storage, plan)
+    storage, plan = planned(tmp_path / "o", LINES[:5])
+    assert (plan.chunks, plan.reused) == (0, 5)
+    assert write_dataset(storage, plan).done == 5
+
+
+def test_a_finished_run_is_recognised_and_one_with_failures_is_tried_again(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    manifest = str(tmp_path / f"o-{len(LINES)}.jsonl")
+    options = PlanOptions(model="null", skip_invalid=True)
+    job = Job(manifest, str(tmp_path / "o"), load_models(), options)
+    assert identify(job).finished is None
+    finish(storage, plan, lambda r: "failed" if r.index == 4 else "done")
+    write_dataset(storage, plan)
+    again = identify(job)
+    assert again.finished is None
+    assert again.run_id != plan.run_id
+
+    finish(storage, plan, lambda _: "done")
+    summary = write_dataset(storage, plan)
+    assert identify(job).finished == summary
+    assert identify(replace(job, options=replace(options, seed=1))).finished is None

@@ -1,0 +1,131 @@
+"""Every way in which a manifest can be wrong is named by line, field and reason."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import FatalError, LineError, UsageError
+from jobs.plan import SHARD_LINES
+from producer.manifest import MAX_LINE, BareLine, BatchLine, parse_line, read_blocks
+
+
+def errors_of(raw: bytes) -> list[str]:
+    parsed = parse_line(7, raw)
+    assert isinstance(parsed, list), f"accepted: {parsed}"
+    return [str(error) for error in parsed]
+
+
+def test_a_bare_body_is_a_generation() -> None:
+    line = parse_line(1, b'{"prompt": "a cat", "custom_id": "x"}')
+    assert isinstance(line, BareLine)
+    assert (line.task, line.custom_id, line.body.prompt) == ("generate", "x", "a cat")
+
+
+def test_a_bare_body_with_an_image_is_an_edit() -> None:
+    line = parse_line(1, b'{"prompt": "a cat", "image": {"image": "https://example.com/a.png"}}')
+    assert isinstance(line, BareLine)
+    assert line.task == "edit"
+
+
+def test_a_batch_line_names_its_task_by_url() -> None:
+    line = parse_line(
+        1,
+        b'{"custom_id": "x", "method": "POST", "url": "/v1/images/edits",'
+        b' "body": {"prompt": "a", "image": "aGk="}}',
+    )
+    assert isinstance(line, BatchLine)
+    assert line.task == "edit"
+
+
+def test_a_prompt_that_says_body_is_no_batch_line() -> None:
+    line = parse_line(1, b'{"prompt": "body"}')
+    assert isinstance(line, BareLine)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"{", "line 7: not valid JSON"),
+        (b'{"prompt": "\xff"}', "line 7: not valid JSON"),
+        (b'\xef\xbb\xbf{"prompt": "a"}', "byte order mark"),
+        (b"[1]", "line 7: must be a JSON object"),
+        (b'{"promt": "a"}', "line 7: promt: unknown field; did you mean 'prompt'?"),
+        (b"{}", "line 7: prompt: is required"),
+        (b'{"prompt": 5}', "line 7: prompt: input should be a valid string (got 5)"),
+        (b'{"prompt": "a", "seed": "5"}', "line 7: seed: input should be a valid integer"),
+        (b'{"prompt": "a", "seed": true}', "line 7: seed: input should be a valid integer"),
+        (b'{"prompt": "a", "seed": -1}', "line 7: seed: input should be greater than or equal"),
+        (
+            b'{"prompt": "a", "guidance_scale": NaN}',
+            "line 7: guidance_scale: input should be a fin",
+        ),
+        (b'{"prompt": "a", "num_inference_steps": 51}', "less than or equal to 50 (got 51)"),
+        (b'{"prompt": "a", "response_format": "gif"}', "line 7: response_format: input should be"),
+        (b'{"prompt": "a", "controlnet_weights": [2]}', "line 7: controlnet_weights: "),
+        (
+            b'{"custom_id": "x", "method": "POST", "url": "/v1/images/generations",'
+            b' "body": {"prompt": "a", "stepz": 4}}',
+            "line 7: body.stepz: unknown field",
+        ),
+        (
+            b'{"custom_id": "x", "method": "GET", "url": "/v1/images/generations",'
+            b' "body": {"prompt": "a"}}',
+            "line 7: method: input should be 'POST' (got 'GET')",
+        ),
+    ],
+)
+def test_a_wrong_line_is_refused_with_its_reason(raw: bytes, expected: str) -> None:
+    assert any(expected in error for error in errors_of(raw)), errors_of(raw)
+
+
+def test_all_reasons_of_a_line_are_given() -> None:
+    assert len(errors_of(b'{"seed": "5", "widht": 64, "num_inference_steps": 0}')) == 4
+
+
+def read_all(
+    path: Path, limit: int | None = None
+) -> tuple[list[tuple[int, bytes]], list[LineError]]:
+    blocks = list(read_blocks(str(path), limit))
+    return [line for b in blocks for line in b.lines], [e for b in blocks for e in b.errors]
+
+
+def test_blocks_keep_line_numbers_and_skip_blank_lines(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_bytes(b'{"prompt": "a"}\n\n  \n{"prompt": "b"}')
+    lines, errors = read_all(manifest)
+    assert [number for number, _ in lines] == [1, 4]
+    assert errors == []
+
+
+def test_gzip_and_limit(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl.gz"
+    manifest.write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 10))
+    assert len(read_all(manifest)[0]) == 10
+    assert len(read_all(manifest, limit=3)[0]) == 3
+
+
+def test_blocks_are_as_long_as_shards(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_bytes(b'{"prompt": "a"}\n' * (SHARD_LINES + 1))
+    assert [len(block.lines) for block in read_blocks(str(manifest))] == [SHARD_LINES, 1]
+
+
+def test_an_over_long_line_is_an_error_and_the_next_one_is_read(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_bytes(b"x" * (3 * MAX_LINE) + b'\n{"prompt": "b"}\n')
+    lines, errors = read_all(manifest)
+    assert [number for number, _ in lines] == [2]
+    assert [str(error) for error in errors] == [f"line 1: is longer than {MAX_LINE} bytes"]
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"missing\.jsonl does not exist"):
+        read_all(tmp_path / "missing.jsonl")
+
+
+def test_a_torn_gzip_is_named(tmp_path: Path) -> None:
+    manifest = tmp_path / "torn.jsonl.gz"
+    manifest.write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 1000)[:-20])
+    with pytest.raises(FatalError, match=r"torn\.jsonl\.gz cannot be read"):
+        read_all(manifest)

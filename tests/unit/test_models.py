@@ -1,0 +1,82 @@
+"""The models table names what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import InvalidRequest, UsageError
+from jobs.fingerprints import fingerprint
+from jobs.models import load_models
+
+
+def table_of(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "models.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_built_in_table_has_the_demo_model() -> None:
+    table = load_models()
+    assert table.default == "shapes"
+    assert table.source(table.get("shapes")) == table.folder / "demo" / "shapes"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("default = ", "is not TOML"),
+        ('default = "a"\n[models.b]\nrepo = "x/y"', "default 'a' is not one of the models"),
+        ('default = "a"\n[models.a]\nrepo = "x/y"\nbatch_width = 3', "power of two"),
+        ('default = "a"\n[models.a]\nrepo = "x/y"\nsteps = 99', "models.a.steps"),
+        ('default = "a"\n[models.a]\nrepo = "x/y"\nstep = 9', "models.a.step"),
+        ('default = "a"\n[models.a]\nrepo = "x/y"\nsize = [65, 64]', "no multiple of 8"),
+        ('default = "A b"\n[models."A b"]\nrepo = "x/y"', "models"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_models(table_of(tmp_path, text))
+    assert reason in str(caught.value)
+    assert "models.toml" in str(caught.value)
+
+
+def test_a_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.toml"):
+        load_models(tmp_path / "none.toml")
+
+
+TWO = """
+default = "a"
+[models.a]
+repo = "x/y"
+[models.a.adapters.ink]
+repo = "ink.safetensors"
+[models.b]
+repo = "x/z"
+"""
+
+
+def test_routes(tmp_path: Path) -> None:
+    table = load_models(table_of(tmp_path, TWO))
+    assert table.route(None).model == "a"
+    assert (table.route("a:ink").model, table.route("a:ink").adapter) == ("a", "ink")
+    assert table.route("org/repo").model == "org/repo"
+    for unknown in ("c", "b:ink", "ink", "a:"):
+        with pytest.raises(InvalidRequest) as caught:
+            table.route(unknown)
+        assert caught.value.code == "model_not_found"
+
+
+def test_with_one_model_its_adapter_is_enough(tmp_path: Path) -> None:
+    table = load_models(table_of(tmp_path, TWO.split("[models.b]")[0]))
+    assert (table.route("ink").model, table.route("ink").adapter) == ("a", "ink")
+
+
+def test_a_folders_fingerprint_follows_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "model_index.json").write_text("{}")
+    (tmp_path / "w" / "unet.safetensors").write_bytes(b"1")
+    table = load_models(table_of(tmp_path, 'default = "a"\n[models.a]\nrepo = "w"'))
+    before = fingerprint(table, table.get("a"))
+    (tmp_path / "w" / "unet.safetensors").write_bytes(b"22")
+    assert fingerprint(table, table.get("a")).digest != before.digest

@@ -1,0 +1,133 @@
+"""Lines become requests with nothing left open, grouped into chunks, the same in any order."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import InvalidRequest
+from jobs.models import ModelTable, load_models
+from jobs.requests import Request
+from producer.manifest import parse_line
+from producer.planning import PlannedBlock, plan_blocks
+from producer.resolution import PlanOptions, Resolver
+
+TABLE = load_models()
+FINGERPRINTS = {"shapes": "s", "null": "n"}
+
+
+def resolve(
+    options: PlanOptions = PlanOptions(), table: ModelTable = TABLE, **body: Any
+) -> Request:
+    line = parse_line(1, json.dumps({"prompt": "a red circle"} | body).encode())
+    assert not isinstance(line, list), line
+    return Resolver(table, options, FINGERPRINTS).resolve(1, line)
+
+
+def plan(path: Path, lines: list[dict[str, Any]], **options: Any) -> list[PlannedBlock]:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fingerprints = dict(FINGERPRINTS)
+    return list(plan_blocks(str(path), TABLE, PlanOptions(**options), fingerprints))
+
+
+def test_defaults_come_from_the_model() -> None:
+    key = resolve().key
+    assert (key.model, key.width, key.height, key.steps) == ("shapes", 64, 64, 8)
+    assert key.guidance_scale == 3.0
+    assert not key.negative
+
+
+def test_a_missing_seed_depends_on_the_run_seed_and_the_custom_id_alone() -> None:
+    assert resolve(custom_id="a").seed == resolve(custom_id="a", prompt="else").seed
+    assert resolve(custom_id="a").seed != resolve(custom_id="b").seed
+    assert resolve(custom_id="a").seed != resolve(PlanOptions(seed=1), custom_id="a").seed
+
+
+def test_without_a_custom_id_a_missing_seed_depends_on_the_content() -> None:
+    assert resolve().seed == resolve().seed
+    assert resolve().seed != resolve(prompt="a blue circle").seed
+
+
+def test_a_given_seed_stands() -> None:
+    assert resolve(seed=2**64 - 1).seed == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompt": "b"}, {"seed": 2}, {"width": 72}, {"height": 72}, {"num_inference_steps": 9},
+        {"guidance_scale": 2}, {"negative_prompt": ""}, {"negative_prompt": "x"},
+        {"response_format": "png"}, {"custom_id": "other"}, {"model": "null"},
+    ],
+)  # fmt: skip
+def test_every_field_is_part_of_the_job_id(changed: dict[str, Any]) -> None:
+    base = {"custom_id": "x", "seed": 1}
+    assert resolve(**base).job_id == resolve(**base).job_id
+    assert resolve(**(base | changed)).job_id != resolve(**base).job_id
+
+
+def test_spelling_a_default_out_changes_nothing() -> None:
+    assert resolve(width=64, num_inference_steps=8, guidance_scale=3).job_id == resolve().job_id
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"model": "nope"}, "model"),
+        ({"model": "shapes:nope"}, "model"),
+        ({"width": 65}, "width"),
+        ({"height": 1024}, "height"),
+        ({"image": "aGk="}, "image"),
+        ({"control_images": ["aGk="]}, "control_images"),
+        ({"controlnet_weights": [1.0]}, "controlnet_weights"),
+        ({"strength": 0.5}, "strength"),
+        ({"response_format": "raw"}, "response_format"),
+    ],
+)
+def test_what_the_model_does_not_take_is_refused(body: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(**body)
+    assert caught.value.field == field
+
+
+def test_chunks_cover_all_rows_and_hold_one_model(tmp_path: Path) -> None:
+    models = ["shapes", "null"]
+    lines = [{"prompt": f"p{i}", "model": models[i % 2]} for i in range(3000)]
+    (block,) = plan(tmp_path / "m", lines)
+    assert [c.start for c in block.chunks] == [0, *(c.stop for c in block.chunks[:-1])]
+    assert block.chunks[-1].stop == 3000
+    assert {c.model for c in block.chunks} == set(models)
+    assert sum(block.groups.values()) == 3000
+
+
+def test_parallel_planning_gives_what_planning_in_process_gives(tmp_path: Path) -> None:
+    lines = [{"custom_id": f"row {i}", "prompt": f"p{i}"} for i in range(20_000)]
+    together = plan(tmp_path / "m", lines)
+    alone = plan(tmp_path / "m", lines, limit=5000)
+    assert sum(block.requests for block in together) == 20_000
+    assert together[0].shard == alone[0].shard
+
+
+def test_the_order_of_lines_changes_no_job_id(tmp_path: Path) -> None:
+    lines = [{"custom_id": f"row {i}", "prompt": f"p{i}"} for i in range(500)]
+    shuffled = random.Random(1).sample(lines, len(lines))
+    (first,), (second,) = plan(tmp_path / "a", lines), plan(tmp_path / "b", shuffled)
+    assert sorted(first.jobs) == sorted(second.jobs)
+
+
+def test_duplicates_are_refused_across_blocks(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"custom_id": f"row {i}", "prompt": "p"} for i in range(5000)]
+    lines[10] = {"prompt": "same"}
+    lines[20] = {"prompt": "same"}
+    lines[4999] = {"custom_id": "row 7", "prompt": "other"}
+    first, second = plan(tmp_path / "m", lines)
+    assert [error.line for error in first.errors] == [21]
+    assert [error.line for error in second.errors] == [5000]
+    assert first.requests + second.requests == 4998
+
+
+def test_lines_without_custom_id_may_differ_by_seed_alone(tmp_path: Path) -> None:
+    (block,) = plan(tmp_path / "m", [{"prompt": "same", "seed": seed} for seed in range(3)])
+    assert block.errors == []
