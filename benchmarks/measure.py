@@ -1,0 +1,66 @@
+"""What the benchmarks share: manifests, runs of the real command line, and honest statistics."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "grey", "white")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+
+
+def write_manifest(path: Path, lines: int) -> Path:
+    """A manifest of generation lines, each with a custom_id and a prompt of its own."""
+    with path.open("w") as file:
+        for i in range(lines):
+            colour, shape = COLOURS[i % len(COLOURS)], SHAPES[i // len(COLOURS) % len(SHAPES)]
+            prompt = f"a large {colour} {shape} on a blue background"
+            file.write(f'{{"custom_id": "row-{i:07d}", "prompt": "{prompt}"}}\n')
+    return path
+
+
+def imagemill(*arguments: str, timeout: float = 3600) -> subprocess.CompletedProcess[str]:
+    """Run the real command line; its errors end the benchmark."""
+    command = [sys.executable, "-P", "-m", "producer", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+    return done
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """The dataset's metadata."""
+    return [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+
+
+def rate(records: Sequence[dict[str, Any]], width: int) -> float:
+    """Images a second from the first to the last record; the first batch only starts the clock."""
+    times = sorted(datetime.fromisoformat(row["created_at"]) for row in records)
+    return (len(times) - width) / (times[-1] - times[width - 1]).total_seconds()
+
+
+def hardware() -> str:
+    """The processor and how many cores of it are at hand."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+    name = names[0].split(":", 1)[1].strip() if names else platform.processor()
+    return f"{os.cpu_count()} cores of {name}, Python {platform.python_version()}"
+
+
+def report(title: str, lines: Iterable[str]) -> None:
+    print(f"## {title}\n{hardware()}\n")
+    for line in lines:
+        print(line)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"

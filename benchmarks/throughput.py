@@ -1,0 +1,100 @@
+"""A whole job against bare diffusers loops, alternating in one run.
+
+    python -m benchmarks.throughput [--images 1024] [--rounds 3]
+
+job ÷ loop: against an in-memory loop at the same batch width, threads and steps that saves nothing.
+job ÷ script: against a script that renders and saves one image at a time with the same pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.measure import imagemill, rate, report, rows, spread, write_manifest
+from jobs.models import Model, load_models
+
+_LOOP = """
+import sys, time, warnings
+from pathlib import Path
+import torch
+from diffusers import DiffusionPipeline
+
+folder, manifest, out, width, threads, steps, guidance = sys.argv[1:]
+import json
+lines = [json.loads(line) for line in open(manifest)]
+torch.set_num_threads(int(threads))
+pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+pipeline.set_progress_bar_config(disable=True)
+
+def render(batch, first):
+    return pipeline(
+        prompt=[line["prompt"] for line in batch],
+        num_inference_steps=int(steps),
+        guidance_scale=float(guidance),
+        width=64,
+        height=64,
+        generator=[torch.Generator("cpu").manual_seed(first + i) for i in range(len(batch))],
+        output_type="np" if out == "-" else "pil",
+    ).images
+
+width = int(width)
+render(lines[:width], 0)  # warm
+started = time.perf_counter()
+for first in range(0, len(lines), width):
+    images = render(lines[first : first + width], first)
+    if out != "-":
+        for i, image in enumerate(images):
+            image.save(Path(out) / f"{first + i}.jpg", quality=95)
+print(len(lines) / (time.perf_counter() - started))
+"""
+
+
+def loop_rate(manifest: Path, model: Model, folder: Path, width: int, out: str) -> float:
+    """Images a second of a bare loop in a process of its own; out "-" keeps them in memory."""
+    arguments = [folder, manifest, out, width, model.threads, model.steps, model.guidance_scale]
+    command = [sys.executable, "-c", _LOOP, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    table = load_models()
+    model = table.get("shapes")
+    folder = Path(table.source(model))
+    job: list[float] = []
+    loop: list[float] = []
+    script: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        manifest = write_manifest(work / "manifest.jsonl", options.images)
+        short = write_manifest(work / "short.jsonl", options.images // 4)
+        for i in range(options.rounds):
+            loop.append(loop_rate(manifest, model, folder, model.batch_width, "-"))
+            out = work / f"out{i}"
+            imagemill("run", str(manifest), "--out", str(out), "--quiet")
+            job.append(rate(rows(out), model.batch_width))
+            saved = work / f"saved{i}"
+            saved.mkdir()
+            script.append(loop_rate(short, model, folder, 1, str(saved)))
+    report(
+        f"Throughput, demo model, {options.images} images, width {model.batch_width}",
+        [
+            f"job                      {spread(job)} images/s",
+            f"bare loop, width {model.batch_width:<7} {spread(loop)} images/s",
+            f"script, one at a time    {spread(script)} images/s",
+            f"job ÷ loop               {spread([a / b for a, b in zip(job, loop, strict=True)])}",
+            f"job ÷ script             {spread([a / b for a, b in zip(job, script, strict=True)])}",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
