@@ -2,8 +2,8 @@
 
     python -m benchmarks.determinism [--images 256]
 
-File order and shuffled, one worker and two, and with a worker killed by -9 in the middle and the run
-resumed.
+File order and shuffled, one worker and two, and with a worker killed by -9 in the middle and the
+run resumed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from jobs.broker import register_transport, transport_options
 from jobs.settings import Settings
@@ -19,6 +19,7 @@ from jobs.settings import Settings
 RENDER = "imagemill.render"
 FEED = "imagemill.feed"
 FINALIZE = "imagemill.finalize"
+WAKE = "imagemill.wake"
 
 BULK = "bulk"
 FEEDS = "feed"
@@ -71,7 +72,7 @@ def make_queue(kind: str, model: str) -> Queue:
     """The queue of a kind of message for a model."""
     name = queue_name(kind, model)
     # The nameless exchange needs no binding in Redis, which a flush would lose.
-    return Queue(name, Exchange(""), routing_key=name)
+    return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
 
 
 def queues(models: Iterable[str]) -> list[Queue]:

@@ -28,22 +28,22 @@ class SteadyQoS(QoS):
 
     def ack(self, delivery_tag: str) -> None:
         try:
-            super().ack(delivery_tag)
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
         finally:
             self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         try:
-            super().reject(delivery_tag, requeue=requeue)
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
         finally:
             self._quick_ack(delivery_tag)
 
 
-class SteadyChannel(Channel):  # type: ignore[misc]
+class SteadyChannel(Channel):
     QoS = SteadyQoS
 
 
-class SteadyTransport(Transport):  # type: ignore[misc]
+class SteadyTransport(Transport):
     """Kombu's Redis transport with the quality of service above."""
 
     Channel = SteadyChannel

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import redis
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from jobs import layout
-from jobs.app import BULK, FEED, FEEDS, FINALIZE, RENDER, make_queue
+from jobs.app import BULK, FEED, FEEDS, FINALIZE, INTERACTIVE, RENDER, WAKE, make_queue
 from jobs.errors import TransientError
 from jobs.plan import Plan
 from jobs.runs import Runs
@@ -46,6 +46,10 @@ class Dispatcher:
     def finalize(self, run_id: str, epoch: int, model: str) -> None:
         """Queue the writing of the dataset, on any queue that a worker of the run reads."""
         self._send(FINALIZE, make_queue(BULK, model), [(run_id, epoch)])
+
+    def wake(self, model: str) -> None:
+        """Have a worker look for interactive calls (jobs.calls)."""
+        self._send(WAKE, make_queue(INTERACTIVE, model), [()])
 
     def _send(self, task: str, queue: Queue, messages: list[tuple[object, ...]]) -> None:
         try:

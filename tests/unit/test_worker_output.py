@@ -1,0 +1,90 @@
+"""Images on their way into storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.errors import FatalError
+from jobs.records import Stack
+from jobs.requests import BatchKey, Request
+from jobs.storage import open_storage
+from worker.encode import encode
+from worker.output import Output
+from worker.render import Rendered
+
+STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
+PIXELS = np.random.default_rng(0).random((8, 16, 3), np.float32)
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+def rendered(seed: int, **fields: object) -> Rendered:
+    key = BatchKey("generate", "m", "", 16, 8, 8)
+    request = Request(seed, str(seed), key, "", "", seed, "png", f"{seed:032x}")
+    return Rendered(request, 2, 0.5, **fields)  # type: ignore[arg-type]
+
+
+def output(folder: Path, executor: ThreadPoolExecutor) -> Output:
+    return Output(open_storage(str(folder)), executor, STACK, 3, "cpu0", 1)
+
+
+def test_png_holds_the_pixels_rounded_to_8_bits() -> None:
+    image = np.asarray(Image.open(BytesIO(encode(PIXELS, "png"))))
+    np.testing.assert_array_equal(image, (PIXELS * 255).round().astype(np.uint8))
+
+
+def test_jpeg_keeps_full_colour_resolution_and_stays_close() -> None:
+    red_beside_blue = np.zeros((16, 16, 3), np.float32)
+    red_beside_blue[:, ::2, 0] = 1
+    red_beside_blue[:, 1::2, 2] = 1
+    image = np.asarray(Image.open(BytesIO(encode(red_beside_blue, "jpeg"))), np.float32) / 255
+    assert abs(image - red_beside_blue).max() < 0.1
+
+
+def test_the_same_pixels_give_the_same_bytes() -> None:
+    assert encode(PIXELS, "jpeg") == encode(PIXELS.copy(), "jpeg")
+
+
+def test_a_record_describes_the_stored_file(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    sink = output(tmp_path, executor)
+    sink.take([rendered(1, pixels=PIXELS), rendered(2, pixels=PIXELS)])
+    first, second = sink.records()
+    data = (tmp_path / first.file_name).read_bytes()
+    assert first.file_name == f"images/00003/{1:032x}.png"
+    assert (first.sha256, first.bytes) == (sha256(data).hexdigest(), len(data))
+    assert (first.status, first.stack.batch_width, first.timings.render) == ("done", 2, 0.5)
+    assert second.request.seed == 2
+
+
+def test_a_failure_becomes_a_record_without_a_file(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    sink = output(tmp_path, executor)
+    sink.take([rendered(1, code="render_error", message="why")])
+    [record] = sink.records()
+    assert (record.status, record.code, record.message) == ("failed", "render_error", "why")
+    assert record.file_name == ""
+    assert record.created_at
+    assert not (tmp_path / "images").exists()
+
+
+def test_an_image_that_cannot_be_stored_stops_the_chunk(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    (tmp_path / "images").write_text("a file where a folder is needed")
+    sink = output(tmp_path, executor)
+    sink.take([rendered(1, pixels=PIXELS)])
+    with pytest.raises(FatalError, match="images"):
+        sink.records()

@@ -1,0 +1,112 @@
+"""Batches to images, with renderers that fail on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jobs.errors import FatalError
+from jobs.records import Stack
+from jobs.requests import BatchKey, Request
+from worker.render import BatchRenderer, batches
+
+KEY = BatchKey("generate", "m", "", 16, 16, 8)
+STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
+
+
+def request(seed: int, key: BatchKey = KEY) -> Request:
+    return Request(seed, str(seed), key, "a prompt", "", seed, "png", f"{seed:032x}")
+
+
+def image(seed: int) -> NDArray[np.float32]:
+    return np.full((16, 16, 3), seed / 100, np.float32)
+
+
+class Fake:
+    """Renders the seed as a grey level; `fault` may raise for a call's seeds."""
+
+    stack = STACK
+
+    def __init__(self, fault: Callable[[list[int]], None] = lambda _: None) -> None:
+        self.fault = fault
+        self.calls: list[list[int]] = []
+
+    def render(self, requests: list[Request]) -> NDArray[np.float32]:
+        seeds = [request.seed for request in requests]
+        self.calls.append(seeds)
+        self.fault(seeds)
+        return np.stack([image(seed) for seed in seeds])
+
+
+def test_batches_keep_order_and_never_mix_keys() -> None:
+    other = BatchKey("generate", "m", "", 32, 32, 8)
+    requests = [request(1), request(2), request(3), request(4, other), request(5)]
+    seeds = [[request.seed for request in batch] for batch in batches(requests, 2)]
+    assert seeds == [[1, 2], [3], [4], [5]]
+
+
+def test_a_short_batch_is_padded_and_the_padding_dropped() -> None:
+    fake = Fake()
+    rendered = BatchRenderer(fake).render([request(1), request(2)])
+    assert fake.calls == [[1, 2, 2, 2]]
+    assert [one.request.seed for one in rendered] == [1, 2]
+    assert all(one.width == 4 for one in rendered)
+    np.testing.assert_array_equal(rendered[1].pixels, image(2))
+
+
+def test_one_bad_request_never_costs_another() -> None:
+    """Guarantee 3; and every call has the full width, so the others' pixels do not change."""
+
+    def fault(seeds: list[int]) -> None:
+        if 3 in seeds:
+            raise RuntimeError("a bad prompt")
+
+    fake = Fake(fault)
+    rendered = BatchRenderer(fake).render([request(seed) for seed in (1, 2, 3, 4)])
+    assert [one.code for one in rendered] == ["", "", "render_error", ""]
+    assert "a bad prompt" in rendered[2].message
+    assert {len(call) for call in fake.calls} == {4}
+    np.testing.assert_array_equal(rendered[3].pixels, image(4))
+
+
+def test_short_memory_halves_the_width_for_good() -> None:
+    def fault(seeds: list[int]) -> None:
+        if len(seeds) > 2:
+            raise MemoryError("16 GiB more, please")
+
+    fake = Fake(fault)
+    renderer = BatchRenderer(fake)
+    rendered = renderer.render([request(seed) for seed in (1, 2, 3)])
+    assert [one.width for one in rendered] == [2, 2, 2]
+    assert [one.request.seed for one in rendered] == [1, 2, 3]
+    renderer.render([request(5)])
+    assert fake.calls == [[1, 2, 3, 3], [1, 2], [3, 3], [5, 5]]
+
+
+def test_a_request_too_big_for_the_device_fails_alone() -> None:
+    def fault(_: list[int]) -> None:
+        raise MemoryError("no")
+
+    rendered = BatchRenderer(Fake(fault)).render([request(1), request(2)])
+    assert [one.code for one in rendered] == ["out_of_memory", "out_of_memory"]
+    assert all(one.pixels is None for one in rendered)
+
+
+def test_pixels_that_are_no_numbers_are_no_image() -> None:
+    class Broken(Fake):
+        def render(self, requests: list[Request]) -> NDArray[np.float32]:
+            images = super().render(requests)
+            images[1, 3, 3, 0] = np.nan
+            return images
+
+    rendered = BatchRenderer(Broken()).render([request(1), request(2)])
+    assert [one.code for one in rendered] == ["", "non_finite"]
+    assert rendered[1].pixels is None
+
+
+def test_other_weights_than_planned_are_refused() -> None:
+    with pytest.raises(FatalError, match=r"fingerprint f.*planned for g"):
+        BatchRenderer(Fake()).check_weights("g")

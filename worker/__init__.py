@@ -1,0 +1,1 @@
+"""The device side: loads pipelines, renders, encodes, stores. Never imports producer."""

@@ -1,0 +1,122 @@
+"""What a message stands for: a run that is live, and a chunk of it as storage has it."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jobs import layout
+from jobs.dispatch import chunks_done
+from jobs.errors import FatalError
+from jobs.plan import Chunk, Plan, read_plan, read_shard
+from jobs.records import Record, Status, read_part, write_part
+from jobs.requests import Request
+from jobs.storage import Storage, open_storage
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """A run as this process found it. `done` and `parts` are what storage held at that moment."""
+
+    epoch: int
+    plan: Plan
+    storage: Storage
+    done: frozenset[tuple[int, int]]
+    parts: frozenset[str]
+
+
+def open_run(run_id: str, epoch: int, out: str) -> LiveRun:
+    """Read a run's plan and what there is of it.
+
+    Raises:
+        FatalError: there is no plan.
+    """
+    storage = open_storage(out)
+    plan = read_plan(storage, run_id)
+    if plan is None:
+        raise FatalError(
+            f"storage {out} has no plan of run {run_id}",
+            "Submit the manifest again; workers and producers need the same storage.",
+        )
+    parts = frozenset(storage.list(layout.parts(run_id)))
+    return LiveRun(epoch, plan, storage, frozenset(chunks_done(storage, run_id)), parts)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One chunk that a message asks for. `attempt` is 1 for the first."""
+
+    run: LiveRun
+    shard: int
+    chunk: int
+    attempt: int
+
+    @property
+    def run_id(self) -> str:
+        return self.run.plan.run_id
+
+    @property
+    def number(self) -> int:
+        """The chunk's number within the run."""
+        return self.run.plan.number(self.shard, self.chunk)
+
+    @property
+    def _rows(self) -> Chunk:
+        return self.run.plan.shards[self.shard].chunks[self.chunk]
+
+    @property
+    def model(self) -> str:
+        return self._rows.model
+
+    @property
+    def planned_weights(self) -> str:
+        """The fingerprint of the model when the run was planned."""
+        return self.run.plan.fingerprints[self.model]
+
+    def is_done(self) -> bool:
+        """Whether the chunk is complete, as storage says."""
+        return self.run.storage.exists(layout.done_part(self.run_id, self.shard, self.chunk))
+
+    def settled(self) -> dict[str, Status]:
+        """job id → status of the requests that have a record already."""
+        names: Iterable[str] = self.run.parts
+        if self.attempt > 1 or self.is_done():  # an earlier attempt may have left a part since
+            names = self.run.storage.list(layout.parts(self.run_id))
+        folder = layout.parts(self.run_id)
+        mine = (f"{self.shard:05d}.{self.chunk:04d}.", f"{self.shard:05d}.reused.")
+        found: dict[str, Status] = {
+            row["job_id"]: row["status"]
+            for name in sorted(names)
+            if name.startswith(mine)
+            for row in read_part(self.run.storage, f"{folder}/{name}")
+        }
+        if not found:
+            return found
+        # Reused records are kept by shard, so they may be another chunk's.
+        own = {request.job_id for request in self.requests()}
+        return {job_id: status for job_id, status in found.items() if job_id in own}
+
+    def requests(self) -> list[Request]:
+        """All requests of the chunk."""
+        requests = read_shard(self.run.storage, self.run_id, self.shard)
+        return requests[self._rows.start : self._rows.stop]
+
+    def store_done(self, records: list[Record]) -> None:
+        """Write the part that completes the chunk. Every image must be in storage by then."""
+        path = layout.done_part(self.run_id, self.shard, self.chunk)
+        write_part(self.run.storage, path, records)
+
+    def store_interrupted(self, records: list[Record]) -> None:
+        """Write what an attempt has finished before it stops, so that nobody renders it again."""
+        if records:
+            token = uuid.uuid4().hex[:8]
+            path = layout.interrupted_part(self.run_id, self.shard, self.chunk, token)
+            write_part(self.run.storage, path, records)
+
+
+def count(statuses: Iterable[Status]) -> tuple[int, int]:
+    """(done, not done) of some requests."""
+    counts = Counter(statuses)
+    return counts["done"], counts.total() - counts["done"]

@@ -1,0 +1,50 @@
+"""The null renderer: one flat colour a request, from its seed, without a device or torch."""
+
+from __future__ import annotations
+
+import time
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.fingerprints import Fingerprint
+from jobs.models import Model
+from jobs.records import Stack
+from jobs.requests import Request
+from worker.versions import installed
+
+
+class NullRenderer:
+    """Measures everything around the rendering, as it costs nothing itself.
+
+    The model's option `sleep` makes each batch last so many seconds, as a device would.
+    """
+
+    def __init__(self, model: Model, weights: Fingerprint) -> None:
+        self.sleep = float(model.options.get("sleep", 0))
+        self.stack = Stack(
+            repo=weights.repo,
+            revision=weights.revision,
+            fingerprint=weights.digest,
+            pipeline="NullRenderer",
+            scheduler="none",
+            dtype=model.dtype,
+            device="cpu",
+            device_name="none",
+            batch_width=model.batch_width,
+            threads=model.threads,
+            versions=installed("pillow", "imagemill"),
+        )
+
+    def render(self, requests: list[Request]) -> NDArray[np.float32]:
+        """Flat colours: (requests, height, width, 3) in [0, 1]."""
+        time.sleep(self.sleep)
+        key = requests[0].key
+        colours = np.array([_colour(request.seed) for request in requests], np.float32) / 255
+        shape = (len(requests), key.height, key.width, 3)
+        return np.broadcast_to(colours[:, None, None, :], shape)
+
+
+def _colour(seed: int) -> list[int]:
+    return list(blake2b(seed.to_bytes(8, "little"), digest_size=3).digest())

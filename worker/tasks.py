@@ -1,0 +1,163 @@
+"""The Celery edge: what a device process does about each kind of message."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from celery import shared_task
+from celery.exceptions import Reject
+from celery.signals import worker_process_init
+
+from jobs.app import FEED, FINALIZE, RENDER, WAKE
+from jobs.dataset import IncompleteRun, write_dataset
+from jobs.dispatch import chunks_done, next_shard, start_run
+from jobs.errors import FatalError, ImagemillError, TransientError
+from jobs.records import Status
+from worker.chunks import Work, count
+from worker.interactive import serve_calls
+from worker.output import Output
+from worker.parent import STOP_SIGNAL
+from worker.render import batches
+from worker.workshop import Workshop, workshop
+
+PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """The chunk stops early: the worker is to end, or the run does not go on."""
+
+
+@shared_task(name=RENDER)  # type: ignore[untyped-decorator]
+def render(run_id: str, epoch: int, shard: int, chunk: int) -> None:
+    """Render and store one chunk; the last one of a run sends `finalize`."""
+    shop = workshop()
+    with responsibly(shop, run_id, epoch):
+        run = shop.open(run_id, epoch)
+        if run is None:
+            return
+        number = run.plan.number(shard, chunk)
+        work = Work(run, shard, chunk, shop.runs.begin(run_id, number))
+        try:
+            settled = work.settled() if work.is_done() else render_chunk(shop, work)
+        except Interrupted:
+            shop.runs.release(run_id, number)
+            if shop.stopping.is_set():
+                raise Reject(requeue=True) from None
+            return
+        if shop.runs.complete(run_id, number, *count(settled.values())):
+            shop.dispatcher.finalize(run_id, epoch, work.model)
+
+
+def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
+    """Read, load, render, encode, store; returns what became of each request by job id.
+
+    Raises:
+        Interrupted: it stopped after a batch; what it had finished is stored.
+    """
+    settled = work.settled()
+    requests = [request for request in work.requests() if request.job_id not in settled]
+    renderer = shop.renderers.get(work.model)
+    renderer.check_weights(work.planned_weights)
+    done_before, failed_before = count(settled.values())
+    output = Output(
+        work.run.storage, shop.executor, renderer.stack, work.shard, shop.name, work.attempt
+    )
+    try:
+        for batch in batches(requests, renderer.width):
+            if shop.stopping.is_set() or not shop.runs.is_running(work.run_id, work.run.epoch):
+                raise Interrupted
+            while serve_calls(shop):
+                pass  # whoever waits for a single image goes first
+            output.take(renderer.render(batch))  # encoded and stored while the next one renders
+            shop.runs.report(work.run_id, work.number, done_before + output.taken, failed_before)
+        records = output.records()
+    except (Interrupted, redis.RedisError):
+        work.store_interrupted(output.records())
+        raise
+    work.store_done(records)
+    return settled | {record.request.job_id: record.status for record in records}
+
+
+@shared_task(name=WAKE)  # type: ignore[untyped-decorator]
+def wake() -> None:
+    """Serve interactive calls. One batch a message, so that no model waits for another's calls."""
+    try:
+        serve_calls(workshop())
+    except redis.RedisError as error:
+        log.warning("Interactive calls: %s", error)  # those who wait will wake us again
+
+
+@shared_task(name=FEED)  # type: ignore[untyped-decorator]
+def feed(run_id: str, epoch: int, shard: int, model: str) -> None:
+    """Queue the chunks of one plan shard, then the feed of the next."""
+    shop = workshop()
+    with responsibly(shop, run_id, epoch):
+        run = shop.open(run_id, epoch)
+        if run is None:
+            return
+        chunks = enumerate(run.plan.shards[shard].chunks)
+        todo = [i for i, chunk in chunks if chunk.model == model and (shard, i) not in run.done]
+        shop.dispatcher.render(run_id, epoch, shard, model, todo)
+        following = next_shard(run.plan, shard, model)
+        if following is not None:
+            shop.dispatcher.feed(run_id, epoch, following, model)
+
+
+@shared_task(name=FINALIZE)  # type: ignore[untyped-decorator]
+def finalize(run_id: str, epoch: int) -> None:
+    """Write the dataset of a run whose chunks are all complete."""
+    shop = workshop()
+    with responsibly(shop, run_id, epoch):
+        run = shop.open(run_id, epoch)
+        if run is None:
+            return
+        try:
+            summary = write_dataset(run.storage, run.plan)
+        except IncompleteRun as error:
+            if len(chunks_done(run.storage, run_id)) >= run.plan.chunks:
+                raise
+            # Redis counted more than storage holds, which alone is the truth.
+            log.warning("%s: queueing what is missing", error.message)
+            start_run(run.plan, run.storage, shop.runs, shop.dispatcher)
+            return
+        shop.runs.finish(run_id, summary.done, summary.failed + summary.rejected)
+        log.info("Run %s finished: %d images", run_id, summary.done)
+
+
+@contextmanager
+def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
+    """Never lose a message: passing faults put it back, others pause the run and say why."""
+    try:
+        try:
+            yield
+        except (Reject, TransientError, redis.RedisError):
+            raise
+        except Exception as error:
+            if isinstance(error, ImagemillError):
+                log.error("Run %s is paused: %s", run_id, error)
+            else:
+                log.exception("Run %s is paused", run_id)
+            if shop.runs.is_running(run_id, epoch):
+                shop.runs.fail(run_id, str(error) or type(error).__name__)
+    except (TransientError, redis.RedisError) as error:
+        log.warning("Run %s: trying again: %s", run_id, error)
+        shop.stopping.wait(PAUSE_SECONDS)
+        raise Reject(requeue=True) from error
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def prepare(**_: object) -> None:
+    """Load the first model before the first message asks for it, then listen for the end."""
+    shop = workshop()
+    try:
+        shop.renderers.get(shop.models[0])
+    except FatalError as error:
+        log.error("%s", error)  # a run that needs this model will say it again
+    # Until here the signal just ends the process, as there is nothing to finish yet.
+    signal.signal(STOP_SIGNAL, lambda *_: shop.stopping.set())

@@ -1,0 +1,70 @@
+"""What one device process has at hand, made once: connections, loaded models, storing threads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from threading import Event
+
+from celery import current_app
+
+from jobs.app import make_app
+from jobs.broker import connect
+from jobs.calls import Calls
+from jobs.dispatch import Dispatcher
+from jobs.models import load_models
+from jobs.runs import Runs
+from jobs.settings import load_settings
+from worker.chunks import LiveRun, open_run
+from worker.renderers import Renderers
+
+RUNS_KEPT = 8
+
+
+@dataclass
+class Workshop:
+    """The tools of one device process.
+
+    name: the worker's; models: what it serves; stopping: set when it is to end after its batch.
+    """
+
+    name: str
+    models: list[str]
+    runs: Runs
+    calls: Calls
+    dispatcher: Dispatcher
+    renderers: Renderers
+    executor: ThreadPoolExecutor
+    stopping: Event = field(default_factory=Event)
+    _open: OrderedDict[tuple[str, int], LiveRun] = field(default_factory=OrderedDict)
+
+    def open(self, run_id: str, epoch: int) -> LiveRun | None:
+        """The run of a message; None if it is cancelled, paused, finished or was resumed since."""
+        out = self.runs.location(run_id, epoch)
+        if out is None:
+            return None
+        key = run_id, epoch
+        if key not in self._open:
+            while len(self._open) >= RUNS_KEPT:
+                self._open.popitem(last=False)
+            self._open[key] = open_run(run_id, epoch, out)
+        return self._open[key]
+
+
+@cache
+def workshop() -> Workshop:
+    """This process's own, made on first use."""
+    settings = load_settings()
+    client = connect(settings)
+    conf = current_app.conf  # what worker/parent.py gave its pool process
+    return Workshop(
+        name=conf.imagemill_worker,
+        models=conf.imagemill_models,
+        runs=Runs(client, settings.key_prefix),
+        calls=Calls(client, settings.key_prefix),
+        dispatcher=Dispatcher(make_app(settings)),
+        renderers=Renderers(load_models(settings.models), conf.imagemill_device),
+        executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
+    )
