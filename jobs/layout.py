@@ -9,6 +9,7 @@ _run/<run id>/plan/00000.jsonl.gz
 _run/<run id>/parts/00000.0000.done.jsonl     the chunk is complete
 _run/<run id>/parts/00000.0000.<attempt>.jsonl  what an interrupted chunk had finished
 _run/<run id>/parts/00000.reused.<n>.jsonl    records of an earlier run with the same job ids
+_inputs/<sha256>               input images that requests name by their hash
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ def interrupted_part(run_id: str, shard: int, chunk: int, token: str) -> str:
 
 def reused_part(run_id: str, shard: int, number: int) -> str:
     return f"{parts(run_id)}/{shard:05d}.reused.{number:04d}.jsonl"
+
+
+def stored_input(sha256: str) -> str:
+    """The path of an input image; `sha256` is hexadecimal."""
+    return f"_inputs/{sha256}"
 
 
 def shard_of_part(path: str) -> int:

@@ -96,11 +96,15 @@ class Route:
 
 @dataclass(frozen=True)
 class ModelTable:
-    """All models that a deployment knows by name. `folder` is where relative repos start."""
+    """All models that a deployment knows by name. `folder` is where relative repos start.
+
+    closed: it has no other models, so that a stranger can name neither a folder nor a repository.
+    """
 
     default: str
     models: dict[str, Model]
     folder: Path
+    closed: bool = False
 
     def get(self, name: str) -> Model:
         """The model of that name, folder or repository.
@@ -110,9 +114,9 @@ class ModelTable:
         """
         if name in self.models:
             return self.models[name]
-        if (Path(name) / "model_index.json").is_file():
+        if not self.closed and (Path(name) / "model_index.json").is_file():
             return Model(repo=str(Path(name).resolve()))
-        if _REPOSITORY.match(name):
+        if not self.closed and _REPOSITORY.match(name):
             return Model(repo=name)
         raise InvalidRequest(
             "model",

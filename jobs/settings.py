@@ -10,7 +10,9 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+import orjson
+from platformdirs import user_config_path
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -44,6 +46,44 @@ class Settings(BaseSettings):
     upload_threads: Annotated[
         int, Field(ge=1, le=256, description="Threads that encode and store images, a worker")
     ] = 8
+    store: Annotated[
+        str | None,
+        Field(description="Where the facade keeps images, files and batches: a URI"),
+    ] = None
+    api_keys: Annotated[
+        SecretStr | None,
+        Field(description="Keys of the HTTP facade: TOKEN or TOKEN@team+team, separated by commas"),
+    ] = None
+    keys_file: Path = Field(
+        default_factory=lambda: user_config_path("imagemill") / "keys.json",
+        description="What `imagemill keys` writes: hashes of keys and their teams",
+    )
+    signing_file: Path = Field(
+        default_factory=lambda: user_config_path("imagemill") / "signing.key",
+        description="Secret that signs URLs; made when absent, shared by all facades",
+    )
+    call_seconds: Annotated[
+        float, Field(gt=0, le=3600, description="Seconds until an interactive call has failed")
+    ] = 120.0
+    model_calls: Annotated[
+        int, Field(ge=1, description="Interactive calls that may wait for a model")
+    ] = 256
+    team_calls: Annotated[
+        int, Field(ge=1, description="Interactive calls of a team that may wait")
+    ] = 64
+    team_rate: Annotated[
+        str, Field(description="Requests of a team, as the limits library writes it: 100/second")
+    ] = "600/minute"
+    body_bytes: Annotated[
+        int, Field(ge=1024, description="Bytes that the body of an HTTP request may have")
+    ] = 96 * 2**20
+    file_bytes: Annotated[
+        int, Field(ge=1024, description="Bytes that an uploaded file may have")
+    ] = 200 * 2**20
+    input_hosts: Annotated[
+        frozenset[str],
+        Field(description="If any: the only hosts that input URLs may name, private ones included"),
+    ] = frozenset()
 
     @classmethod
     def settings_customise_sources(
@@ -59,9 +99,14 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
 
     def environment(self) -> dict[str, str]:
-        """The variables that give a child process these same settings."""
-        values = self.model_dump(mode="json", exclude_none=True)
-        return {f"IMAGEMILL_{name.upper()}": str(value) for name, value in values.items()}
+        """The variables that give a child process these same settings, but no secrets."""
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"api_keys"})
+        return {
+            f"IMAGEMILL_{name.upper()}": value
+            if isinstance(value, str)
+            else orjson.dumps(value).decode()
+            for name, value in values.items()
+        }
 
 
 def load_settings(broker: str | None = None, models: Path | None = None) -> Settings:

@@ -149,6 +149,17 @@ class Storage:
 
         self._attempt(path, delete)
 
+    def presigned_url(self, path: str, seconds: int) -> str | None:
+        """A URL that reads the object for so many seconds; None where the store has no such."""
+
+        def sign() -> str | None:
+            try:
+                return cast("str", self.filesystem.sign(self._full(path), expiration=seconds))
+            except NotImplementedError:
+                return None
+
+        return self._attempt(path, sign)
+
     def _full(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 

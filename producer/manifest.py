@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import file_digest
+from io import BufferedReader
 from typing import IO, Annotated, Any, Literal
 
 import fsspec
@@ -23,6 +24,7 @@ from jobs.plan import SHARD_LINES
 from jobs.requests import STRICT, Body, Task
 
 MAX_LINE = 1 << 20  # bytes
+READ_BYTES = 1 << 20
 MAX_CUSTOM_ID = 512  # characters
 
 CustomId = Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)]
@@ -155,14 +157,16 @@ def manifest_digest(uri: str) -> str:
     Raises: as read_blocks.
     """
     with _open(uri, compression=None) as stream:
-        return file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        return file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
-def _open(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]]:
+def _open(uri: str, compression: str | None = "infer") -> Iterator[BufferedReader]:
     try:
-        with fsspec.open(uri, "rb", compression=compression) as stream:
-            yield stream
+        with fsspec.open(uri, "rb", compression=compression) as file:
+            # An object store's files do not know how to read at most so much of a line.
+            with BufferedReader(file, READ_BYTES) as stream:
+                yield stream
     except FileNotFoundError as error:
         raise UsageError(f"manifest {uri} does not exist", "Check the path.") from error
     except (ImportError, ValueError) as error:

@@ -1,0 +1,182 @@
+"""Interactive calls: requests whose callers wait. Live state in Redis alone, none of it lasting.
+
+A facade adds a call and waits for its answer. While it waits it wakes workers again, every few
+seconds, so nothing else must remember a call: whatever dies or is lost, the next wake finds it.
+
+    <prefix>calls:<model>      sorted set: "<group>:<call id>" → when it may be taken
+    <prefix>call:<id>          JSON of the call; gone once it is answered, withdrawn or too late
+    <prefix>calls-of:<team>    sorted set: call id → its deadline
+    <prefix>answer:<id>        list of one answer, the record's row; expires soon
+
+Times are Redis's own, in Unix seconds, so that hosts need not agree on theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from threading import Event, Thread
+from typing import Any, cast
+
+import orjson
+import redis
+from pydantic import TypeAdapter
+
+from jobs.requests import Request
+
+WAKE_SECONDS = 2.0
+CLAIM_SECONDS = 3.0  # a dead worker's calls may be taken again after that
+RENEW_SECONDS = 0.5
+ANSWER_SECONDS = 60  # how long an answer waits for whoever asked
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request, and where its image goes: `path` below the location `out`."""
+
+    id: str
+    request: Request
+    out: str
+    path: str
+
+    @property
+    def member(self) -> str:
+        """Its name among those that wait: calls of one group can share a batch."""
+        group = blake2b(orjson.dumps(self.request.key), digest_size=8).hexdigest()
+        return f"{group}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller needs of a record's row. `status` and `code` are the record's."""
+
+    status: str
+    code: str = ""
+    message: str = ""
+    seconds_render: float = 0.0
+
+
+_CALL = TypeAdapter(Call)
+_ANSWER = TypeAdapter(Answer)
+
+
+def encode_call(call: Call) -> bytes:
+    return orjson.dumps(call)
+
+
+def decode_answer(row: bytes | str) -> Answer:
+    return _ANSWER.validate_json(row)
+
+
+@dataclass(frozen=True, slots=True)
+class CallKeys:
+    """Names in Redis."""
+
+    prefix: str
+
+    def waiting(self, model: str) -> str:
+        return f"{self.prefix}calls:{model}"
+
+    def call(self, call_id: str) -> str:
+        return f"{self.prefix}call:{call_id}"
+
+    def team(self, team: str) -> str:
+        return f"{self.prefix}calls-of:{team}"
+
+    def answer(self, call_id: str) -> str:
+        return f"{self.prefix}answer:{call_id}"
+
+
+# KEYS: the waiting sets of some models. ARGV: seconds of the claim, then the width of each model.
+# Takes the oldest call that may be taken, and those of its group that fit beside it.
+TAKE = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local oldest, chosen
+for i, key in ipairs(KEYS) do
+  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  if head[2] and tonumber(head[2]) <= now and (not oldest or tonumber(head[2]) < oldest) then
+    oldest, chosen = tonumber(head[2]), i
+  end
+end
+local taken = {}
+if chosen then
+  local key, width, group = KEYS[chosen], tonumber(ARGV[1 + chosen]), nil
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now)) do
+    group = group or string.sub(member, 1, 17)
+    if #taken < width and string.sub(member, 1, 17) == group then
+      redis.call('ZADD', key, now + ARGV[1], member)
+      taken[#taken + 1] = member
+    end
+  end
+  table.insert(taken, 1, key)
+end
+return taken
+"""
+
+
+class Calls:
+    """A worker's side of the calls. Raises redis.RedisError when Redis is away."""
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        self._client = client
+        self._keys = CallKeys(prefix)
+        self._take = client.register_script(TAKE)
+
+    def take(self, widths: Mapping[str, int]) -> list[Call]:
+        """Claim calls that can share a batch; empty if none waits.
+
+        widths: the models to look for, and how many requests a batch of each may have.
+        """
+        sets = [self._keys.waiting(model) for model in widths]
+        found = cast("list[bytes]", self._take(sets, [CLAIM_SECONDS, *widths.values()]))
+        if not found:
+            return []
+        waiting, *members = (name.decode() for name in found)
+        ids = [member.partition(":")[2] for member in members]
+        bodies = cast("list[bytes | None]", self._client.mget([self._keys.call(i) for i in ids]))
+        # Its caller has gone, or its deadline has passed.
+        if unwanted := [m for m, body in zip(members, bodies, strict=True) if body is None]:
+            self._client.zrem(waiting, *unwanted)
+        calls = [_CALL.validate_json(body) for body in bodies if body is not None]
+        return calls or self.take(widths)
+
+    @contextmanager
+    def keep(self, calls: Sequence[Call]) -> Iterator[None]:
+        """Hold the claim on calls that are being rendered, however long that takes."""
+        waiting = self._keys.waiting(calls[0].request.key.model)
+        done = Event()
+
+        def renew() -> None:
+            while not done.wait(RENEW_SECONDS):
+                try:
+                    seconds, micros = self._client.time()
+                    until = seconds + micros / 1e6 + CLAIM_SECONDS
+                    # XX: never bring back a call that was answered or withdrawn meanwhile.
+                    self._client.zadd(waiting, {call.member: until for call in calls}, xx=True)
+                except redis.RedisError as error:
+                    log.warning("Claims on calls were not renewed: %s", error)
+
+        thread = Thread(target=renew, name="claims", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def answer(self, call: Call, row: Mapping[str, Any]) -> None:
+        """Hand the record's row to whoever waits; a second answer changes nothing."""
+        answer = self._keys.answer(call.id)
+        with self._client.pipeline() as pipe:
+            pipe.zrem(self._keys.waiting(call.request.key.model), call.member)
+            pipe.delete(self._keys.call(call.id))
+            pipe.rpush(answer, orjson.dumps(row))
+            pipe.ltrim(answer, 0, 0)
+            pipe.expire(answer, ANSWER_SECONDS)
+            pipe.execute()

@@ -1,0 +1,79 @@
+"""The command `imagemill`: what its subcommands are, and how errors become exit codes.
+
+0: all is well. 1: some requests have no image, or the work could not go on. 2: a usage error or a
+refused manifest. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from jobs.errors import ImagemillError, InvalidRequest, ManifestRefused, UsageError
+from producer.commands import inspecting, rendering, serving, watching
+
+HERE = "Render on this machine"
+INSTALLATION = "Use an installation of several machines"
+LOOK = "Look before and after"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"imagemill {version('imagemill')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Render manifests of image requests with diffusion models, in bulk, deterministically."""
+
+
+def make_cli() -> typer.Typer:
+    """The command with all its subcommands."""
+    cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    cli.callback()(_root)
+    panels: dict[str, list[Callable[..., None]]] = {
+        HERE: [rendering.run, rendering.verify, serving.up],
+        INSTALLATION: [
+            rendering.submit,
+            watching.status,
+            watching.watch,
+            watching.cancel,
+            watching.resume,
+            serving.serve,
+        ],
+        LOOK: [inspecting.plan, inspecting.models, inspecting.sheet],
+    }
+    for panel, commands in panels.items():
+        for command in commands:
+            cli.command(rich_help_panel=panel)(command)
+    # Its options are the worker's own; --help included.
+    cli.command(
+        rich_help_panel=INSTALLATION,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )(rendering.worker)
+    cli.add_typer(serving.make_keys(), name="keys", rich_help_panel=INSTALLATION)
+    return cli
+
+
+def main() -> None:
+    """The entry point."""
+    # Whoever stops us politely gets what Ctrl-C gets: children that end first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        make_cli()(prog_name="imagemill")
+    except ImagemillError as error:
+        from producer.report import show_error
+
+        show_error(error)
+        sys.exit(2 if isinstance(error, UsageError | ManifestRefused | InvalidRequest) else 1)

@@ -1,0 +1,99 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+REQUESTS = "Requests"
+DEPLOYMENT = "Deployment"
+OUTPUT = "Output"
+
+Manifest = Annotated[
+    str, typer.Argument(metavar="MANIFEST", help="JSONL file or URI, plain or .gz.")
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id, or its output location.")]
+Dataset = Annotated[str, typer.Argument(metavar="OUT", help="Output location of a finished run.")]
+
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", metavar="URI", help="Where the dataset goes: a folder or s3://."),
+]
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Model of the lines that name none.",
+        show_default="of the models table",
+        rich_help_panel=REQUESTS,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        max=2**63 - 1,
+        help="Seed of the run, for the lines that have none.",
+        rich_help_panel=REQUESTS,
+    ),
+]
+Format = Annotated[
+    Literal["jpeg", "png"],
+    typer.Option(help="Image format of the lines that name none.", rich_help_panel=REQUESTS),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Read only N lines.", rich_help_panel=REQUESTS),
+]
+SkipInvalid = Annotated[
+    bool,
+    typer.Option(
+        "--skip-invalid",
+        help="Render the valid lines; list the others in errors.jsonl.",
+        rich_help_panel=REQUESTS,
+    ),
+]
+
+Devices = Annotated[
+    str,
+    typer.Option(metavar="LIST", help="auto, cpu, or GPUs: 0,1,…", rich_help_panel=DEPLOYMENT),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Processes that share the CPU.",
+        show_default="1",
+        rich_help_panel=DEPLOYMENT,
+    ),
+]
+Broker = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Redis of the installation.",
+        show_default="IMAGEMILL_BROKER, or this machine's port 6379",
+        rich_help_panel=DEPLOYMENT,
+    ),
+]
+ModelsFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A models.toml.",
+        show_default="the built-in one",
+        rich_help_panel=DEPLOYMENT,
+    ),
+]
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
+]

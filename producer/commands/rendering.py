@@ -1,0 +1,165 @@
+"""Commands that render: run, submit, worker, verify."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from producer.commands import options
+
+if TYPE_CHECKING:
+    from producer.installation import Installation
+    from producer.local import Outcome
+
+
+def run(
+    manifest: options.Manifest,
+    out: options.Out,
+    model: options.Model = None,
+    seed: options.Seed = 0,
+    format: options.Format = "jpeg",
+    limit: options.Limit = None,
+    skip_invalid: options.SkipInvalid = False,
+    devices: options.Devices = "auto",
+    workers: options.Workers = None,
+    models_file: options.ModelsFile = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Render a manifest: the whole job. Run again, it renders only what is missing."""
+    from jobs.models import load_models
+    from jobs.settings import load_settings
+    from producer.embedded import Crew
+    from producer.local import render
+    from producer.progress import display
+    from producer.report import say
+    from producer.resolution import PlanOptions
+    from producer.submission import Job
+
+    settings = load_settings(models=models_file)
+    plan_options = PlanOptions(seed, model, format, limit, skip_invalid)
+    job = Job(manifest, out, load_models(settings.models), plan_options)
+    try:
+        with display(quiet) as shown:
+            outcome = render(job, settings, Crew(devices, workers), shown)
+    except KeyboardInterrupt:
+        say("Stopped. What is rendered is stored: run the same command again to go on.")
+        raise
+    end(outcome, quiet, as_json)
+
+
+def submit(
+    manifest: options.Manifest,
+    out: options.Out,
+    model: options.Model = None,
+    seed: options.Seed = 0,
+    format: options.Format = "jpeg",
+    limit: options.Limit = None,
+    skip_invalid: options.SkipInvalid = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
+    broker: options.Broker = None,
+    models_file: options.ModelsFile = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Send a manifest to a running installation and print the run's id."""
+    from jobs.models import load_models
+    from jobs.settings import load_settings
+    from producer.installation import installation
+    from producer.local import Outcome
+    from producer.progress import display
+    from producer.report import say, show, show_json
+    from producer.resolution import PlanOptions
+    from producer.status import look
+    from producer.submission import Job, identify, launch, prepare
+
+    started = time.monotonic()
+    settings = load_settings(broker, models_file)
+    plan_options = PlanOptions(seed, model, format, limit, skip_invalid)
+    known = installation(settings)
+    known.ping()
+    submission = identify(Job(manifest, out, load_models(settings.models), plan_options))
+    storage, summary = submission.storage, submission.finished
+    if summary is None:
+        with display(quiet) as shown:
+            plan = prepare(submission, shown.planning)
+        with known.reached():
+            summary = launch(plan, storage, known.runs, known.dispatcher)
+    if summary:
+        end(Outcome(storage.uri, summary, False, time.monotonic() - started), quiet, as_json)
+    elif wait:
+        say(f"run {submission.run_id}")
+        wait_for(submission.run_id, known, quiet, as_json)
+    elif as_json:
+        show_json(look(submission.run_id, known))
+    else:
+        show(submission.run_id)
+
+
+def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> None:
+    """Follow a run of an installation, then show its outcome."""
+    from jobs.storage import open_storage
+    from producer.local import Outcome, final_summary
+    from producer.progress import display, follow
+    from producer.report import say
+
+    started = time.monotonic()
+    with known.reached():
+        try:
+            with display(quiet) as shown:
+                progress = follow(known.runs, run_id, shown)
+        except KeyboardInterrupt:
+            say(f"The run goes on: imagemill watch {run_id}, or imagemill cancel {run_id}.")
+            raise
+    if progress.state == "cancelled":
+        say(f"run {run_id} was cancelled; imagemill resume {progress.out} goes on")
+        raise typer.Exit(1)
+    summary = final_summary(open_storage(progress.out), run_id)
+    end(Outcome(progress.out, summary, True, time.monotonic() - started), quiet, as_json)
+
+
+def end(outcome: Outcome, quiet: bool, as_json: bool) -> None:
+    """Show an outcome; exits with 1 if a request has no image."""
+    from producer.report import show_outcome, show_outcome_json
+
+    if as_json:
+        show_outcome_json(outcome)
+    elif not quiet:
+        show_outcome(outcome)
+    if outcome.summary.without_image:
+        raise typer.Exit(1)
+
+
+def worker(context: typer.Context) -> None:
+    """Render what an installation has queued: a worker a device. Options: worker --help."""
+    # A process of its own, because this one must never import torch.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker", *context.args])
+
+
+def verify(
+    out: options.Dataset,
+    sample: Annotated[int, typer.Option(min=1, metavar="N", help="Images to render again.")] = 16,
+    models_file: options.ModelsFile = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Render a sample of finished images again, compare bytes. Exits with 1 if any differ."""
+    from jobs.models import load_models
+    from jobs.settings import load_settings
+    from producer.progress import display
+    from producer.report import show_json, show_verdict
+    from producer.verification import verify as compare
+
+    settings = load_settings(models=models_file)
+    with display(quiet) as shown:
+        verdict = compare(out, sample, settings, load_models(settings.models), shown)
+    if as_json:
+        show_json(verdict)
+    elif not quiet:
+        show_verdict(verdict)
+    if verdict.differences:
+        raise typer.Exit(1)

@@ -1,0 +1,84 @@
+"""Commands about runs of an installation: status, watch, cancel, resume."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from producer.commands import options
+from producer.commands.rendering import end, wait_for
+
+
+def status(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run id or an output location; else all runs."),
+    ] = None,
+    broker: options.Broker = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show where a run stands; without an argument, all runs that the broker knows."""
+    from jobs.settings import load_settings
+    from producer.installation import installation
+    from producer.report import show_json, show_statuses
+    from producer.status import list_runs, look
+
+    known = installation(load_settings(broker))
+    statuses = [look(run, known)] if run else list_runs(known)
+    if as_json:
+        show_json(statuses[0] if run else statuses)
+    else:
+        show_statuses(statuses)
+
+
+def watch(
+    run: options.Run,
+    broker: options.Broker = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Follow a run to its end."""
+    from jobs.settings import load_settings
+    from jobs.storage import open_storage
+    from producer.installation import installation
+    from producer.local import Outcome, final_summary
+    from producer.status import look
+
+    started = time.monotonic()
+    known = installation(load_settings(broker))
+    found = look(run, known)
+    if found.state == "finished":
+        summary = final_summary(open_storage(found.out), found.run_id)
+        end(Outcome(found.out, summary, False, time.monotonic() - started), quiet, as_json)
+    else:
+        wait_for(found.run_id, known, quiet, as_json)
+
+
+def cancel(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
+    """Stop a run after the batches under way. What is rendered stays; resume goes on."""
+    from jobs.settings import load_settings
+    from producer.installation import installation
+    from producer.report import show_json, show_statuses
+    from producer.status import cancel as stop
+
+    status = stop(run, installation(load_settings(broker)))
+    if as_json:
+        show_json(status)
+    else:
+        show_statuses([status])
+
+
+def resume(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
+    """Send what is left of a run again, from storage: after cancel, a pause or a wiped broker."""
+    from jobs.settings import load_settings
+    from producer.installation import installation
+    from producer.report import show_json, show_statuses
+    from producer.status import resume as restart
+
+    status = restart(run, installation(load_settings(broker)))
+    if as_json:
+        show_json(status)
+    else:
+        show_statuses([status])

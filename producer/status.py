@@ -1,0 +1,172 @@
+"""Where a run stands: from the broker when it knows, from storage when it does not."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from jobs.dataset import Summary, planned, read_summary, write_summary
+from jobs.dispatch import chunks_done
+from jobs.errors import TransientError, UsageError
+from jobs.plan import Plan, read_plan
+from jobs.runs import Progress
+from jobs.storage import Storage, open_storage
+from producer.installation import Installation
+from producer.submission import launch
+
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One run. From storage, `done` counts all settled requests until the run has finished.
+
+    state: as in jobs.runs, or "unfinished" where only storage knows the run; problem: why a worker
+    paused it; source: who said so.
+    """
+
+    run_id: str
+    out: str
+    state: str
+    requests: int
+    done: int
+    failed: int
+    chunks: int
+    chunks_done: int
+    source: Literal["broker", "storage"]
+    problem: str = ""
+
+
+def look(name: str, known: Installation) -> Status:
+    """The state of a run, by its id or its output location.
+
+    Raises:
+        UsageError: there is no such run.
+        TransientError: a run id was given and the broker cannot be reached.
+    """
+    if _RUN_ID.fullmatch(name):
+        return _of_progress(_progress(name, known))
+    storage = open_storage(name)
+    run_id = stored_run(storage)
+    with suppress(TransientError), known.reached():
+        progress = known.runs.progress(run_id)
+        if progress and progress.out == storage.uri:
+            return _of_progress(progress)
+    return _of_storage(storage, run_id)
+
+
+def list_runs(known: Installation) -> list[Status]:
+    """The runs that the broker knows, newest first."""
+    with known.reached():
+        found = [known.runs.progress(run_id) for run_id in known.runs.listed()]
+    return [_of_progress(progress) for progress in found if progress]
+
+
+def cancel(name: str, known: Installation) -> Status:
+    """Have the workers drop what is left of a run; nothing that is rendered is lost.
+
+    Raises:
+        UsageError: the broker does not know the run, or it has finished.
+    """
+    run_id = name if _RUN_ID.fullmatch(name) else stored_run(open_storage(name))
+    progress = _progress(run_id, known)
+    if progress.state == "finished":
+        raise UsageError(f"run {run_id} has finished already: {progress.out}")
+    with known.reached():
+        known.runs.set_state(run_id, "cancelled")
+    storage = open_storage(progress.out)
+    write_summary(storage, replace(_summary(storage, run_id), state="cancelled"))
+    return _of_progress(replace(progress, state="cancelled"))
+
+
+def resume(name: str, known: Installation) -> Status:
+    """Send what is left of a run again, from storage alone; also after Redis was wiped.
+
+    Raises:
+        UsageError: there is no such run, or it has finished.
+        TransientError: the broker cannot be reached.
+    """
+    out = _progress(name, known).out if _RUN_ID.fullmatch(name) else name
+    storage = open_storage(out)
+    run_id = name if _RUN_ID.fullmatch(name) else stored_run(storage)
+    summary = read_summary(storage)
+    if summary and summary.run_id == run_id and summary.state == "finished":
+        raise UsageError(f"run {run_id} has finished already: {out}")
+    known.ping()
+    launch(_plan(storage, run_id), storage, known.runs, known.dispatcher)
+    return look(out, known)
+
+
+def stored_run(storage: Storage) -> str:
+    """The id of the run that wrote last to an output location.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if summary := read_summary(storage):
+        return summary.run_id
+    raise UsageError(
+        f"{storage.uri} is neither the output of a run nor a run id",
+        "imagemill status lists the runs that the broker knows.",
+    )
+
+
+def _progress(run_id: str, known: Installation) -> Progress:
+    with known.reached():
+        progress = known.runs.progress(run_id)
+    if progress is None:
+        raise UsageError(
+            f"run {run_id} is not known to the broker",
+            "Name its output location: storage remembers it.",
+        )
+    return progress
+
+
+def _plan(storage: Storage, run_id: str) -> Plan:
+    plan = read_plan(storage, run_id)
+    if plan is None:
+        raise UsageError(f"{storage.uri} has no complete plan of run {run_id}", "Submit it again.")
+    return plan
+
+
+def _summary(storage: Storage, run_id: str) -> Summary:
+    summary = read_summary(storage)
+    same = summary is not None and summary.run_id == run_id
+    return summary if summary and same else planned(_plan(storage, run_id))
+
+
+def _of_progress(progress: Progress) -> Status:
+    return Status(
+        run_id=progress.run_id,
+        out=progress.out,
+        state=progress.state,
+        requests=progress.requests,
+        done=progress.done,
+        failed=progress.failed,
+        chunks=progress.chunks,
+        chunks_done=progress.chunks_done,
+        source="broker",
+        problem=progress.problem,
+    )
+
+
+def _of_storage(storage: Storage, run_id: str) -> Status:
+    plan = _plan(storage, run_id)
+    summary = _summary(storage, run_id)
+    complete = chunks_done(storage, run_id)
+    sizes = [plan.shards[s].chunks[c].stop - plan.shards[s].chunks[c].start for s, c in complete]
+    ended = summary.state == "finished"
+    in_chunks = sum(c.stop - c.start for shard in plan.shards for c in shard.chunks)
+    return Status(
+        run_id=run_id,
+        out=storage.uri,
+        state=summary.state if summary.state != "running" else "unfinished",
+        requests=plan.requests,
+        done=summary.done if ended else plan.requests - in_chunks + sum(sizes),
+        failed=summary.failed + summary.rejected if ended else 0,
+        chunks=plan.chunks,
+        chunks_done=len(complete),
+        source="storage",
+    )

@@ -1,0 +1,90 @@
+"""Commands that look: plan, models, verify, sheet, help."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from PIL import Image
+from support import Cli, circles, rows
+
+
+def test_plan_counts_and_enqueues_nothing(cli: Cli) -> None:
+    small = [{"prompt": f"{i}", "num_inference_steps": 4} for i in range(3)]
+    found = cli.json("plan", cli.manifest(*circles(5), *small))
+    assert found["requests"] == 8
+    assert sorted((g["steps"], g["images"], g["device"]) for g in found["groups"]) == [
+        (4, 3, ""),
+        (8, 5, ""),
+    ]
+    assert "a guess (models.toml)" in cli("plan", "manifest.jsonl").stdout
+    assert {path.name for path in cli.folder.iterdir()} <= {"manifest.jsonl", "cache"}
+
+
+def test_plan_knows_measured_rates(cli: Cli) -> None:
+    manifest = cli.manifest(*circles(5))
+    cli("run", manifest, "--out", "out", "--model", "null")
+    (group,) = cli.json("plan", manifest, "--model", "null")["groups"]
+    assert group["device"] == "none"  # the null renderer's
+    assert group["seconds"] > 0
+
+
+def test_plan_lists_invalid_lines(cli: Cli) -> None:
+    found = cli.json("plan", cli.manifest({"prompt": "fine"}, {"prompt": 1}), code=2)
+    assert (found["requests"], found["invalid"]) == (1, 1)
+    assert found["errors"][0]["line"] == 2
+
+
+def test_models_are_listed(cli: Cli) -> None:
+    table = cli.json("models")
+    assert table["default"] == "shapes"
+    assert "generate" in table["models"]["shapes"]["takes"]
+    assert "Lines that name no model get shapes." in cli("models").stdout
+
+
+def test_verify_tells_equal_from_changed(cli: Cli) -> None:
+    lines = [*circles(6), {"prompt": "without a custom_id", "negative_prompt": ""}]
+    cli("run", cli.manifest(*lines), "--out", "out", "--model", "null", "--format", "png")
+    verdict = cli.json("verify", "out", "--sample", "5")
+    assert verdict == {"compared": 5, "differences": []}
+
+    metadata = cli.folder / "out" / "metadata.jsonl"
+    changed = [row | {"sha256": "0" * 64} for row in rows(metadata)]
+    changed[0]["batch_width"] = 64
+    metadata.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in changed))
+    verdict = cli.json("verify", "out", "--sample", "7", code=1)
+    assert verdict["compared"] == 7
+    assert [difference["stack"] for difference in verdict["differences"]] == [
+        {"batch_width": ["64", "16"]},
+        *[{}] * 6,
+    ]
+
+
+def test_verify_of_the_demo_model(cli: Cli) -> None:
+    cli("run", cli.manifest(*circles(6)), "--out", "out")
+    assert "2 of 2 images have the same bytes" in cli("verify", "out", "--sample", "2").stdout
+
+
+def test_sheet_lies_beside_the_dataset(cli: Cli) -> None:
+    cli("run", cli.manifest(*circles(7)), "--out", "out", "--model", "null")
+    path = cli("sheet", "out", "--images", "5").stdout.strip()
+    assert path == str(cli.folder / "out-sheet.png")
+    with Image.open(path) as sheet:
+        assert sheet.width > sheet.height > 200
+    assert "inside the dataset" in cli("sheet", "out", "--to", "out/sheet.png", code=2).stderr
+    cli("sheet", "out", "--to", "elsewhere.png")
+    assert (cli.folder / "elsewhere.png").exists()
+
+
+@pytest.mark.parametrize("command", ["verify", "sheet"])
+def test_absent_dataset(cli: Cli, command: str) -> None:
+    assert "to the end first" in cli(command, "nothing", code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["run", "submit", "worker", "status", "plan", "verify"])
+def test_every_command_has_help(cli: Cli, command: str) -> None:
+    assert f"Usage: imagemill {command}" in cli(command, "--help").stdout
+
+
+def test_help_loads_nothing_heavy(cli: Cli) -> None:
+    loaded = cli.imports("--help")
+    assert not {"torch", "diffusers", "celery", "redis", "fsspec", "worker"} & loaded

@@ -1,0 +1,108 @@
+"""submit, worker, status, watch, cancel and resume against a broker that runs already."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support import Cli, circles, eventually, rows
+
+from jobs.broker import connect
+from jobs.settings import Settings
+
+REQUESTS = 4000  # some seconds of the null renderer
+
+
+@pytest.fixture
+def installed(cli: Cli, broker: str, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line with a broker of its own."""
+    monkeypatch.setenv("IMAGEMILL_BROKER", broker)
+    return cli
+
+
+@pytest.fixture
+def worker(installed: Cli) -> Iterator[subprocess.Popen[str]]:
+    running = installed.start("worker", "--devices", "cpu", "--models", "null")
+    yield running
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=40)
+    assert running.returncode == 0, said
+
+
+@pytest.mark.usefixtures("worker")
+def test_submitted_run_finishes(installed: Cli) -> None:
+    manifest = installed.manifest(*circles(20))
+    run_id = installed("submit", manifest, "--out", "out", "--model", "null").stdout.strip()
+    assert installed.json("watch", run_id)["summary"]["done"] == 20
+    assert installed.json("status", "out") == installed.json("status", run_id)
+    (listed,) = installed.json("status")
+    assert (listed["run_id"], listed["state"], listed["done"]) == (run_id, "finished", 20)
+    again = installed("submit", manifest, "--out", "out", "--model", "null", "--wait")
+    assert "Nothing was left to render: 20 images" in again.stdout
+
+
+@pytest.mark.usefixtures("worker")
+def test_cancelled_run_resumes(installed: Cli) -> None:
+    manifest = installed.manifest(*circles(REQUESTS))
+    run_id = installed.json("submit", manifest, "--out", "out", "--model", "null")["run_id"]
+    eventually(lambda: installed.json("status", run_id)["done"], 60)
+    assert installed.json("cancel", run_id)["state"] == "cancelled"
+    assert "was cancelled" in installed("watch", "out", code=1).stderr
+    stopped = installed.json("status", "out")
+    assert stopped["state"] == "cancelled"
+    assert stopped["done"] < REQUESTS
+    assert installed.json("resume", "out")["state"] == "running"
+    assert installed.json("watch", "out")["summary"]["done"] == REQUESTS
+    assert len(rows(installed.folder / "out" / "metadata.jsonl")) == REQUESTS
+
+
+def test_run_survives_a_wiped_broker(installed: Cli, broker: str) -> None:
+    manifest = installed.manifest(*circles(40))
+    run_id = installed("submit", manifest, "--out", "out", "--model", "null").stdout.strip()
+    connect(Settings(broker=broker)).flushall()
+    stored = installed.json("status", "out")
+    assert (stored["run_id"], stored["state"], stored["source"]) == (
+        run_id,
+        "unfinished",
+        "storage",
+    )
+    assert "not known to the broker" in installed("status", run_id, code=2).stderr
+    installed("resume", "out")
+    running = installed.start("worker", "--devices", "cpu", "--models", "null")
+    assert installed.json("watch", "out")["summary"]["done"] == 40
+    running.terminate()
+    running.communicate(timeout=40)
+    assert "has finished already" in installed("resume", "out", code=2).stderr
+    assert "has finished already" in installed("cancel", "out", code=2).stderr
+
+
+def test_interrupted_watch_leaves_the_run_alone(installed: Cli) -> None:
+    manifest = installed.manifest(*circles(4))
+    waiting = installed.start("submit", manifest, "--out", "out", "--model", "null", "--wait")
+    run = eventually(lambda: _first(installed.json("status")))
+    waiting.send_signal(signal.SIGINT)
+    _, said = waiting.communicate(timeout=20)
+    assert waiting.returncode == 130
+    assert f"imagemill watch {run['run_id']}" in said
+    assert installed.json("status", "out")["state"] == "running"
+
+
+@pytest.mark.parametrize("command", ["submit", "status"])
+def test_unreachable_broker(cli: Cli, command: str) -> None:
+    arguments = [cli.manifest(*circles(2)), "--out", "out"] if command == "submit" else []
+    away = cli(command, *arguments, "--broker", "redis://127.0.0.1:1/0", code=1)
+    assert "broker redis://127.0.0.1:1/0 cannot be reached" in away.stderr
+    assert "check --broker" in away.stderr
+    assert not (cli.folder / "out").exists()
+
+
+def test_unknown_run(installed: Cli) -> None:
+    unknown = installed("status", "out", code=2)
+    assert "neither the output of a run nor a run id" in unknown.stderr
+
+
+def _first(listed: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return listed[0] if listed else None

@@ -1,0 +1,80 @@
+"""`imagemill run` interrupted in every way: nothing is left behind, lost or doubled."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import Cli, circles, eventually, rows
+
+REQUESTS = 4000  # some seconds of the null renderer
+
+
+COMMAND = ["run", "manifest.jsonl", "--out", "out", "--model", "null", "--format", "png"]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The sha256 of each image of a run that nothing disturbed."""
+    cli = Cli(tmp_path_factory.mktemp("undisturbed"), mark="")
+    cli.manifest(*circles(REQUESTS))
+    cli(*COMMAND)
+    return [row["sha256"] for row in rows(cli.folder / "out" / "metadata.jsonl")]
+
+
+def test_interrupted_run_stops_and_goes_on(cli: Cli, expected: list[str]) -> None:
+    cli.manifest(*circles(REQUESTS))
+    running = cli.start(*COMMAND)
+    eventually(lambda: _images(cli.folder / "out"))
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "run the same command again to go on" in said
+    assert "Traceback" not in said
+    eventually(lambda: not cli.processes(), 5)
+    stored = _images(cli.folder / "out")
+    assert 0 < stored < REQUESTS
+    _assert_completed(cli, expected)
+
+
+@pytest.mark.parametrize("victim", ["run", "broker", "worker"])
+def test_killed_run_completes_with_the_same_bytes(
+    cli: Cli, expected: list[str], victim: str
+) -> None:
+    cli.manifest(*circles(REQUESTS))
+    running = cli.start(*COMMAND)
+    eventually(lambda: _images(cli.folder / "out"))
+    _kill(cli, running, victim)
+    if victim == "worker":  # it is started again
+        _, said = running.communicate(timeout=120)
+        assert running.returncode == 0, said
+    else:
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == (-signal.SIGKILL if victim == "run" else 1)
+        assert victim == "run" or "Run the same command again to go on" in said
+        eventually(lambda: not cli.processes(), 5)
+    _assert_completed(cli, expected)
+
+
+def _kill(cli: Cli, running: subprocess.Popen[str], victim: str) -> None:
+    if victim == "run":
+        running.kill()
+        return
+    word = {"broker": "valkey-server", "worker": "worker.parent"}[victim]
+    (process,) = [p for p in cli.processes() if word in " ".join(p.cmdline())]
+    process.kill()
+
+
+def _assert_completed(cli: Cli, expected: list[str]) -> None:
+    """The same command completes the dataset, and it is the one that nothing disturbed."""
+    assert cli.json(*COMMAND)["summary"]["done"] == REQUESTS
+    found = rows(cli.folder / "out" / "metadata.jsonl")
+    assert [row["index"] for row in found] == list(range(REQUESTS))
+    assert _images(cli.folder / "out") == REQUESTS
+    assert [row["sha256"] for row in found] == expected
+
+
+def _images(out: Path) -> int:
+    return sum(1 for _ in out.glob("images/*/[!.]*.png"))

@@ -1,0 +1,170 @@
+"""`imagemill run`: a manifest becomes a dataset, on the demo model and on the null renderer."""
+
+from __future__ import annotations
+
+import gzip
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support import Cli, circles, rows
+
+
+def test_manifest_becomes_dataset(cli: Cli) -> None:
+    manifest = cli.manifest(*circles(20))
+    outcome = cli.json("run", manifest, "--out", "out")
+    summary = outcome["summary"]
+    assert (outcome["out"], outcome["rendered"]) == (str(cli.folder / "out"), True)
+    assert (summary["state"], summary["done"]) == ("finished", 20)
+    images = rows(cli.folder / "out" / "metadata.jsonl")
+    assert [row["custom_id"] for row in images] == [f"circle-{i}" for i in range(20)]
+    for row in images:
+        file = cli.folder / "out" / row["file_name"]
+        assert sha256(file.read_bytes()).hexdigest() == row["sha256"]
+        with Image.open(file) as image:
+            assert image.size == (row["width"], row["height"]) == (64, 64)
+    assert {row["model"] for row in images} == {"shapes"}
+    assert not rows(cli.folder / "out" / "errors.jsonl")
+
+
+def test_output_loads_as_imagefolder(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [*circles(4), {"prompt": "no custom_id, a large seed", "seed": 2**64 - 1}]
+    lines.append({"prompt": "guided", "negative_prompt": "blue", "guidance_scale": 2})
+    cli("run", cli.manifest(*lines), "--out", "out", "--model", "null", "--format", "png")
+    monkeypatch.setenv("HF_HOME", str(cli.folder / "hf"))
+    from datasets import load_dataset
+
+    out = cli.folder / "out"
+    dataset = load_dataset(
+        "imagefolder", data_dir=str(out), split="train", cache_dir=str(cli.folder / "hf")
+    )
+    assert len(dataset) == 6
+    expected = rows(out / "metadata.jsonl")
+    loaded = {row["job_id"]: row for row in dataset}
+    for row in expected:
+        found = loaded[row["job_id"]]
+        assert found["seed"] == row["seed"]
+        assert found["prompt"] == row["prompt"]
+        with Image.open(out / row["file_name"]) as stored:
+            assert found["image"].tobytes() == stored.tobytes()
+
+
+def test_second_run_renders_nothing(cli: Cli) -> None:
+    manifest = cli.manifest(*circles(20))
+    cli("run", manifest, "--out", "out", "--model", "null")
+    before = (cli.folder / "out" / "metadata.jsonl").read_bytes()
+    again = cli("run", manifest, "--out", "out", "--model", "null")
+    assert "Nothing was left to render: 20 images" in again.stdout
+    assert (cli.folder / "out" / "metadata.jsonl").read_bytes() == before
+
+
+def test_grown_manifest_renders_only_what_is_new(cli: Cli) -> None:
+    cli("run", cli.manifest(*circles(20)), "--out", "out", "--model", "null")
+    before = {row["job_id"]: row for row in rows(cli.folder / "out" / "metadata.jsonl")}
+    summary = cli.json("run", cli.manifest(*circles(30)), "--out", "out", "--model", "null")[
+        "summary"
+    ]
+    assert (summary["done"], summary["reused"]) == (30, 20)
+    after = {row["job_id"]: row for row in rows(cli.folder / "out" / "metadata.jsonl")}
+    assert before.items() <= after.items()
+
+
+def test_gzipped_batch_lines_render(cli: Cli) -> None:
+    line = {"custom_id": "../../etc/passwd", "method": "POST", "url": "/v1/images/generations"}
+    plain = cli.manifest(line | {"body": {"prompt": "a path is only a name", "model": "null"}})
+    packed = plain.with_name("manifest.jsonl.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    cli("run", packed, "--out", "out")
+    (row,) = rows(cli.folder / "out" / "metadata.jsonl")
+    assert row["custom_id"] == "../../etc/passwd"
+    assert Path(row["file_name"]).parts[0] == "images"
+
+
+def test_two_models_share_a_run(cli: Cli) -> None:
+    lines = [
+        line | {"model": model}
+        for line, model in zip(circles(8), ["null", "shapes"] * 4, strict=True)
+    ]
+    summary = cli.json("run", cli.manifest(*lines), "--out", "out")["summary"]
+    assert summary["done"] == 8
+    assert {stack["model"]: stack["images"] for stack in summary["stacks"]} == {
+        "null": 4,
+        "shapes": 4,
+    }
+
+
+def test_limit_and_quiet(cli: Cli) -> None:
+    manifest = cli.manifest(*circles(20))
+    done = cli("run", manifest, "--out", "out", "--model", "null", "--limit", 3, "--quiet")
+    assert (done.stdout, done.stderr) == ("", "")
+    assert len(rows(cli.folder / "out" / "metadata.jsonl")) == 3
+
+
+def test_invalid_manifest_is_refused_whole(cli: Cli) -> None:
+    manifest = cli.manifest({"prompt": "fine"}, {"prompt": 1}, {"prompt": "x", "sed": 3})
+    refused = cli("run", manifest, "--out", "out", code=2)
+    assert "2 invalid lines; nothing was enqueued" in refused.stderr
+    assert "line 2: prompt:" in refused.stderr
+    assert "line 3: sed: unknown field; did you mean 'seed'?" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    report = next(cli.folder.glob("out/_run/*/invalid.jsonl"))
+    assert str(report) in refused.stderr
+    assert [row["index"] for row in rows(report)] == [1, 2]
+    assert not (cli.folder / "out" / "images").exists()
+
+
+def test_first_twenty_errors_are_shown(cli: Cli) -> None:
+    refused = cli("run", cli.manifest(*[{"prompt": 1}] * 30), "--out", "out", code=2)
+    assert refused.stderr.count("prompt:") == 20
+    assert "… and 10 more" in refused.stderr
+
+
+def test_skip_invalid_renders_the_rest(cli: Cli) -> None:
+    manifest = cli.manifest({"prompt": "fine", "custom_id": "a"}, {"prompt": 1, "custom_id": "b"})
+    command = ("run", manifest, "--out", "out", "--model", "null", "--skip-invalid")
+    assert "1 without an image (1 invalid)" in cli(*command, code=1).stdout
+    (error,) = rows(cli.folder / "out" / "errors.jsonl")
+    assert (error["custom_id"], error["index"], error["status"]) == ("b", 1, "invalid")
+    assert "prompt" in error["message"]
+    assert [row["custom_id"] for row in rows(cli.folder / "out" / "metadata.jsonl")] == ["a"]
+    assert not cli.json(*command, code=1)["rendered"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "absent.jsonl", "--out", "out"], ["absent.jsonl does not exist"]),
+        (["run", "manifest.jsonl", "--out", "out", "--model", "shape"], ["shape", "known: "]),
+        (["run", "manifest.jsonl", "--out", "what://out"], ["what", "s3://"]),
+        (["run", "manifest.jsonl", "--out", "out", "--models-file", "no.toml"], ["no.toml"]),
+        (["run", "manifest.jsonl"], ["--out"]),
+        (["run", "manifest.jsonl", "--out", "out", "--format", "gif"], ["gif"]),
+    ],
+)
+def test_usage_errors_exit_with_two(cli: Cli, arguments: list[str], words: list[str]) -> None:
+    cli.manifest(*circles(2))
+    refused = cli(*arguments, code=2)
+    assert all(word in refused.stderr for word in words), refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_missing_weights_say_what_to_do(cli: Cli) -> None:
+    manifest = cli.manifest(*circles(2))
+    missing = cli("run", manifest, "--out", "out", "--model", "nobody/nothing", code=1)
+    assert "nobody/nothing" in missing.stderr
+    assert "Download it first" in missing.stderr
+
+
+def test_absent_device_ends_the_run(cli: Cli) -> None:
+    manifest = cli.manifest(*circles(2))
+    ended = cli("run", manifest, "--out", "out", "--model", "null", "--devices", "7", code=1)
+    assert "no GPU '7'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_output_that_cannot_be_written(cli: Cli) -> None:
+    (cli.folder / "file").write_text("in the way")
+    refused = cli("run", cli.manifest(*circles(2)), "--out", "file/out", "--model", "null", code=1)
+    assert "file/out" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,114 @@
+"""The parts of the command line that need neither a broker nor a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.dataset import Summary, write_summary
+from jobs.errors import LineError, ManifestRefused, UsageError
+from jobs.fingerprints import route_digest
+from jobs.models import load_models
+from jobs.records import Record, Stack, encode_part
+from jobs.requests import BatchKey, Request
+from jobs.storage import open_storage
+from producer.manifest import Line, parse_line
+from producer.progress import Pace
+from producer.rates import estimate, measure, read_rates
+from producer.report import show_error
+from producer.resolution import PlanOptions, Resolver
+from producer.sheet import Tile, draw_sheet, write_sheet
+from producer.verification import as_line, compare
+
+TABLE = load_models()
+STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "test", 16, 1, "none 1")
+
+
+def resolved(line: bytes) -> Request:
+    parsed = parse_line(1, line)
+    assert isinstance(parsed, Line)
+    weights = {"null": route_digest(TABLE, "null")}
+    return Resolver(TABLE, PlanOptions(model="null"), weights).resolve(1, parsed)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"prompt":"a"}',
+        b'{"prompt":"a","negative_prompt":""}',
+        b'{"prompt":"a","negative_prompt":"b","guidance_scale":0,"seed":18446744073709551615}',
+        b'{"prompt":"a","custom_id":"x","width":32,"height":48,"response_format":"png"}',
+    ],
+)
+def test_a_record_asks_for_its_own_request_again(line: bytes) -> None:
+    request = resolved(line)
+    row = Record(request, "done", STACK, "w", 1, "2026-01-01", file_name="x").row()
+    again = resolved(encode_part([as_line(row)]))
+    assert again.key == request.key
+    assert again.job_id == request.job_id
+
+
+def test_compare_names_what_changed() -> None:
+    row = Record(
+        resolved(b'{"prompt":"a"}'), "done", STACK, "w", 1, "", file_name="x", sha256="1"
+    ).row()
+    same, other = row, row | {"sha256": "2", "threads": 4}
+    verdict = compare([row, row], {0: same, 1: other})
+    assert verdict.compared == 2
+    (difference,) = verdict.differences
+    assert difference.stack == {"threads": ("1", "4")}
+
+
+def test_rates_replace_guesses(tmp_path: Path) -> None:
+    key = BatchKey("generate", "null", "", 64, 64, 8)
+    file = tmp_path / "cache" / "rates.json"
+    assert estimate(key, 100, TABLE, read_rates(file)).device == ""
+    row = {"model": "null", "adapter": "", "width": 64, "height": 64, "num_inference_steps": 8}
+    row |= {"device_name": "a card", "seconds_render": 0.5}
+    storage = open_storage(str(tmp_path / "out"))
+    storage.write("metadata.jsonl", encode_part([row, row | {"seconds_render": 1.5}]))
+    measure(storage, file)
+    found = estimate(key, 100, TABLE, read_rates(file))
+    assert (found.seconds, found.device) == (100.0, "a card")
+
+
+def test_unreadable_rates_are_no_rates(tmp_path: Path) -> None:
+    file = tmp_path / "rates.json"
+    file.write_text('{"null": 3}')
+    assert read_rates(file) == {}
+
+
+def test_pace_leaves_the_wait_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 50.0, 60.0, 61.0, 62.0])
+    monkeypatch.setattr("producer.progress.time.monotonic", lambda: next(clock))
+    pace = Pace()
+    rates = [pace.rate(settled) for settled in (100, 100, 110, 120, 130)]
+    assert rates == [None, None, 0.0, 10.0, 10.0]
+
+
+def test_refusal_shows_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [LineError(7, "", "prompt", "is required (got '[bold]x[/]')")]
+    show_error(ManifestRefused(9, lines, "/out/report.jsonl"))
+    said = capsys.readouterr().err
+    assert "line 7: prompt: is required (got '[bold]x[/]')" in said
+    assert "… and 8 more" in said
+    assert "/out/report.jsonl" in said
+
+
+def test_captions_stay_inside_their_tiles() -> None:
+    image = Image.new("RGB", (64, 128), "red")
+    long = "w" * 200 + " and a very long description " * 20
+    sheet = draw_sheet([Tile(image, long)] * 2)
+    gap = sheet.crop((16 + 160 + 1, 0, 16 + 160 + 15, sheet.height))
+    assert gap.getcolors() == [(gap.width * gap.height, (255, 255, 255))]
+
+
+@pytest.mark.parametrize("target", ["out/images/sheet.png", "out/sheet.png", "sheet.jpg", "a//"])
+def test_sheet_refuses_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = open_storage("out")
+    write_summary(storage, Summary("0" * 12, "finished", "m", 0, "2026-01-01", 1, done=1))
+    with pytest.raises(UsageError, match="--to FILE"):
+        write_sheet("out", 4, target)
