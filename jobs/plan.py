@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
 from operator import attrgetter
+from typing import Any
 
 import orjson
 from pydantic import TypeAdapter
@@ -102,13 +103,8 @@ def encode_shard(requests: Iterable[Request]) -> bytes:
     keys: list[BatchKey] = []
     rows: list[bytes] = []
     for key, group in groupby(requests, attrgetter("key")):
-        rows += [
-            orjson.dumps((
-                r.index, len(keys), r.custom_id, r.prompt, r.negative_prompt, r.seed, r.format,
-                r.job_id, r.images, r.control_images,
-            ))
-            for r in group
-        ]  # fmt: skip
+        # A request's fields in their order, with its key's number for the key.
+        rows += [orjson.dumps((*r[:2], len(keys), *r[3:])) for r in group]
         keys.append(key)
     # Level 1: the plan is written once at full speed and read once a chunk.
     return gzip.compress(b"\n".join([orjson.dumps(keys), *rows]), compresslevel=1, mtime=0)
@@ -118,12 +114,8 @@ def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
     """All requests of a shard, in the order that the chunks' ranges refer to."""
     head, *rows = gzip.decompress(storage.read(layout.shard(run_id, number))).split(b"\n")
     keys = _KEYS.validate_json(head)
-    return [_request(keys, *orjson.loads(row)) for row in rows]
+    return [_request(keys, orjson.loads(row)) for row in rows]
 
 
-def _request(keys: tuple[BatchKey, ...], index: int, key: int, *rest: object) -> Request:
-    custom_id, prompt, negative, seed, image_format, job_id, images, controls = rest
-    return Request(
-        index, custom_id, keys[key], prompt, negative, seed, image_format, job_id,  # type: ignore[arg-type]
-        tuple(images), tuple(controls),  # type: ignore[arg-type]
-    )  # fmt: skip
+def _request(keys: tuple[BatchKey, ...], row: list[Any]) -> Request:
+    return Request(*row[:2], keys[row[2]], *row[3:-2], *map(tuple, row[-2:]))

