@@ -66,7 +66,7 @@ _ANSWER = TypeAdapter(Answer)
 
 
 def encode_call(call: Call) -> bytes:
-    return orjson.dumps(call)
+    return _CALL.dump_json(call)
 
 
 def decode_answer(row: bytes | str) -> Answer:

@@ -118,4 +118,4 @@ def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
 
 
 def _request(keys: tuple[BatchKey, ...], row: list[Any]) -> Request:
-    return Request(*row[:2], keys[row[2]], *row[3:-2], *map(tuple, row[-2:]))
+    return Request._make((*row[:2], keys[row[2]], *row[3:-2], *map(tuple, row[-2:])))

@@ -144,6 +144,10 @@ class Runs:
         """Say how far a chunk is that is still rendering."""
         self.client.hset(f"{self._key(run_id)}:busy", str(chunk), f"{done} {failed}")
 
+    def is_busy(self, run_id: str) -> bool:
+        """Whether a chunk has been rendering lately and has not been stored."""
+        return bool(self.client.hlen(f"{self._key(run_id)}:busy"))
+
     def release(self, run_id: str, chunk: int) -> None:
         """A chunk stopped before its end: its counts no longer stand."""
         self.client.hdel(f"{self._key(run_id)}:busy", str(chunk))

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     ] = 64
     team_rate: Annotated[
         str, Field(description="Requests of a team, as the limits library writes it: 100/second")
-    ] = "600/minute"
+    ] = "6000/minute"
     body_bytes: Annotated[
         int, Field(ge=1024, description="Bytes that the body of an HTTP request may have")
     ] = 96 * 2**20
