@@ -16,11 +16,6 @@ from kombu.entity import Exchange, Queue
 from jobs.broker import register_transport, transport_options
 from jobs.settings import Settings
 
-RENDER = "imagemill.render"
-FEED = "imagemill.feed"
-FINALIZE = "imagemill.finalize"
-WAKE = "imagemill.wake"
-
 BULK = "bulk"
 FEEDS = "feed"
 INTERACTIVE = "interactive"

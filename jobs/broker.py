@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import Any
 
 import redis
 from kombu.transport import TRANSPORT_ALIASES
-from kombu.transport.redis import Channel, QoS, Transport
+from kombu.transport.redis import Channel, PrefixedStrictRedis, QoS, Transport
 
+from jobs import messages
 from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # A half-open connection is noticed within seconds; the defaults hang after a partition.
 SOCKET_TIMEOUTS: dict[str, Any] = {
@@ -39,12 +44,39 @@ class SteadyQoS(QoS):
             self._quick_ack(delivery_tag)
 
 
+class CheckedRedis(PrefixedStrictRedis):
+    """Kombu's client, but messages that are not ours are put aside: to kombu there was none.
+
+    Kombu would let the worker die of some of them, and drop the others.
+    """
+
+    def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:
+        found = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
+        if command_name != "BRPOP" or not found:
+            return found
+        queue, raw = found
+        try:
+            messages.parse(raw)
+        except ValueError as error:
+            log.error("A message in %s was put aside: %s", queue.decode(), error)
+            self.lpush(messages.QUARANTINE, messages.put_aside(raw, queue.decode(), str(error)))
+            # The one command here that kombu gives no prefix.
+            self.ltrim(self.global_keyprefix + messages.QUARANTINE, 0, messages.QUARANTINED - 1)
+            return None
+        return found
+
+
 class SteadyChannel(Channel):
+    """Kombu's Redis channel with the two above."""
+
     QoS = SteadyQoS
+
+    def _get_client(self) -> Any:
+        return partial(CheckedRedis, global_keyprefix=self.global_keyprefix)
 
 
 class SteadyTransport(Transport):
-    """Kombu's Redis transport with the quality of service above."""
+    """Kombu's Redis transport with the channel above."""
 
     Channel = SteadyChannel
 

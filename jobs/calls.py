@@ -40,6 +40,7 @@ class Call:
     """A request, and where its image goes: `path` below the location `out`."""
 
     id: str
+    team: str
     request: Request
     out: str
     path: str
@@ -175,6 +176,7 @@ class Calls:
         answer = self._keys.answer(call.id)
         with self._client.pipeline() as pipe:
             pipe.zrem(self._keys.waiting(call.request.key.model), call.member)
+            pipe.zrem(self._keys.team(call.team), call.id)
             pipe.delete(self._keys.call(call.id))
             pipe.rpush(answer, orjson.dumps(row))
             pipe.ltrim(answer, 0, 0)

@@ -15,8 +15,9 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from jobs import layout
-from jobs.app import BULK, FEED, FEEDS, FINALIZE, INTERACTIVE, RENDER, WAKE, make_queue
+from jobs.app import BULK, FEEDS, INTERACTIVE, make_queue
 from jobs.errors import TransientError
+from jobs.messages import FEED, FINALIZE, RENDER, WAKE
 from jobs.plan import Plan
 from jobs.runs import Runs
 from jobs.storage import Storage

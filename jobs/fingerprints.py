@@ -15,7 +15,7 @@ import orjson
 from platformdirs import user_cache_path
 
 from jobs.errors import FatalError
-from jobs.models import Model, ModelTable
+from jobs.models import Adapter, ControlNet, Model, ModelTable
 
 NULL_REPO = "null:"
 
@@ -38,17 +38,12 @@ def fingerprint(table: ModelTable, model: Model) -> Fingerprint:
     Raises:
         FatalError: the weights are neither on this machine nor to be found at the hub.
     """
-    source = table.source(model)
-    if model.repo == NULL_REPO:
-        revision = "1"
-    elif isinstance(source, Path):
-        revision = f"sha:{_folder_digest(source)}"
-    else:
-        revision = _commit(source, model.revision)
-    pixels = orjson.dumps(
-        [model.dtype, model.scheduler, model.options], option=orjson.OPT_SORT_KEYS
-    )
-    text = f"{revision}\0".encode() + pixels
+    revision = "1" if model.repo == NULL_REPO else revision_of(table, model)
+    controls = [revision_of(table, one) for one in model.controlnets.values()]
+    # Options that stay at their defaults are left out, so that a new option changes no fingerprint.
+    options = model.options.model_dump(exclude_defaults=True)
+    pixels = [model.dtype, model.scheduler, options, *([model.family] if model.family else [])]
+    text = orjson.dumps([revision, controls, pixels], option=orjson.OPT_SORT_KEYS)
     return Fingerprint(model.repo, revision, blake2b(text, digest_size=8).hexdigest())
 
 
@@ -60,17 +55,41 @@ def route_digest(table: ModelTable, route: str) -> str:
     found = table.route(route)
     model = table.get(found.model)
     digest = fingerprint(table, model).digest
-    return f"{digest}+{found.adapter}" if found.adapter else digest
+    if not found.adapter:
+        return digest
+    return f"{digest}+{adapter_digest(table, model.adapters[found.adapter])}"
 
 
-def _folder_digest(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.suffix in _HASHED and p.is_file())
-    if not (folder / "model_index.json").is_file():
+def adapter_digest(table: ModelTable, adapter: Adapter) -> str:
+    """What stands for an adapter's weights and their strength.
+
+    Raises: as fingerprint.
+    """
+    text = f"{revision_of(table, adapter)}\0{adapter.weight!r}".encode()
+    return blake2b(text, digest_size=8).hexdigest()
+
+
+def revision_of(table: ModelTable, weights: Model | Adapter | ControlNet) -> str:
+    """The commit of a repository, or "sha:…" of a local file or folder.
+
+    Raises: as fingerprint.
+    """
+    source = table.source(weights)
+    if isinstance(source, str):
+        return _commit(source, weights.revision)
+    if isinstance(weights, Model) and not (source / "model_index.json").is_file():
         raise FatalError(
-            f"model folder {folder} has no model_index.json", "Name a diffusers pipeline folder."
+            f"model folder {source} has no model_index.json", "Name a diffusers pipeline folder."
         )
+    return f"sha:{_files_digest(source)}"
+
+
+def _files_digest(source: Path) -> str:
+    """Of a file, or of all files in a folder."""
+    found = source.rglob("*") if source.is_dir() else [source]
+    files = sorted(p for p in found if p.suffix in _HASHED and p.is_file())
     known = _Known.read()
-    digests = [f"{p.relative_to(folder).as_posix()} {known.digest(p)}" for p in files]
+    digests = [f"{p.relative_to(source).as_posix()} {known.digest(p)}" for p in files]
     known.write()
     return blake2b("\n".join(digests).encode(), digest_size=8).hexdigest()
 
@@ -122,7 +141,7 @@ def _commit(repo: str, revision: str | None) -> str:
 
     try:
         folder = snapshot_download(
-            repo, revision=revision, local_files_only=True, allow_patterns=["model_index.json"]
+            repo, revision=revision, local_files_only=True, allow_patterns=["*.json"]
         )
         return Path(folder).name
     except LocalEntryNotFoundError:

@@ -20,7 +20,7 @@ from jobs.errors import InvalidRequest
 from jobs.fetching import Forbidden, TooLarge, Unreachable, fetch
 from jobs.storage import Storage
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
 _STORED = re.compile(r"sha256:([0-9a-f]{64})")
 _DATA = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)

@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.errors import InvalidRequest, UsageError
-from jobs.requests import PixelSize
+from jobs.families import FAMILIES, Capability, Family, family_named
+from jobs.inspection import inspect_folder
+from jobs.options import Options
+from jobs.requests import MAX_INPUTS, PixelSize
 
-Capability = Literal["generate", "edit", "negative_prompt", "guidance_scale", "strength"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -50,10 +52,14 @@ class Model(BaseModel):
     repo: a repository, or a folder relative to the models.toml that names it.
     batch_width: requests a pipeline call; a power of two, because only at those widths a pixel
         was found not to depend on its neighbours.
+    family: an entry of jobs.families; without one the worker finds it by the pipeline's class.
+    takes, size_multiple, max_inputs, strength: those of the family, unless the row says less.
     size: default (width, height) in pixels; size_multiple: what both must be a multiple of.
+    max_inputs: images that one edit takes; strength: its default, the pipeline's own if None.
+    adapters_mib: memory for adapters that stay loaded, least recently used ones leave first.
     threads: CPU threads of the device process, part of a result's identity on the CPU.
     seconds_per_image: a guess that sizes chunks and estimates until a rate has been measured.
-    options: handed to diffusers by the worker.
+    options: see jobs.options.
     """
 
     model_config = _STRICT
@@ -61,29 +67,68 @@ class Model(BaseModel):
     repo: str
     revision: str | None = None
     description: str = ""
+    family: str | None = None
     takes: tuple[Capability, ...] = ("generate", "negative_prompt", "guidance_scale")
     controlnets: dict[str, ControlNet] = {}
     adapters: dict[str, Adapter] = {}
+    adapters_mib: Annotated[int, Field(ge=1)] = 1024
     batch_width: Annotated[int, Field(ge=1, le=256)] = 1
     size: tuple[PixelSize, PixelSize] = (1024, 1024)
     size_multiple: Annotated[int, Field(ge=1)] = 8
     max_size: PixelSize = 2048
+    max_inputs: Annotated[int, Field(ge=1, le=MAX_INPUTS)] = 1
     steps: Annotated[int, Field(ge=1, le=50)] = 20
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
     dtype: Dtype = "float32"
     scheduler: str | None = None
     threads: Annotated[int, Field(ge=1)] = 2
     seconds_per_image: Annotated[float, Field(gt=0)] = 2.0
-    options: dict[str, Any] = {}
+    options: Options = Options()
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_from_family(cls, row: Any) -> Any:
+        """A row that says nothing else takes all that its family takes."""
+        family = FAMILIES.get(str(row.get("family"))) if isinstance(row, dict) else None
+        if family is None:
+            return row
+        usual = {
+            "size_multiple": family.size_multiple,
+            "max_inputs": family.inputs,
+            "strength": family.strength,
+        }
+        return {"takes": family.takes} | usual | row
 
     @model_validator(mode="after")
-    def check_widths(self) -> Self:
-        """Refuse a batch width that would make pixels depend on their neighbours."""
+    def check_row(self) -> Self:
+        """Refuse what would make pixels depend on their neighbours, or what the family cannot."""
         if self.batch_width & (self.batch_width - 1):
             raise ValueError(f"batch_width must be a power of two, not {self.batch_width}")
         if any(side % self.size_multiple for side in self.size):
             raise ValueError(f"size {self.size} is no multiple of {self.size_multiple}")
+        if self.options.step_cache and self.batch_width > 1:
+            raise ValueError("options.step_cache decides for whole batches: batch_width must be 1")
+        if self.family is not None:
+            if self.family not in FAMILIES:
+                raise ValueError(f"family must be one of {', '.join(FAMILIES)}")
+            self.check_family(family_named(self.family), self.family)
         return self
+
+    def check_family(self, family: Family, name: str) -> None:
+        """Refuse what pipelines of the family cannot do.
+
+        Raises:
+            ValueError: it names the field.
+        """
+        if surplus := set(self.takes) - set(family.takes):
+            raise ValueError(f"takes: family {name} has no {', '.join(sorted(surplus))}")
+        if self.size_multiple % family.size_multiple:
+            raise ValueError(f"size_multiple must be a multiple of {family.size_multiple}")
+        if self.max_inputs > family.inputs:
+            raise ValueError(f"max_inputs: family {name} takes {family.inputs}")
+        if self.batch_width > 1 and not family.batches:
+            raise ValueError(f"batch_width must be 1: family {name} renders one request a call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +160,8 @@ class ModelTable:
         if name in self.models:
             return self.models[name]
         if not self.closed and (Path(name) / "model_index.json").is_file():
-            return Model(repo=str(Path(name).resolve()))
+            folder = Path(name).resolve()
+            return Model.model_validate(inspect_folder(folder, str(folder)))
         if not self.closed and _REPOSITORY.match(name):
             return Model(repo=name)
         raise InvalidRequest(
@@ -149,10 +195,10 @@ class ModelTable:
         self.get(name)
         return Route(name, "")
 
-    def source(self, model: Model) -> str | Path:
-        """Where the weights are: an existing folder, or a repository's name."""
-        folder = self.folder / model.repo
-        return folder if folder.is_dir() else model.repo
+    def source(self, weights: Model | Adapter | ControlNet) -> str | Path:
+        """Where weights are: an existing folder or file, or a repository's name."""
+        path = self.folder / weights.repo
+        return path if path.exists() else weights.repo
 
 
 class _Table(BaseModel):

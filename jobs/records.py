@@ -52,7 +52,8 @@ class Timings:
 class Record:
     """One request's end. Done records have a file; the others have a code and a message.
 
-    sha256 and bytes are of the stored file; created_at is UTC, ISO 8601.
+    sha256 and bytes are of the stored file; created_at is UTC, ISO 8601; prompt_tokens_cut counts
+    the tokens at the prompt's end that the model's text encoder never read.
     """
 
     request: Request
@@ -67,6 +68,7 @@ class Record:
     bytes: int = 0
     code: str = ""
     message: str = ""
+    prompt_tokens_cut: int = 0
 
     def row(self) -> dict[str, Any]:
         """The flat form that parts and the dataset hold: no nulls, the seed as a string.
@@ -90,9 +92,16 @@ class Record:
                 row[name] = value
         if key.negative:
             row["negative_prompt"] = request.negative_prompt
+        # Not "image": a loaded dataset has that column already.
+        if request.images:
+            row["input_images"] = list(request.images)
+        if request.control_images:
+            row["control_images"] = list(request.control_images)
+            row["controlnet_weights"] = list(key.controlnet_weights)
         return row | {
             "task": key.task,
             "prompt": request.prompt,
+            "prompt_tokens_cut": self.prompt_tokens_cut,
             "model": key.model,
             "adapter": key.adapter,
             "seed": str(request.seed),

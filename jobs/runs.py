@@ -7,12 +7,14 @@ Everything here can be rebuilt from a run's storage; that is what `imagemill res
     <prefix>run:<id>:chunks        bitmap: chunk number → complete
     <prefix>run:<id>:busy          hash: chunk number → "<done> <failed>" while it renders
     <prefix>run:<id>:attempts      hash: chunk number → how often a worker began it
+    <prefix>run:<id>:deaths        hash: chunk number → how many attempts never ended
+    <prefix>run:<id>:suspects      hash: job id → deaths of workers that it was watched in
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -29,7 +31,9 @@ KEEP_SECONDS = 30 * 24 * 3600  # how long a run stays listed after its last chan
 class Progress:
     """Counts of one run. `done` and `failed` cover all requests, those of earlier tries included.
 
-    problem: why a worker paused the run, and what to do; empty if none did.
+    problem: why the run is paused, and what to do; empty if it was not. retries: attempts at
+    chunks beyond the first; deaths: those among the attempts that no worker has ended; suspects:
+    requests that may have killed a worker.
     """
 
     run_id: str
@@ -42,6 +46,9 @@ class Progress:
     done: int
     failed: int
     problem: str
+    retries: int = 0
+    deaths: int = 0
+    suspects: int = 0
 
     @property
     def settled(self) -> int:
@@ -50,6 +57,14 @@ class Progress:
     @property
     def pending(self) -> int:
         return max(0, self.requests - self.settled)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a chunk. `number` counts from 1; `deaths`: how many earlier ones never ended."""
+
+    number: int
+    deaths: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ class Runs:
                     "problem": "",
                 },
             )
-            pipe.delete(f"{key}:chunks", f"{key}:busy", f"{key}:attempts")
+            pipe.delete(f"{key}:chunks", f"{key}:busy")
             for number in done:
                 pipe.setbit(f"{key}:chunks", number, 1)
             pipe.zadd(f"{self.prefix}runs", {plan.run_id: time.time()})
@@ -96,7 +111,8 @@ class Runs:
             pipe.hgetall(key)
             pipe.bitcount(f"{key}:chunks")
             pipe.hvals(f"{key}:busy")
-            fields, chunks_done, busy = pipe.execute()
+            pipe.hlen(f"{key}:suspects")
+            fields, chunks_done, busy, suspects = pipe.execute()
         if not fields:
             return None
         text = {name.decode(): value.decode() for name, value in fields.items()}
@@ -112,6 +128,9 @@ class Runs:
             done=int(text["done"]) + sum(done for done, _ in under_way),
             failed=int(text["failed"]) + sum(failed for _, failed in under_way),
             problem=text["problem"],
+            retries=int(text.get("retries", 0)),
+            deaths=int(text.get("deaths", 0)),
+            suspects=int(suspects),
         )
 
     def location(self, run_id: str, epoch: int) -> str | None:
@@ -129,16 +148,46 @@ class Runs:
         self.client.hset(self._key(run_id), "state", state)
 
     def fail(self, run_id: str, problem: str) -> None:
-        """Pause a run that cannot go on until a person acts; `problem` says why and what to do."""
+        """Pause a run until a person resumes it; `problem` says why and what to do."""
         self.client.hset(self._key(run_id), mapping={"state": "paused", "problem": problem})
 
-    def begin(self, run_id: str, chunk: int) -> int:
-        """Count that a worker begins a chunk; returns which attempt this is, from 1."""
-        key = f"{self._key(run_id)}:attempts"
+    def begin(self, run_id: str, chunk: int) -> Attempt:
+        """Count that a worker begins a chunk; `release` or `complete` must follow while it lives.
+
+        An attempt that neither followed has died with its worker.
+        """
+        key = self._key(run_id)
         with self.client.pipeline() as pipe:
-            pipe.hincrby(key, str(chunk), 1)
+            pipe.hincrby(f"{key}:attempts", str(chunk), 1)
+            pipe.hset(f"{key}:busy", str(chunk), "0 0")
+            pipe.hget(f"{key}:deaths", str(chunk))
+            number, ended, deaths = pipe.execute()
+            if number > 1:
+                pipe.hincrby(key, "retries", 1)
+            if not ended:  # its entry was still there
+                pipe.hincrby(key, "deaths", 1)
+                pipe.hincrby(f"{key}:deaths", str(chunk), 1)
+            self._touch(pipe, key)
+            pipe.execute()
+        return Attempt(int(number), int(deaths or 0) + (not ended))
+
+    def suspects(self, run_id: str, job_ids: Sequence[str]) -> list[int]:
+        """For each request, in how many deaths of a worker it was being watched."""
+        found = self.client.hmget(f"{self._key(run_id)}:suspects", job_ids)
+        return [int(deaths or 0) for deaths in cast("list[bytes | None]", found)]
+
+    def watch(self, run_id: str, job_ids: Iterable[str]) -> None:
+        """Suspect requests from now on, until `trust`: if the worker dies, it counts for them."""
+        key = f"{self._key(run_id)}:suspects"
+        with self.client.pipeline() as pipe:
+            for job_id in job_ids:
+                pipe.hincrby(key, job_id, 1)
             pipe.expire(key, KEEP_SECONDS)
-            return int(pipe.execute()[0])
+            pipe.execute()
+
+    def trust(self, run_id: str, job_ids: Iterable[str]) -> None:
+        """Requests that were watched have a record now."""
+        self.client.hdel(f"{self._key(run_id)}:suspects", *job_ids)
 
     def report(self, run_id: str, chunk: int, done: int, failed: int) -> None:
         """Say how far a chunk is that is still rendering."""
@@ -179,10 +228,24 @@ class Runs:
         found = self.client.zrevrange(f"{self.prefix}runs", 0, most - 1)
         return [run_id.decode() for run_id in cast("list[bytes]", found)]
 
+    def live(self) -> list[tuple[str, int]]:
+        """(run id, epoch) of every run that is to go on."""
+        found = self.client.zrange(f"{self.prefix}runs", 0, -1)
+        names = [run_id.decode() for run_id in cast("list[bytes]", found)]
+        with self.client.pipeline(transaction=False) as pipe:
+            for run_id in names:
+                pipe.hmget(self._key(run_id), "state", "epoch")
+            states = pipe.execute()
+        return [
+            (run_id, int(epoch))
+            for run_id, (state, epoch) in zip(names, states, strict=True)
+            if state == b"running"
+        ]
+
     def _key(self, run_id: str) -> str:
         return f"{self.prefix}run:{run_id}"
 
     @staticmethod
     def _touch(pipe: redis.client.Pipeline, key: str) -> None:
-        for name in (key, f"{key}:chunks", f"{key}:busy"):
-            pipe.expire(name, KEEP_SECONDS)
+        for name in ("", ":chunks", ":busy", ":attempts", ":deaths"):
+            pipe.expire(f"{key}{name}", KEEP_SECONDS)

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     shutdown_timeout: Annotated[
         float, Field(ge=0, le=3600, description="Seconds a stopping worker may finish its batch in")
     ] = 20.0
+    batch_seconds: Annotated[
+        float, Field(gt=0, description="Seconds until a batch counts as hung and its process ends")
+    ] = 900.0
     upload_threads: Annotated[
         int, Field(ge=1, le=256, description="Threads that encode and store images, a worker")
     ] = 8
@@ -83,6 +86,11 @@ class Settings(BaseSettings):
     input_hosts: Annotated[
         frozenset[str],
         Field(description="If any: the only hosts that input URLs may name, private ones included"),
+    ] = frozenset()
+
+    input_stores: Annotated[
+        frozenset[str],
+        Field(description="Beginnings of the storage URIs that inputs may name: s3://photos/"),
     ] = frozenset()
 
     @classmethod

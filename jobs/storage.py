@@ -11,7 +11,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, TypeVar, cast
 
@@ -113,11 +113,22 @@ class Storage:
 
     @contextmanager
     def reader(self, path: str) -> Iterator[IO[bytes]]:
-        """A binary stream from `path`, decompressed if its name ends in .gz."""
+        """A binary stream from `path`, decompressed if its name ends in .gz.
+
+        Object stores fill a temporary file first, so that a download can be retried.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        target, compression = self._full(path), "gzip" if path.endswith(".gz") else None
         try:
-            compression = "gzip" if path.endswith(".gz") else None
-            with self.filesystem.open(self._full(path), "rb", compression=compression) as file:
-                yield cast("IO[bytes]", file)
+            with ExitStack() as stack:
+                if self.local_root is None:
+                    spool = stack.enter_context(tempfile.NamedTemporaryFile())
+                    self._attempt(path, lambda: self.filesystem.get_file(target, spool.name))
+                    target = spool.name
+                local = fsspec.open(target, "rb", compression=compression)
+                yield cast("IO[bytes]", stack.enter_context(local))
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -137,6 +148,16 @@ class Storage:
             return sorted(name.rsplit("/", 1)[-1] for name in found)
 
         return self._attempt(folder, names)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Path → bytes of every object below `folder`."""
+
+        def find() -> dict[str, int]:
+            self.filesystem.invalidate_cache()
+            found = self.filesystem.find(self._full(folder), detail=True)
+            return {name[len(self.root) + 1 :]: info["size"] for name, info in found.items()}
+
+        return self._attempt(folder, find)
 
     def remove(self, path: str) -> None:
         """Delete an object or a folder with all that is in it; nothing happens if it is absent."""

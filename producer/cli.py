@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import ImagemillError, InvalidRequest, ManifestRefused, UsageError
-from producer.commands import inspecting, rendering, serving, watching
+from producer.commands import checking, inspecting, rendering, serving, watching
 
 HERE = "Render on this machine"
 INSTALLATION = "Use an installation of several machines"
@@ -42,16 +42,17 @@ def make_cli() -> typer.Typer:
     cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     cli.callback()(_root)
     panels: dict[str, list[Callable[..., None]]] = {
-        HERE: [rendering.run, rendering.verify, serving.up],
+        HERE: [rendering.run, rendering.verify, checking.fsck, serving.up],
         INSTALLATION: [
             rendering.submit,
             watching.status,
             watching.watch,
+            watching.pause,
             watching.cancel,
             watching.resume,
             serving.serve,
         ],
-        LOOK: [inspecting.plan, inspecting.models, inspecting.sheet],
+        LOOK: [inspecting.plan, inspecting.sheet],
     }
     for panel, commands in panels.items():
         for command in commands:
@@ -62,6 +63,7 @@ def make_cli() -> typer.Typer:
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )(rendering.worker)
+    cli.add_typer(inspecting.make_models(), name="models", rich_help_panel=LOOK)
     cli.add_typer(serving.make_keys(), name="keys", rich_help_panel=INSTALLATION)
     return cli
 

@@ -7,10 +7,10 @@ from dataclasses import asdict
 
 from jobs.calls import Answer, Call
 from jobs.errors import ImagemillError
-from jobs.records import Stack
 from jobs.storage import open_storage
 from worker.output import Shelf
 from worker.render import Rendered
+from worker.watchdog import watchdog
 from worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -29,14 +29,17 @@ def serve_calls(shop: Workshop) -> bool:
     with shop.calls.keep(calls):
         try:
             renderer = shop.renderers.get(calls[0].request.key.model)
-            rendered = renderer.render([call.request for call in calls])
+            loader = shop.loader(open_storage(calls[0].out))
+            batch = loader.load([call.request for call in calls])
+            with watchdog(shop.batch_seconds):
+                rendered = renderer.render(batch)
         except ImagemillError as error:
             log.error("Interactive calls: %s", error)
             for call in calls:
                 _fail(shop, call, error)
             return True
         stored = [
-            shop.executor.submit(_answer, shop, call, one, renderer.stack)
+            shop.executor.submit(_answer, shop, call, one)
             for call, one in zip(calls, rendered, strict=True)
         ]
         for one in stored:
@@ -44,8 +47,8 @@ def serve_calls(shop: Workshop) -> bool:
     return True
 
 
-def _answer(shop: Workshop, call: Call, one: Rendered, stack: Stack) -> None:
-    shelf = Shelf(open_storage(call.out), stack, shop.name, 1)
+def _answer(shop: Workshop, call: Call, one: Rendered) -> None:
+    shelf = Shelf(open_storage(call.out), shop.name, 1)
     try:
         record = shelf.put(one, call.path)
     except ImagemillError as error:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from jobs import layout
 from jobs.dataset import now
-from jobs.records import Record, Stack, Timings
+from jobs.records import Record, Status, Timings
 from jobs.requests import Request
 from jobs.storage import Storage
 from worker.encode import encode
@@ -26,7 +25,6 @@ class Shelf:
     """Where images go, and what their records say about whoever rendered them."""
 
     storage: Storage
-    stack: Stack
     worker: str
     attempt: int
 
@@ -45,12 +43,13 @@ class Shelf:
             stored = time.perf_counter()
         return Record(
             request=request,
-            status="done" if data else "failed",
-            stack=_at_width(self.stack, one.width),
+            status=one.status,
+            stack=one.stack,
             worker=self.worker,
             attempt=self.attempt,
             created_at=now(),
             timings=Timings(
+                load=round(one.seconds_load, 6),
                 render=round(one.seconds, 6),
                 encode=round(encoded - started, 6),
                 store=round(stored - encoded, 6),
@@ -60,6 +59,7 @@ class Shelf:
             bytes=len(data),
             code=one.code,
             message=one.message,
+            prompt_tokens_cut=one.tokens_cut,
         )
 
 
@@ -67,16 +67,17 @@ class Shelf:
 class Output:
     """What one chunk has rendered, on its way into storage. Made anew for each attempt.
 
-    worker: the name of this process; attempt: 1 for the chunk's first; taken: requests so far.
+    worker: the name of this process; attempt: 1 for the chunk's first; taken: requests so far;
+    settled: job id → status of those whose images are stored.
     """
 
     storage: Storage
     executor: Executor
-    stack: Stack
     shard: int
     worker: str
     attempt: int
     taken: int = 0
+    settled: dict[str, Status] = field(default_factory=dict)
     _under_way: deque[list[Future[list[Record]]]] = field(default_factory=deque)
     _records: list[Record] = field(default_factory=list)
 
@@ -96,27 +97,25 @@ class Output:
         self.taken += len(batch)
 
     def records(self) -> list[Record]:
-        """All records; waits until every image is in storage.
+        """The records since the last call; waits until every image is in storage.
 
         Raises:
             TransientError, FatalError: an image could not be stored.
         """
         while self._under_way:
             self._settle()
-        return self._records
+        records, self._records = self._records, []
+        return records
 
     def _settle(self) -> None:
         for stored in self._under_way.popleft():
-            self._records.extend(stored.result())
+            records = stored.result()
+            self._records.extend(records)
+            self.settled |= {record.request.job_id: record.status for record in records}
 
     def _store_all(self, batch: list[Rendered]) -> list[Record]:
-        shelf = Shelf(self.storage, self.stack, self.worker, self.attempt)
+        shelf = Shelf(self.storage, self.worker, self.attempt)
         return [shelf.put(one, self._path(one.request)) for one in batch]
 
     def _path(self, request: Request) -> str:
         return layout.image(self.shard, request.job_id, request.format)
-
-
-@cache
-def _at_width(stack: Stack, width: int) -> Stack:
-    return replace(stack, batch_width=width)  # slow, and nearly always the same

@@ -14,10 +14,13 @@ from jobs.app import make_app
 from jobs.broker import connect
 from jobs.calls import Calls
 from jobs.dispatch import Dispatcher
+from jobs.inputs import InputPolicy
 from jobs.models import load_models
 from jobs.runs import Runs
 from jobs.settings import load_settings
+from jobs.storage import Storage
 from worker.chunks import LiveRun, open_run
+from worker.inputs import Loader
 from worker.renderers import Renderers
 
 RUNS_KEPT = 8
@@ -27,7 +30,8 @@ RUNS_KEPT = 8
 class Workshop:
     """The tools of one device process.
 
-    name: the worker's; models: what it serves; stopping: set when it is to end after its batch.
+    name: the worker's; models: what it serves; executor stores, inputs loads; policy, stores: what
+    inputs may be and where from; stopping: set when it is to end after its batch.
     """
 
     name: str
@@ -37,8 +41,16 @@ class Workshop:
     dispatcher: Dispatcher
     renderers: Renderers
     executor: ThreadPoolExecutor
+    batch_seconds: float
+    inputs: ThreadPoolExecutor
+    policy: InputPolicy
+    stores: frozenset[str]
     stopping: Event = field(default_factory=Event)
     _open: OrderedDict[tuple[str, int], LiveRun] = field(default_factory=OrderedDict)
+
+    def loader(self, storage: Storage) -> Loader:
+        """What loads the inputs of requests whose stored inputs lie in `storage`."""
+        return Loader(self.inputs, storage, self.policy, self.stores)
 
     def open(self, run_id: str, epoch: int) -> LiveRun | None:
         """The run of a message; None if it is cancelled, paused, finished or was resumed since."""
@@ -67,4 +79,9 @@ def workshop() -> Workshop:
         dispatcher=Dispatcher(make_app(settings)),
         renderers=Renderers(load_models(settings.models), conf.imagemill_device),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
+        batch_seconds=settings.batch_seconds,
+        # Apart from those that store: a slow host must not hold images up.
+        inputs=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="load"),
+        policy=InputPolicy(hosts=settings.input_hosts),
+        stores=settings.input_stores,
     )

@@ -1,0 +1,176 @@
+"""What a sync call costs beyond its rendering, on an idle worker and under a bulk run.
+
+    python -m benchmarks.latency [--calls 200] [--model shapes]
+
+overhead: the whole HTTP call less the pipeline call in process, at the same width, threads and
+steps, in one run. wait under bulk: the call less its own rendering, in units of one batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+
+from benchmarks.measure import report
+from jobs.models import Model, load_models
+
+GENERATE = "/v1/images/generations"
+BULK_IMAGES = 4096
+
+_IN_PROCESS = """
+import sys, time
+import torch
+from diffusers import DiffusionPipeline
+
+folder, width, threads, steps, guidance, calls = sys.argv[1:]
+torch.set_num_threads(int(threads))
+pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+pipeline.set_progress_bar_config(disable=True)
+width = int(width)
+for i in range(int(calls) + 3):
+    started = time.perf_counter()
+    pipeline(
+        prompt=["a red circle"] * width,
+        num_inference_steps=int(steps),
+        guidance_scale=float(guidance),
+        width=64,
+        height=64,
+        generator=[torch.Generator("cpu").manual_seed(i)] * width,
+        output_type="np",
+    )
+    if i >= 3:
+        print(time.perf_counter() - started)
+"""
+
+
+@contextmanager
+def facade(folder: Path, model: str) -> Iterator[http.client.HTTPConnection]:
+    """A connection to `imagemill up` of its own."""
+    log = folder / "up.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-P", "-m", "producer", "up", "--port", "0",
+                "--store", str(folder / "store"), "--models", model,
+            ],
+            stderr=file,
+            env=os.environ
+            | {
+                "IMAGEMILL_KEYS_FILE": str(folder / "keys.json"),
+                "IMAGEMILL_SIGNING_FILE": str(folder / "signing.key"),
+                "IMAGEMILL_TEAM_RATE": "1000000/minute",
+            },
+        )  # fmt: skip
+    try:
+        while not (found := re.search(r"http://([\d.]+):(\d+)", log.read_text())):
+            if process.poll() is not None:
+                raise SystemExit(log.read_text())
+            time.sleep(0.1)
+        yield http.client.HTTPConnection(found[1], int(found[2]), timeout=120)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def call(line: http.client.HTTPConnection, body: dict[str, object]) -> tuple[float, float]:
+    """Seconds of a whole call, and of its rendering."""
+    started = time.perf_counter()
+    line.request("POST", GENERATE, json.dumps(body), {"Content-Type": "application/json"})
+    answer = line.getresponse()
+    answer.read()
+    seconds = time.perf_counter() - started
+    if answer.status != 200:
+        raise SystemExit(f"status {answer.status}")
+    return seconds, float(answer.headers["Server-Timing"].partition("dur=")[2]) / 1000
+
+
+def start_bulk(line: http.client.HTTPConnection, model: str) -> None:
+    """A batch that keeps the worker busy for the rest of the benchmark."""
+    lines = [
+        {
+            "custom_id": str(i),
+            "method": "POST",
+            "url": GENERATE,
+            "body": {"prompt": f"a blue star {i}", "model": model},
+        }
+        for i in range(BULK_IMAGES)
+    ]
+    form = b"--B\r\nContent-Disposition: form-data; name=%s\r\n\r\n%s\r\n"
+    content = "\n".join(map(json.dumps, lines)).encode()
+    body = form % (b'"purpose"', b"batch") + form % (b'"file"; filename="a"', content) + b"--B--"
+    api = "/openai/v1"
+    line.request("POST", f"{api}/files", body, {"Content-Type": "multipart/form-data; boundary=B"})
+    file = json.load(line.getresponse())["id"]
+    asked = {"input_file_id": file, "endpoint": GENERATE, "completion_window": "24h"}
+    headers = {"Content-Type": "application/json"}
+    line.request("POST", f"{api}/batches", json.dumps(asked), headers)
+    batch = json.load(line.getresponse())["id"]
+    while True:
+        line.request("GET", f"{api}/batches/{batch}")
+        if json.load(line.getresponse())["request_counts"]["completed"]:
+            return
+        time.sleep(0.2)
+
+
+def in_process(folder: Path, model: Model, calls: int) -> list[float]:
+    """Seconds of pipeline calls in a process of their own."""
+    arguments = [folder, model.batch_width, model.threads, model.steps, model.guidance_scale, calls]
+    command = [sys.executable, "-c", _IN_PROCESS, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(text) for text in done.stdout.split()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--model", default="shapes")
+    options = parser.parse_args()
+    table = load_models()
+    model = table.get(options.model)
+    body = {
+        "prompt": "a red circle",
+        "model": options.model,
+        "num_inference_steps": model.steps,
+        "guidance_scale": model.guidance_scale,
+    }
+    source = table.source(model)
+    bare = in_process(Path(source), model, 20) if isinstance(source, Path) else []
+    with tempfile.TemporaryDirectory() as name, facade(Path(name), options.model) as line:
+        for _ in range(10):  # warm
+            call(line, body)
+        idle = [call(line, body) for _ in range(options.calls)]
+        start_bulk(line, options.model)
+        busy = [call(line, body) for _ in range(options.calls // 4)]
+    overhead = [1000 * (whole - render) for whole, render in idle]
+    batch = median(render for _, render in idle)
+    waits = [(whole - render) / batch for whole, render in busy]
+    middle, late = median(overhead), _at(overhead, 99)
+    report(
+        f"Latency of sync calls, {options.model}, width {model.batch_width}",
+        [
+            f"render in the worker     {1000 * batch:.1f} ms",
+            f"pipeline in process      {1000 * median(bare):.1f} ms" if bare else "",
+            f"overhead, idle worker    p50 {middle:.1f} ms, p99 {late:.1f} ms",
+            f"wait under bulk          p50 {median(waits):.2f}, p95 {_at(waits, 95):.2f} batches",
+        ],
+    )
+
+
+def _at(values: list[float], percent: int) -> float:
+    return quantiles(values, n=100)[percent - 1]
+
+
+if __name__ == "__main__":
+    main()

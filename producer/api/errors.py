@@ -1,0 +1,187 @@
+"""What becomes of an error: its HTTP status, and its JSON in the dialect of the caller.
+
+Everything but /openai answers {"message", "field", "code"}; /openai answers
+{"error": {"message", "type", "param", "code"}}.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import redis
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from jobs.errors import ImagemillError, InvalidRequest, TransientError
+
+OPENAI = "/openai/"
+RETRY_SECONDS = 5  # what a caller is told to wait for a broker or a worker that is away
+
+log = logging.getLogger(__name__)
+
+
+class ApiError(ImagemillError):
+    """An answer that is not 2xx. `retry_after` is in seconds; None where a retry cannot help."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        field: str = "",
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.field = field
+        self.retry_after = retry_after
+
+
+class ErrorBody(BaseModel):
+    """An error. `field` names the culprit where there is one."""
+
+    message: str
+    field: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIErrorBody(BaseModel):
+    """The envelope of an error."""
+
+    error: OpenAIError
+
+
+STATUSES = {
+    400: "The request cannot be read, or asks for what cannot be done",
+    401: "A token is needed",
+    403: "The token does not allow this",
+    404: "There is no such thing",
+    413: "The body or an image is too large",
+    415: "Neither JSON nor a form",
+    422: "A field is wrong",
+    429: "Too many requests; Retry-After says when to come back",
+    500: "The image could not be rendered",
+    503: "The broker, the storage or the workers are away; Retry-After says when to come back",
+    504: "The deadline passed; the work is cancelled",
+}
+
+
+def declared(
+    body: type[BaseModel], *left_out: int
+) -> dict[int | str, dict[str, str | type[BaseModel]]]:
+    """The error answers of a router, for its schema."""
+    return {
+        status: {"model": body, "description": text}
+        for status, text in STATUSES.items()
+        if status not in left_out
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Culprit:
+    field: str
+    reason: str
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Answer every exception that an endpoint raises."""
+    for kind in (ImagemillError, RequestValidationError, HTTPException, redis.RedisError):
+        app.add_exception_handler(kind, _answer)
+    app.add_exception_handler(TimeoutError, _answer)
+    app.add_exception_handler(Exception, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    problem = _classify(error, request.url.path.startswith(OPENAI))
+    headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
+    if isinstance(error, HTTPException):
+        headers |= dict(error.headers or {})  # Allow, for 405
+    if problem.status >= 500:
+        log.warning("%s %s: %s", request.method, request.url.path, problem.message)
+    return JSONResponse(
+        error_json(problem, request.url.path.startswith(OPENAI)), problem.status, headers
+    )
+
+
+def error_json(problem: ApiError, openai: bool) -> dict[str, object]:
+    """The body of an error."""
+    if not openai:
+        return ErrorBody(
+            message=problem.message, field=problem.field or None, code=problem.code
+        ).model_dump()
+    kind = "invalid_request_error" if problem.status < 500 else "server_error"
+    inner = OpenAIError(
+        message=problem.message, type=kind, param=problem.field or None, code=problem.code
+    )
+    return OpenAIErrorBody(error=inner).model_dump()
+
+
+def _classify(error: Exception, openai: bool) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case InvalidRequest():
+            status = {"model_not_found": 404, "input_too_large": 413, "unsupported": 400}
+            return ApiError(status.get(error.code, 422), error.code, error.message, error.field)
+        case RequestValidationError():
+            return _invalid(error, openai)
+        case HTTPException():
+            code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+            return ApiError(
+                error.status_code, code.get(error.status_code, "bad_request"), str(error.detail)
+            )
+        case TimeoutError():
+            return ApiError(504, "deadline_passed", "the deadline passed; the work is cancelled")
+        case TransientError() | redis.RedisError():
+            log.warning("%s", error)
+            return ApiError(
+                503, "unavailable", "the broker or the storage is away", "", RETRY_SECONDS
+            )
+        case ImagemillError():
+            log.error("%s", error)
+            return ApiError(
+                503, "unavailable", "the storage or the model does not work; see the log"
+            )
+    log.error("Unexpected error", exc_info=error)
+    return ApiError(500, "internal_error", "an unexpected error; see the log")
+
+
+def _invalid(error: RequestValidationError, openai: bool) -> ApiError:
+    first = error.errors()[0]
+    culprit = _culprit(first["loc"], first["type"], first["msg"], first.get("ctx", {}))
+    if culprit.reason.startswith("not JSON"):
+        return ApiError(400 if openai else 422, "invalid_json", culprit.reason)
+    message = f"{culprit.field}: {culprit.reason}" if culprit.field else culprit.reason
+    return ApiError(422, "invalid_request", message, culprit.field)
+
+
+def _culprit(
+    place: tuple[str | int, ...], kind: str, message: str, context: dict[str, object]
+) -> _Culprit:
+    # Unions add the name of each alternative to the location; the field itself is enough.
+    field = str(place[1]) if len(place) > 1 else ""
+    match kind:
+        case "json_invalid":
+            return _Culprit("", f"not JSON: {context.get('error', message)}")
+        case "missing":
+            return _Culprit(field, "is required") if field else _Culprit("", "a body is required")
+        case "extra_forbidden":
+            return _Culprit(field, "unknown field")
+        case _:
+            return _Culprit(field, f"{message[:1].lower()}{message[1:]}")

@@ -1,0 +1,39 @@
+"""Whether the process lives, and whether it can do its work."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from jobs.errors import ImagemillError
+from producer.api.errors import RETRY_SECONDS, ApiError, ErrorBody, declared
+from producer.api.facade import Used, in_thread
+
+router = APIRouter(tags=["Health"])
+
+
+class Health(BaseModel):
+    """All is well; otherwise the answer is an error."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/healthz")
+async def alive() -> Health:
+    """The process answers."""
+    return Health()
+
+
+@router.get("/readyz", responses=declared(ErrorBody, 400, 401, 403, 404, 413, 415, 422, 429, 500))
+async def ready(facade: Used) -> Health:
+    """Broker, storage and at least one worker are there."""
+    await facade.redis.ping()
+    try:
+        await in_thread(facade.storage.list, "")
+    except ImagemillError as error:
+        raise ApiError(503, "no_storage", error.message, "", RETRY_SECONDS) from error
+    if not any([await facade.workers(model) for model in facade.table.models]):
+        raise ApiError(503, "no_worker", "no worker is there", "", RETRY_SECONDS)
+    return Health()

@@ -1,0 +1,124 @@
+"""The facade as a process: listens, says when it is ready, stops cleanly."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address
+
+import uvicorn
+from fastapi import FastAPI
+
+from jobs.errors import ImagemillError, UsageError
+from jobs.models import load_models
+from jobs.settings import Settings
+from producer.api.application import make_api
+from producer.api.keys import make_ring
+from producer.report import say
+
+STOP_SECONDS = 10  # calls under way may take so long to end
+TICKS = 10  # of a tenth of a second: how often the children are looked at
+
+
+def run_server(
+    settings: Settings,
+    host: str,
+    port: int,
+    insecure: bool,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    check: called every second; what it raises ends the server. With it, the server is ready when
+    a worker is.
+
+    Raises:
+        UsageError: the address is taken, or it would be open to everybody.
+    """
+    check_exposure(settings, host, insecure)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    api = make_api(settings, load_models(settings.models))
+    listener = _listen(host, port)
+    server = _Server(api, f"http://{_netloc(host, listener)}", check)
+    # Uvicorn raises the signal again after it has stopped; that is how a server ends.
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+    if server.failure:
+        raise server.failure
+
+
+def check_exposure(settings: Settings, host: str, insecure: bool) -> None:
+    """Raises UsageError if other machines could call without a key."""
+    if insecure or _is_loopback(host):
+        return
+    if not make_ring(settings.api_keys, settings.keys_file).all():
+        raise UsageError(
+            f"host {host} is open to other machines, and there are no keys",
+            "Make one (imagemill keys create), or pass --insecure.",
+        )
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and ends when `check` fails."""
+
+    def __init__(self, api: FastAPI, url: str, check: Callable[[], None] | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                api,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+        self.failure: ImagemillError | None = None
+        self._facade = api.state.facade
+        self._url = url
+        self._check = check
+        self._announced = False
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn every tenth of a second."""
+        if counter % TICKS == 0 and self._check:
+            try:
+                self._check()
+            except ImagemillError as error:
+                self.failure = error
+                return True
+        if not self._announced and (not self._check or await self._has_worker()):
+            self._announced = True
+            say(f"Ready: {self._url} (Ctrl-C stops)")
+        return await super().on_tick(counter)
+
+    async def _has_worker(self) -> bool:
+        return any([await self._facade.workers(model) for model in self._facade.table.models])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With its protocol named: asyncio then turns Nagle's algorithm off, which costs 40 ms a call.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        return listener
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {host}:{port}: {error}", "Choose --port.") from error
+
+
+def _netloc(host: str, listener: socket.socket) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"{name}:{listener.getsockname()[1]}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,130 @@
+"""Commands of the HTTP facade: serve, up, keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from producer.commands import options
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+
+Store = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="Where images, files and batches are kept: a folder or s3://.",
+        show_default="IMAGEMILL_STORE",
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks one.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Listen to other machines although there are no keys.")
+]
+
+
+def serve(
+    store: Store = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    broker: options.Broker = None,
+    models_file: options.ModelsFile = None,
+    insecure: Insecure = False,
+) -> None:
+    """Answer HTTP calls with the workers of a running installation, until Ctrl-C."""
+    from producer.api.server import run_server
+
+    run_server(_settings(store, broker, models_file), host, port, insecure)
+
+
+def up(
+    store: Store = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Models to serve, separated by commas. The first is loaded at once.",
+            show_default="all of the models table but null",
+        ),
+    ] = None,
+    devices: options.Devices = "auto",
+    workers: options.Workers = None,
+    models_file: options.ModelsFile = None,
+    insecure: Insecure = False,
+) -> None:
+    """Start all on this machine, until Ctrl-C: private broker, workers, HTTP facade."""
+    from jobs.fingerprints import NULL_REPO
+    from jobs.models import load_models
+    from producer.api.server import check_exposure, run_server
+    from producer.embedded import Crew, embedded
+
+    settings = _settings(store, None, models_file)
+    check_exposure(settings, host, insecure)
+    table = load_models(settings.models)
+    usual = [name for name, model in table.models.items() if model.repo != NULL_REPO]
+    served = models.split(",") if models else sorted(usual, key=lambda name: name != table.default)
+    with embedded(settings, Crew(devices, workers)) as children:
+        children.serve(served)
+        run_server(children.settings, host, port, insecure, children.check)
+
+
+def make_keys() -> typer.Typer:
+    """The command `keys` with its subcommands."""
+    keys = typer.Typer(no_args_is_help=True, help="Keys of the HTTP facade.")
+    for command in (create, list_, revoke):
+        keys.command(command.__name__.rstrip("_"))(command)
+    return keys
+
+
+def create(
+    team: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A team of the key; several may be named."),
+    ] = None,
+) -> None:
+    """Make a key and print its token, which is shown only now."""
+    from producer.api.keys import OPEN_TEAM, create_key
+    from producer.report import say, show
+
+    key, token = create_key(_settings().keys_file, team or [OPEN_TEAM])
+    say(f"key {key.id} of {', '.join(key.teams)}; its token:")
+    show(token)
+
+
+def list_(as_json: options.Json = False) -> None:
+    """Show all keys of the keys file: id, teams, when it was made."""
+    from datetime import UTC, datetime
+
+    from producer.api.keys import read_keys
+    from producer.report import show, show_json
+
+    keys = read_keys(_settings().keys_file)
+    if as_json:
+        show_json([{"id": k.id, "teams": k.teams, "created_at": k.created_at} for k in keys])
+        return
+    for key in keys:
+        made = datetime.fromtimestamp(key.created_at, UTC)
+        show(f"{key.id}  {made:%Y-%m-%d}  {', '.join(key.teams)}")
+
+
+def revoke(key: Annotated[str, typer.Argument(metavar="ID", help="A key's id.")]) -> None:
+    """Remove a key; running facades refuse it from then on."""
+    from producer.api.keys import revoke_key
+    from producer.report import say
+
+    revoke_key(_settings().keys_file, key)
+    say(f"key {key} is revoked")
+
+
+def _settings(
+    store: str | None = None, broker: str | None = None, models_file: options.ModelsFile = None
+) -> Settings:
+    from jobs.settings import load_settings
+
+    settings = load_settings(broker, models_file)
+    return settings.model_copy(update={"store": store}) if store else settings

@@ -1,0 +1,288 @@
+"""What callers may rely on when much happens at once, or something is away."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import redis
+from facades import Premises, make_premises, stop
+from support import eventually
+
+from jobs.broker import connect
+from jobs.runs import Progress, Runs
+from jobs.settings import Settings
+
+GENERATE = "/v1/images/generations"
+
+
+@dataclass
+class Plant:
+    """A broker, a worker and any number of facades in one premises."""
+
+    premises: Premises
+    broker: str
+    worker: Any = None
+    facades: list[Any] = field(default_factory=list)
+
+    def start_worker(self) -> None:
+        self.worker = self.premises.start(
+            "worker", "--devices", "cpu", "--models", "null", IMAGEMILL_BROKER=self.broker
+        )
+
+    def serve(self, **extra: str) -> str:
+        process, url = self.premises.serve("serve", "--broker", self.broker, **extra)
+        self.facades.append(process)
+        return url
+
+    def ready(self, url: str) -> str:
+        eventually(lambda: httpx.get(f"{url}/readyz").status_code == 200, 30)
+        return url
+
+    @property
+    def redis(self) -> redis.Redis:
+        return connect(Settings(broker=self.broker))
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The device process stands still for as long as the block lasts."""
+        tree = psutil.Process(self.worker.pid).children(recursive=True)
+        (device,) = (p for p in tree if "spawn_main" in " ".join(p.cmdline()))
+        device.suspend()
+        try:
+            yield
+        finally:
+            device.resume()
+
+    def waiting(self) -> int:
+        return int(self.redis.zcard("imagemill:calls:null"))
+
+    def end(self) -> None:
+        for process in self.facades:
+            if process.poll() is None:
+                stop(process, self.premises.log("serve"))
+        if self.worker:
+            self.worker.terminate()
+            assert self.worker.wait(30) == 0
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory, valkey: str) -> Iterator[Plant]:
+    connect(Settings(broker=valkey)).flushall()
+    plant = Plant(make_premises(tmp_path_factory.mktemp("plant")), valkey)
+    plant.start_worker()
+    try:
+        yield plant
+    finally:
+        plant.end()
+
+
+@pytest.fixture(scope="module")
+def url(plant: Plant) -> str:
+    return plant.ready(plant.serve(IMAGEMILL_CALL_SECONDS="4", IMAGEMILL_TEAM_CALLS="4"))
+
+
+def call(url: str, **body: Any) -> httpx.Response:
+    return httpx.post(url + GENERATE, json={"prompt": "x"} | body, timeout=30)
+
+
+def calls(url: str, count: int) -> list[Future[httpx.Response]]:
+    """Several calls at once, with the seeds 0, 1, …"""
+    pool = ThreadPoolExecutor(count)
+    futures = [pool.submit(call, url, seed=seed) for seed in range(count)]
+    pool.shutdown(wait=False)
+    return futures
+
+
+def test_calls_that_wait_together_are_rendered_together(plant: Plant, url: str) -> None:
+    alone = [call(url, seed=seed).json() for seed in range(4)]
+    with plant.frozen():
+        together = calls(url, 4)
+        eventually(lambda: plant.waiting() == 4)
+    answers = [future.result() for future in together]
+    assert [answer.json() for answer in answers] == alone
+    # A call's time is its share of the batch, so calls of one batch have the same.
+    assert len({answer.headers["server-timing"] for answer in answers}) == 1
+
+
+def test_full_queue_says_when_to_come_back(plant: Plant, url: str) -> None:
+    with plant.frozen():
+        waiting = calls(url, 4)
+        eventually(lambda: plant.waiting() == 4)
+        refused = call(url)
+    assert refused.status_code == 429
+    assert refused.json()["code"] == "queue_full"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert [future.result().status_code for future in waiting] == [200] * 4
+
+
+def test_deadline_cancels_the_work(plant: Plant, url: str) -> None:
+    before = images(plant)
+    with plant.frozen():
+        late = call(url)
+        assert late.status_code == 504
+        assert plant.waiting() == 0
+    assert call(url).status_code == 200
+    assert len(images(plant)) == len(before) + 1
+
+
+def test_gone_caller_is_cancelled(plant: Plant, url: str) -> None:
+    before = images(plant)
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "x"})
+    with plant.frozen():
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(
+                f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+            )
+            eventually(lambda: plant.waiting() == 1)
+        eventually(lambda: plant.waiting() == 0, 3)
+    assert call(url).status_code == 200
+    assert len(images(plant)) == len(before) + 1
+
+
+def images(plant: Plant) -> list[Path]:
+    return list((plant.premises.store / "calls").rglob("*.jpg"))
+
+
+def test_calls_go_before_a_bulk_run(plant: Plant, url: str) -> None:
+    manifest = plant.premises.folder / "bulk.jsonl"
+    manifest.write_text("".join(f'{{"prompt": "{i}"}}\n' for i in range(6_000)))
+    out = plant.premises.folder / "bulk"
+    plant.premises.run("submit", str(manifest), "--out", str(out), "--broker", plant.broker)
+
+    runs = Runs(plant.redis, "imagemill:")
+    (run,) = runs.listed(1)
+
+    def progress() -> Progress:
+        found = runs.progress(run)
+        assert found
+        return found
+
+    eventually(lambda: progress().done)
+    for _ in range(5):
+        started = time.monotonic()
+        assert call(url).status_code == 200
+        assert time.monotonic() - started < 2
+    assert progress().state == "running"
+    assert plant.premises.run("cancel", run, "--broker", plant.broker).returncode == 0
+
+
+def line(number: int) -> str:
+    body = {"prompt": f"picture {number}"}
+    return json.dumps({"custom_id": f"{number}", "method": "POST", "url": GENERATE, "body": body})
+
+
+def batch(url: str, lines: int) -> Any:
+    content = "\n".join(map(line, range(lines))).encode()
+    api = f"{url}/openai/v1"
+    file = httpx.post(f"{api}/files", data={"purpose": "batch"}, files={"file": ("a", content)})
+    body = {
+        "input_file_id": file.json()["id"],
+        "endpoint": GENERATE,
+        "completion_window": "24h",
+    }
+    return httpx.post(f"{api}/batches", json=body).json()
+
+
+def ended(url: str, batch_id: str) -> Any:
+    """The batch once it has ended, as a facade sees it."""
+
+    def look() -> Any:
+        now = httpx.get(f"{url}/openai/v1/batches/{batch_id}").json()
+        return now if now["status"] in ("completed", "cancelled", "expired", "failed") else None
+
+    return eventually(look, 30)
+
+
+def results(url: str, file_id: str) -> list[Any]:
+    content = httpx.get(f"{url}/openai/v1/files/{file_id}/content").text
+    return [json.loads(one) for one in content.splitlines()]
+
+
+def test_batches_survive_their_facade_and_a_wiped_broker(plant: Plant, url: str) -> None:
+    beside = plant.serve()
+    with plant.frozen():
+        made = batch(beside, 40)
+        eventually(lambda: plant.redis.exists("imagemill:runs"))
+        stop(plant.facades.pop(), plant.premises.log("serve"))
+        plant.redis.flushall()
+    found = ended(url, made["id"])
+    assert found["status"] == "completed"
+    assert len(results(url, found["output_file_id"])) == 40
+
+
+def test_cancelled_batch_keeps_what_it_has(url: str) -> None:
+    made = batch(url, 6_000)
+
+    def going() -> bool:
+        now = httpx.get(f"{url}/openai/v1/batches/{made['id']}").json()
+        return bool(now["request_counts"]["completed"])
+
+    eventually(going)
+    assert httpx.post(f"{url}/openai/v1/batches/{made['id']}/cancel").status_code == 200
+    found = ended(url, made["id"])
+    counts = found["request_counts"]
+    assert found["status"] == "cancelled"
+    assert found["cancelling_at"] <= found["cancelled_at"]
+    assert 0 < counts["completed"] < 6_000
+    assert counts["completed"] + counts["failed"] == 6_000
+    assert len(results(url, found["output_file_id"])) == counts["completed"]
+    (last,) = results(url, found["error_file_id"])[-1:]
+    assert last["error"]["code"] == "batch_cancelled"
+
+
+def test_late_batch_expires(plant: Plant, url: str) -> None:
+    with plant.frozen():
+        made = batch(url, 4)
+        ticket = plant.premises.store / "batches" / "default" / made["id"] / "ticket.json"
+        eventually(lambda: ticket.with_name("started.json").exists())
+        late = json.loads(ticket.read_text()) | {"expires_at": int(time.time()) - 10}
+        ticket.write_text(json.dumps(late))
+        found = ended(url, made["id"])
+    assert found["status"] == "expired"
+    assert found["request_counts"] == {"total": 4, "completed": 0, "failed": 4}
+    assert {one["error"]["code"] for one in results(url, found["error_file_id"])} == {
+        "batch_expired"
+    }
+
+
+def test_missing_worker_and_broker_are_named(tmp_path: Path, valkey: str) -> None:
+    premises = make_premises(tmp_path)
+    process, url = premises.serve("serve", "--broker", valkey, IMAGEMILL_KEY_PREFIX="lonely:")
+    try:
+        for answer in (call(url), httpx.get(f"{url}/readyz")):
+            assert (answer.status_code, answer.json()["code"]) == (503, "no_worker")
+            assert int(answer.headers["retry-after"]) > 0
+    finally:
+        stop(process, premises.log("serve"))
+    process, url = premises.serve("serve", "--broker", f"redis+socket://{tmp_path}/none.sock")
+    try:
+        for answer in (call(url), httpx.get(f"{url}/readyz")):
+            assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+        assert httpx.get(f"{url}/healthz").status_code == 200
+    finally:
+        stop(process, premises.log("serve"))
+
+
+def test_killed_worker_process_costs_no_call(plant: Plant, url: str) -> None:
+    with plant.frozen():
+        waiting = calls(url, 2)
+        eventually(lambda: plant.waiting() == 2)
+        tree = psutil.Process(plant.worker.pid).children(recursive=True)
+        for process in tree:
+            if "spawn_main" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+    assert [future.result().status_code for future in waiting] == [200, 200]

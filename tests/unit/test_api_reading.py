@@ -1,0 +1,36 @@
+"""Bodies are read strictly."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from producer.api.reading import parse_json
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b'{"a": 1, "a": 2}', "'a' appears twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "'b' appears twice"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": -Infinity}', "-Infinity"),
+        (b"[" * 100_000, "too deeply"),
+        (b"[" * 40 + b"]" * 40, "too deeply"),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, "too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
+        (b'{"a": "\xff"}', "utf-8"),
+        (b"", "Expecting value"),
+        (b'{"a": 1} x', "Extra data"),
+    ],
+)
+def test_surprises_are_refused(raw: bytes, reason: str) -> None:
+    with pytest.raises(json.JSONDecodeError, match=reason):
+        parse_json(raw)
+
+
+@pytest.mark.parametrize("content", [{}, {"a": [1, {"b": None}]}, "text", 2**64])
+def test_plain_json_is_read(content: Any) -> None:
+    assert parse_json(json.dumps(content).encode()) == content
