@@ -23,7 +23,8 @@ from jobs.errors import FatalError, LineError, UsageError
 from jobs.plan import SHARD_LINES
 from jobs.requests import STRICT, Body, Task
 
-MAX_LINE = 1 << 20  # bytes
+MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
+BLOCK_BYTES = 16 << 20  # of lines with images: what a block holds beside its last line
 READ_BYTES = 1 << 20
 MAX_CUSTOM_ID = 512  # characters
 
@@ -124,13 +125,13 @@ def _got(value: Any) -> str:
 
 
 def read_blocks(uri: str, limit: int | None = None) -> Iterator[Block]:
-    """The manifest's lines, at most SHARD_LINES a block and `limit` requests in all.
+    """The manifest's lines, at most SHARD_LINES or BLOCK_BYTES a block, `limit` requests in all.
 
     Raises:
         UsageError: there is no such file. FatalError: it cannot be read.
     """
     with _open(uri) as stream:
-        number, requests = 0, 0
+        number = requests = size = 0
         block = Block()
         while raw := stream.readline(MAX_LINE + 1):
             number += 1
@@ -139,14 +140,15 @@ def read_blocks(uri: str, limit: int | None = None) -> Iterator[Block]:
                 _skip_line(stream, raw)
             elif not raw.isspace():
                 block.lines.append((number, raw))
+                size += len(raw)
             else:
                 continue
             requests += 1
             if requests == limit:
                 break
-            if len(block.lines) + len(block.errors) == SHARD_LINES:
+            if len(block.lines) + len(block.errors) == SHARD_LINES or size > BLOCK_BYTES:
                 yield block
-                block = Block()
+                block, size = Block(), 0
         if block.lines or block.errors:
             yield block
 

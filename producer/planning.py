@@ -23,6 +23,8 @@ from jobs.fingerprints import route_digest
 from jobs.models import ModelTable
 from jobs.plan import Chunk, encode_shard
 from jobs.requests import BatchKey, Request
+from jobs.storage import Storage
+from producer.inputs import Intake, local_folder
 from producer.manifest import Block, parse_line, read_blocks
 from producer.resolution import PlanOptions, Resolver, UnknownFingerprint
 
@@ -63,10 +65,11 @@ class Planner:
     table: ModelTable
     options: PlanOptions
     fingerprints: dict[str, str]
+    intake: Intake
 
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
         """Plan one block without the lines whose numbers are excluded."""
-        resolver = Resolver(self.table, self.options, self.fingerprints)
+        resolver = Resolver(self.table, self.options, self.fingerprints, self.intake)
         errors = list(block.errors)
         rows: defaultdict[int, list[Request]] = defaultdict(list)  # by the identity of their key
         try:
@@ -143,16 +146,24 @@ def _planned(
 
 
 def plan_blocks(
-    manifest: str, table: ModelTable, options: PlanOptions, fingerprints: dict[str, str]
+    manifest: str,
+    table: ModelTable,
+    options: PlanOptions,
+    fingerprints: dict[str, str],
+    storage: Storage | None = None,
 ) -> Iterator[PlannedBlock]:
     """Every block of a manifest, planned, duplicates refused. Adds to `fingerprints` as it goes.
+
+    storage: where the bytes of input images go; without it they are only checked.
 
     Raises:
         UsageError, FatalError: the manifest, or a model that it names, cannot be read.
     """
     blocks = read_blocks(manifest, options.limit)
     head = list(islice(blocks, PARALLEL_BLOCKS))
-    planner = Planner(table, options, fingerprints)
+    folder = local_folder(manifest) if options.local_files else None
+    intake = Intake(storage, folder, frozenset(options.stores))
+    planner = Planner(table, options, fingerprints, intake)
     seen = _Seen()
     planned = (
         _in_parallel(planner, chain(head, blocks))

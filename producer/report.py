@@ -19,10 +19,13 @@ from producer.rates import Rates, estimate
 
 if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from jobs.models import ModelTable
+    from producer.fsck import Damage
     from producer.local import Outcome
     from producer.status import Status
     from producer.submission import Survey
     from producer.verification import Verdict
+
+SHOWN_PATHS = 20
 
 
 def say(text: str) -> None:
@@ -91,6 +94,9 @@ def show_statuses(statuses: Sequence[Status]) -> None:
         table.add_row(s.run_id, s.state, *counts, chunks, Text(s.out))
     _console().print(table)
     for s in statuses:
+        if s.retries:
+            counts = [_count(s.deaths, "death"), _count(s.suspects, "suspected request")]
+            show(f"{s.run_id}: {s.retries:,} chunks tried again, {', '.join(counts)}")
         if s.problem:
             show(f"{s.run_id}: {s.problem}")
 
@@ -137,6 +143,12 @@ def show_models(models: ModelTable) -> None:
     show(f"Lines that name no model get {models.default}.")
 
 
+def toml_row(name: str, row: dict[str, Any]) -> str:
+    """A row of models.toml; its values are of kinds that JSON and TOML write alike."""
+    lines = [f"{field} = {orjson.dumps(value).decode()}" for field, value in row.items()]
+    return "\n".join([f"[models.{name}]", *lines])
+
+
 def show_verdict(verdict: Verdict) -> None:
     """Whether a sample came out the same, and what has changed of the stack where it did not."""
     same = verdict.compared - len(verdict.differences)
@@ -147,6 +159,17 @@ def show_verdict(verdict: Verdict) -> None:
             show(f"  {name}: {then} → {now}")
         if not difference.stack:
             show("  on the same stack")
+
+
+def show_damage(damage: Damage) -> None:
+    """What is wrong with a dataset's images."""
+    for state, paths in damage.found.items():
+        for path in paths[:SHOWN_PATHS]:
+            show(f"{state}: {path}")
+        if len(paths) > SHOWN_PATHS:
+            show(f"{state}: … and {len(paths) - SHOWN_PATHS:,} more")
+    counts = ", ".join(f"{len(paths):,} {state}" for state, paths in damage.found.items() if paths)
+    show(f"{_count(damage.images, 'image')} on record: {counts or 'all are there and whole'}")
 
 
 def _console(stderr: bool = False) -> Console:

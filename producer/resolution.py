@@ -11,7 +11,8 @@ import orjson
 from jobs.errors import InvalidRequest
 from jobs.ids import derive_seed, job_id
 from jobs.models import Model, ModelTable
-from jobs.requests import BatchKey, Body, ImageFormat, ImageInput, Input, Request
+from jobs.requests import BatchKey, Body, ImageFormat, ImageInput, Input, Request, Task
+from producer.inputs import Intake
 from producer.manifest import Line
 
 
@@ -19,7 +20,8 @@ from producer.manifest import Line
 class PlanOptions:
     """What a submission decides for all its lines.
 
-    seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read.
+    seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read;
+    local_files: whether inputs may be files of this machine; stores: see jobs.stores.
     """
 
     seed: int = 0
@@ -27,6 +29,8 @@ class PlanOptions:
     format: ImageFormat = "jpeg"
     limit: int | None = None
     skip_invalid: bool = False
+    local_files: bool = False
+    stores: tuple[str, ...] = ()
 
 
 class UnknownFingerprint(Exception):
@@ -42,11 +46,15 @@ _Key = tuple[BatchKey, ImageFormat, str, bytes]  # …, fingerprint, canonical f
 
 @dataclass(frozen=True)
 class Resolver:
-    """Turns lines into requests. Equal batch keys of one resolver are one object."""
+    """Turns lines into requests. Equal batch keys of one resolver are one object.
+
+    intake: what takes inputs in; without one they stay as they are.
+    """
 
     table: ModelTable
     options: PlanOptions
     fingerprints: Mapping[str, str]
+    intake: Intake | None = None
     _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
     _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
 
@@ -57,12 +65,12 @@ class Resolver:
             InvalidRequest: the model does not take what the line asks for.
             UnknownFingerprint: see there.
         """
-        body = line.body
+        body, task = line.body, line.task
         images = _references(body.image) if body.image else ()
         controls = _references(body.control_images) if body.control_images else ()
         weights = body.controlnet_weights
         parameters = (
-            line.task, body.model, body.width, body.height, body.num_inference_steps,
+            task, body.model, body.width, body.height, body.num_inference_steps,
             body.guidance_scale, body.negative_prompt is None, body.strength, body.response_format,
             tuple(weights) if weights else weights is None, len(images), len(controls),
         )  # fmt: skip
@@ -70,6 +78,11 @@ class Resolver:
         if found is None:
             found = self._keys[parameters] = self._make_key(line, len(images), len(controls))
         key, image_format, fingerprint, key_content = found
+        if key.task != task:  # a model that edits takes control images as its inputs
+            images, controls = controls, ()
+        if self.intake and (images or controls):
+            images = tuple(self.intake.take(one, "image") for one in images)
+            controls = tuple(self.intake.take(one, "control_images") for one in controls)
 
         negative = body.negative_prompt or ""
         custom_id = line.custom_id or ""
@@ -86,18 +99,27 @@ class Resolver:
         body = line.body
         route = self.table.route(body.model or self.options.model)
         model = self.table.get(route.model)
-        _check(line, model, images, controls)
+        task = line.task
+        if task == "generate" and controls and not model.controlnets and "edit" in model.takes:
+            task, images, controls = "edit", controls, 0
+        steps = body.num_inference_steps or model.steps
+        strength = model.strength if body.strength is None else body.strength
+        if task == "generate" or "strength" not in model.takes:
+            strength = None
+        _check(body, model, _Asked(task, images, controls))
+        if strength is not None and strength * steps < 1:
+            raise InvalidRequest("strength", f"{strength} of {steps} steps is less than one step")
         guidance = model.guidance_scale if body.guidance_scale is None else body.guidance_scale
         key = BatchKey(
-            task=line.task,
+            task=task,
             model=route.model,
             adapter=route.adapter,
             width=model.size[0] if body.width is None else body.width,
             height=model.size[1] if body.height is None else body.height,
-            steps=body.num_inference_steps or model.steps,
+            steps=steps,
             guidance_scale=None if guidance is None else float(guidance),
             negative=body.negative_prompt is not None,
-            strength=None if body.strength is None else float(body.strength),
+            strength=None if strength is None else float(strength),
             controlnet_weights=tuple(map(float, body.controlnet_weights or [1.0] * controls)),
             inputs=images,
         )
@@ -130,31 +152,43 @@ def _format(body: Body, default: ImageFormat) -> ImageFormat:
             )
 
 
-def _check(line: Line, model: Model, images: int, controls: int) -> None:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a line comes to with its model: its task and its numbers of images."""
+
+    task: Task
+    images: int
+    controls: int
+
+
+def _check(body: Body, model: Model, asked: _Asked) -> None:
     """Refuse what the model does not take.
 
     Raises:
         InvalidRequest: for the first such field.
     """
-    body = line.body
     name = body.model or "this model"
-    if line.task not in model.takes:
-        verb = "edit images" if line.task == "edit" else "generate without an input image"
-        raise InvalidRequest("image" if line.task == "edit" else "model", f"{name} cannot {verb}")
-    if line.task == "generate" and images:
+    if asked.task not in model.takes:
+        verb = "edit images" if asked.task == "edit" else "generate without an input image"
+        raise InvalidRequest("image" if asked.task == "edit" else "model", f"{name} cannot {verb}")
+    if asked.task == "generate" and asked.images:
         raise InvalidRequest("image", "belongs to /v1/images/edits")
-    if line.task == "edit" and not images:
+    if asked.task == "edit" and not asked.images:
         raise InvalidRequest("image", "is required for an edit")
+    if asked.images > model.max_inputs:
+        raise InvalidRequest("image", f"{asked.images} given, but {name} takes {model.max_inputs}")
     for field_name in ("negative_prompt", "guidance_scale", "strength"):
         if getattr(body, field_name) is not None and field_name not in model.takes:
             raise InvalidRequest(field_name, f"{name} does not take it")
-    if controls > len(model.controlnets):
+    if body.strength is not None and asked.task == "generate":
+        raise InvalidRequest("strength", "belongs to edits")
+    if asked.controls > len(model.controlnets):
         has = f"{len(model.controlnets)} ControlNets" if model.controlnets else "no ControlNet"
-        raise InvalidRequest("control_images", f"{controls} given, but {name} has {has}")
+        raise InvalidRequest("control_images", f"{asked.controls} given, but {name} has {has}")
     weights = body.controlnet_weights
-    if weights is not None and len(weights) != controls:
+    if weights is not None and len(weights) != asked.controls:
         raise InvalidRequest(
-            "controlnet_weights", f"{len(weights)} weights for {controls} control_images"
+            "controlnet_weights", f"{len(weights)} weights for {asked.controls} control_images"
         )
     for side in ("width", "height"):
         pixels = getattr(body, side)

@@ -149,7 +149,7 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
         report = stack.enter_context(storage.writer(layout.invalid(run)))
         writes = stack.enter_context(_Writes(storage))
-        for block in plan_blocks(job.manifest, job.table, job.options, fingerprints):
+        for block in plan_blocks(job.manifest, job.table, job.options, fingerprints, storage):
             copy.write(block.raw)
             if block.requests:
                 writes.add(layout.shard(run, len(shards)), block.shard)

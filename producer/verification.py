@@ -27,7 +27,7 @@ from producer.submission import Job
 Row = dict[str, Any]
 
 _SAME = {"prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale"}
-_SAME |= {"strength", "response_format"}
+_SAME |= {"strength", "response_format", "control_images", "controlnet_weights"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def verify(
         manifest = folder / "manifest.jsonl"
         manifest.write_bytes(b"\n".join(orjson.dumps(as_line(row)) for row in rows))
         again = str(folder / "again")
+        _copy_inputs(rows, open_storage(out), open_storage(again))
         render(Job(str(manifest), again, table, PlanOptions()), settings, Crew(), display)
         return compare(rows, _rows_by_index(open_storage(again)))
 
@@ -87,11 +88,21 @@ def draw_sample(storage: Storage, sample: int) -> list[Row]:
     return [row for number, row in rows if number in chosen]
 
 
+def _copy_inputs(rows: list[Row], storage: Storage, to: Storage) -> None:
+    for row in rows:
+        for reference in (*row.get("input_images", ()), *row.get("control_images", ())):
+            if reference.startswith("sha256:"):
+                path = layout.stored_input(reference.removeprefix("sha256:"))
+                to.write(path, storage.read(path))
+
+
 def as_line(row: Row) -> Row:
     """The manifest line that asks for a record's image, with nothing left to a default."""
     line = {name: row[name] for name in _SAME if name in row}
     if row["custom_id"]:
         line["custom_id"] = row["custom_id"]
+    if row["task"] == "edit":
+        line["image"] = row["input_images"]
     model = f"{row['model']}:{row['adapter']}" if row["adapter"] else row["model"]
     return line | {"model": model, "seed": int(row["seed"])}
 

@@ -12,7 +12,8 @@ from jobs.dispatch import chunks_done
 from jobs.errors import FatalError
 from jobs.plan import Chunk, Plan, read_plan, read_shard
 from jobs.records import Record, Status, read_part, write_part
-from jobs.requests import Request
+from jobs.requests import BatchKey, Request
+from jobs.runs import Attempt
 from jobs.storage import Storage, open_storage
 
 
@@ -46,12 +47,12 @@ def open_run(run_id: str, epoch: int, out: str) -> LiveRun:
 
 @dataclass(frozen=True)
 class Work:
-    """One chunk that a message asks for. `attempt` is 1 for the first."""
+    """One try at a chunk that a message asks for."""
 
     run: LiveRun
     shard: int
     chunk: int
-    attempt: int
+    attempt: Attempt
 
     @property
     def run_id(self) -> str:
@@ -70,10 +71,9 @@ class Work:
     def model(self) -> str:
         return self._rows.model
 
-    @property
-    def planned_weights(self) -> str:
-        """The fingerprint of the model when the run was planned."""
-        return self.run.plan.fingerprints[self.model]
+    def planned_weights(self, key: BatchKey) -> str:
+        """The fingerprint of what renders a request, its adapter included, at planning."""
+        return self.run.plan.fingerprints[key.route]
 
     def is_done(self) -> bool:
         """Whether the chunk is complete, as storage says."""
@@ -82,7 +82,8 @@ class Work:
     def settled(self) -> dict[str, Status]:
         """job id → status of the requests that have a record already."""
         names: Iterable[str] = self.run.parts
-        if self.attempt > 1 or self.is_done():  # an earlier attempt may have left a part since
+        # An earlier attempt may have left a part since.
+        if self.attempt.number > 1 or self.is_done():
             names = self.run.storage.list(layout.parts(self.run_id))
         folder = layout.parts(self.run_id)
         mine = (f"{self.shard:05d}.{self.chunk:04d}.", f"{self.shard:05d}.reused.")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from jobs.fingerprints import Fingerprint
 from jobs.models import Model
 from jobs.records import Stack
-from jobs.requests import Request
+from jobs.requests import BatchKey
+from worker.inputs import Prepared
 from worker.versions import installed
 
 
@@ -22,7 +23,7 @@ class NullRenderer:
     """
 
     def __init__(self, model: Model, weights: Fingerprint) -> None:
-        self.sleep = float(model.options.get("sleep", 0))
+        self.sleep = model.options.sleep
         self.stack = Stack(
             repo=weights.repo,
             revision=weights.revision,
@@ -37,13 +38,25 @@ class NullRenderer:
             versions=installed("pillow", "imagemill"),
         )
 
-    def render(self, requests: list[Request]) -> NDArray[np.float32]:
+    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
         """Flat colours: (requests, height, width, 3) in [0, 1]."""
         time.sleep(self.sleep)
-        key = requests[0].key
-        colours = np.array([_colour(request.seed) for request in requests], np.float32) / 255
-        shape = (len(requests), key.height, key.width, 3)
+        key = batch[0].request.key
+        colours = np.array([_colour(one.request.seed) for one in batch], np.float32) / 255
+        shape = (len(batch), key.height, key.width, 3)
         return np.broadcast_to(colours[:, None, None, :], shape)
+
+    def width(self, _: BatchKey) -> int:
+        """Requests of one call."""
+        return self.stack.batch_width
+
+    def stack_for(self, _: BatchKey) -> Stack:
+        """The same for all."""
+        return self.stack
+
+    def tokens_cut(self, _: str) -> int:
+        """It reads no prompts."""
+        return 0
 
 
 def _colour(seed: int) -> list[int]:

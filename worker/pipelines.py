@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +12,94 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from jobs.errors import FatalError
-from jobs.fingerprints import Fingerprint
-from jobs.models import Model
+from jobs.errors import FatalError, InvalidRequest
+from jobs.families import family_named, family_of
+from jobs.fingerprints import Fingerprint, adapter_digest, revision_of
+from jobs.models import ControlNet, Model, ModelTable
 from jobs.records import Stack
-from jobs.requests import Request
-from worker.calls import generate_call
+from jobs.requests import BatchKey
+from worker.adapters import Adapters
+from worker.calls import arguments, check
+from worker.inputs import Prepared
+from worker.memory import is_out_of_memory, out_of_memory
+from worker.placement import loading_options, place, set_scheduler, tune
+from worker.prompts import PromptLimit, prompt_limit
+from worker.variants import Variants
 from worker.versions import installed
 
 
 @dataclass
 class PipelineRenderer:
-    """A diffusers pipeline on its device."""
+    """A diffusers pipeline on its device, with all its variants and adapters.
 
-    pipeline: Any
+    stack: what renders without an adapter.
+    """
+
+    variants: Variants
+    adapters: Adapters
+    limit: PromptLimit
     stack: Stack
+    _stacks: dict[tuple[str, str], Stack] = field(default_factory=dict)
 
-    def render(self, requests: list[Request]) -> NDArray[np.float32]:
+    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
         """Images of one batch: (requests, height, width, 3), RGB in [0, 1].
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
+            InvalidRequest: the pipeline does not take what the requests ask for.
         """
+        key = batch[0].request.key
+        check(self.variants.family, key)
+        variant = self.variants.get(key)
+        call = arguments(self.variants.family, variant.accepted, key, batch)
+        self.adapters.use(key.adapter)
         # Another model of this process may have set another count.
         torch.set_num_threads(self.stack.threads)
         try:
-            images = self.pipeline(**generate_call(requests[0].key, requests)).images
+            images = variant.pipeline(**call).images
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
-            raise MemoryError(str(error)) from error
-        return np.asarray(images, np.float32)
+            raise out_of_memory(error) from error
+        pixels = np.asarray(images, np.float32)
+        if pixels.shape[1:3] != (key.height, key.width):
+            height, width = pixels.shape[1:3]
+            raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
+        return pixels
+
+    def width(self, key: BatchKey) -> int:
+        """Requests of one call."""
+        alone = key.inputs and self.variants.family.inputs > 1
+        return 1 if alone else self.stack.batch_width
+
+    def stack_for(self, key: BatchKey) -> Stack:
+        """What renders requests of this key."""
+        pipeline = self.variants.class_name(key)
+        name = (pipeline, key.adapter)
+        if name not in self._stacks:
+            digest = self.stack.fingerprint
+            if key.adapter:
+                adapter = self.adapters.known[key.adapter]
+                digest += f"+{adapter_digest(self.adapters.table, adapter)}"
+            self._stacks[name] = replace(self.stack, pipeline=pipeline, fingerprint=digest)
+        return self._stacks[name]
+
+    def tokens_cut(self, prompt: str) -> int:
+        """Tokens at a prompt's end that the pipeline does not read."""
+        return self.limit.cut(prompt)
 
 
 def load_pipeline(
-    source: str | Path, model: Model, weights: Fingerprint, device: str
+    table: ModelTable, model: Model, weights: Fingerprint, device: str
 ) -> PipelineRenderer:
-    """Load a pipeline from a folder or repository onto "cpu" or "cuda".
+    """Load a model of the table, its ControlNets included, onto "cpu" or "cuda".
 
     Reads safetensors only and runs no code of the repository.
 
     Raises:
-        FatalError: the weights are missing or damaged, or there is no such device.
+        FatalError: the weights are missing or damaged, there is no such device, or an option of
+            the model does not work.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise FatalError(
@@ -64,27 +109,31 @@ def load_pipeline(
     torch.set_num_threads(model.threads)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            source,
-            revision=None if isinstance(source, Path) else weights.revision,
-            dtype=getattr(torch, model.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=isinstance(source, Path),
-        )
-        if model.scheduler:
-            scheduler = getattr(diffusers, model.scheduler)
-            pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
-    except Exception as error:  # every library in there has errors of its own
-        raise FatalError(
-            f"model {model.repo} does not load from {source}: {type(error).__name__}: {error}",
-            "Check its row in models.toml and its files, then resume the run.",
-        ) from error
+    # Prompts that are cut are told by records (prompt_tokens_cut), not by a line each.
+    diffusers.utils.logging.set_verbosity_error()
+    options = loading_options(model)
+    pipeline = _load(diffusers.DiffusionPipeline, table, model, options)
+    controls = [
+        _load(diffusers.AutoModel, table, one, {"dtype": options["dtype"]})
+        for one in model.controlnets.values()
+    ]
+    if model.scheduler:
+        set_scheduler(pipeline, model.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
+    family = family_named(model.family or family_of(type(pipeline).__name__))
+    if model.batch_width > 1 and not family.batches:
+        raise FatalError(
+            f"model {model.repo}: {type(pipeline).__name__} renders one request a call",
+            "Set its batch_width to 1 in models.toml.",
+        )
+    place(pipeline, model.options, device)
+    for control in controls:
+        control.to(device)
+    tune(pipeline, model.options)
     return PipelineRenderer(
-        pipeline,
+        Variants(pipeline, controls, family, model.options, device),
+        Adapters(pipeline, table, model.adapters, model.adapters_mib * 2**20),
+        prompt_limit(pipeline, family),
         Stack(
             repo=weights.repo,
             revision=weights.revision,
@@ -101,15 +150,31 @@ def load_pipeline(
     )
 
 
+def _load(
+    loader: Any, table: ModelTable, weights: Model | ControlNet, options: dict[str, Any]
+) -> Any:
+    source = table.source(weights)
+    local = isinstance(source, Path)
+    try:
+        return loader.from_pretrained(
+            str(source),
+            revision=None if local else revision_of(table, weights),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=local,
+            **options,
+        )
+    except Exception as error:  # every library in there has errors of its own
+        raise FatalError(
+            f"model {weights.repo} does not load from {source}: {type(error).__name__}: {error}",
+            "Check its row in models.toml and its files, then resume the run.",
+        ) from error
+
+
 def _make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
     # Only a warning where an operation has no deterministic form: some pipelines need one.
     torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _cpu_name() -> str:

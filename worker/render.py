@@ -4,55 +4,68 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.errors import FatalError, ImagemillError
-from jobs.records import Stack
+from jobs.errors import FatalError, ImagemillError, InvalidRequest
+from jobs.records import Stack, Status
 from jobs.requests import BatchKey, Request
+from worker.inputs import Prepared
 
 log = logging.getLogger(__name__)
 
 
 class Renderer(Protocol):
-    """A loaded model. `stack` tells what it is; its batch_width is the width to render at."""
+    """A loaded model."""
 
-    stack: Stack
-
-    def render(self, requests: list[Request]) -> NDArray[np.float32]:
+    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
         """Images of requests that share a batch key: (requests, height, width, 3), RGB in [0, 1].
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
+            InvalidRequest: the model does not take what the requests ask for.
         """
+
+    def width(self, key: BatchKey) -> int:
+        """The number of requests that one call for this key has."""
+
+    def stack_for(self, key: BatchKey) -> Stack:
+        """What renders requests of this key."""
+
+    def tokens_cut(self, prompt: str) -> int:
+        """Tokens at a prompt's end that the model does not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """One request's pixels, (height, width, 3) in [0, 1], or the code and message of its failure.
 
-    width: images in its pipeline call, padding included; seconds: that call's share.
+    stack: what rendered it; its batch_width counts the padding. seconds: the call's share.
     """
 
     request: Request
-    width: int
+    stack: Stack
     seconds: float
     pixels: NDArray[np.float32] | None = None
+    status: Status = "done"
     code: str = ""
     message: str = ""
+    seconds_load: float = 0.0
+    tokens_cut: int = 0
 
 
-def batches(requests: list[Request], width: int) -> Iterator[list[Request]]:
-    """Runs of at most `width` requests with equal batch keys, in the given order."""
-    for _, group in groupby(requests, key=lambda request: request.key):
-        same = list(group)
-        for start in range(0, len(same), width):
-            yield same[start : start + width]
+def batches(requests: list[Request], width: Callable[[BatchKey], int]) -> Iterator[list[Request]]:
+    """Runs of at most width(key) requests with equal batch keys, in the given order."""
+    for key, group in groupby(requests, key=lambda request: request.key):
+        same, most = list(group), width(key)
+        for start in range(0, len(same), most):
+            yield same[start : start + most]
 
 
 @dataclass
@@ -66,23 +79,17 @@ class BatchRenderer:
     renderer: Renderer
     _widths: dict[BatchKey, int] = field(default_factory=dict)
 
-    @property
-    def stack(self) -> Stack:
-        """What renders."""
-        return self.renderer.stack
-
-    @property
-    def width(self) -> int:
+    def width(self, key: BatchKey) -> int:
         """The most requests of one batch."""
-        return self.stack.batch_width
+        return self._widths.get(key) or self.renderer.width(key)
 
-    def check_weights(self, planned: str) -> None:
+    def check_weights(self, key: BatchKey, planned: str) -> None:
         """Refuse to render with other weights than a run was planned for.
 
         Raises:
             FatalError: the fingerprints differ.
         """
-        stack = self.stack
+        stack = self.renderer.stack_for(key)
         if stack.fingerprint != planned:
             raise FatalError(
                 f"model {stack.repo}: the weights here have fingerprint {stack.fingerprint}, "
@@ -90,37 +97,69 @@ class BatchRenderer:
                 "Give this worker the same weights and models table, or submit the manifest anew.",
             )
 
-    def render(self, batch: list[Request]) -> list[Rendered]:
+    def render(self, batch: list[Prepared]) -> list[Rendered]:
         """What became of each request of a batch, in order."""
-        width = self._widths.get(batch[0].key, self.width)
+        good = [one for one in batch if one.problem is None]
+        rendered = iter(self._render(good) if good else [])
+        return [
+            next(rendered)
+            if one.problem is None
+            else self.ended(one, "rejected", one.problem.code, str(one.problem))
+            for one in batch
+        ]
+
+    def _render(self, batch: list[Prepared]) -> list[Rendered]:
+        key = batch[0].request.key
+        width = self.width(key)
         if len(batch) > width:
-            return [*self.render(batch[:width]), *self.render(batch[width:])]
+            return [*self._render(batch[:width]), *self._render(batch[width:])]
         started = time.perf_counter()
         try:
             images = self.renderer.render(batch + batch[-1:] * (width - len(batch)))
+        except InvalidRequest as error:
+            return [self.ended(one, "rejected", error.code, str(error)) for one in batch]
         except ImagemillError:
             raise
         except MemoryError as error:
             if width > 1:
                 log.warning("Out of memory at width %d: going on with %d", width, width // 2)
-                self._widths[batch[0].key] = width // 2
-                return self.render(batch)
-            return [_failed(batch[0], width, started, "out_of_memory", error)]
+                self._widths[key] = width // 2
+                return self._render(batch)
+            return [self.ended(batch[0], "failed", "out_of_memory", str(error), started)]
         except Exception as error:
             if len(batch) > 1:  # at the same width: the others' pixels stay what they are
                 half = len(batch) // 2
-                return [*self.render(batch[:half]), *self.render(batch[half:])]
-            log.exception("Request %s failed", batch[0].job_id)
-            return [_failed(batch[0], width, started, "render_error", error)]
+                return [*self._render(batch[:half]), *self._render(batch[half:])]
+            log.exception("Request %s failed", batch[0].request.job_id)
+            message = f"{type(error).__name__}: {error}"
+            return [self.ended(batch[0], "failed", "render_error", message, started)]
         share = (time.perf_counter() - started) / len(batch)
+        stack = at_width(self.renderer.stack_for(key), width)
         return [
-            Rendered(request, width, share, pixels)
+            Rendered(
+                one.request,
+                stack,
+                share,
+                pixels,
+                seconds_load=one.seconds,
+                tokens_cut=self.renderer.tokens_cut(one.request.prompt),
+            )
             if np.isfinite(pixels).all()
-            else Rendered(request, width, share, None, "non_finite", "the image has NaN pixels")
-            for request, pixels in zip(batch, images, strict=False)
+            else self.ended(one, "failed", "non_finite", "the image has NaN pixels", started)
+            for one, pixels in zip(batch, images, strict=False)
         ]
 
+    def ended(
+        self, one: Prepared, status: Status, code: str, message: str, started: float | None = None
+    ) -> Rendered:
+        """A request that gets no image. started: when its call did, if there was one."""
+        key = one.request.key
+        stack = at_width(self.renderer.stack_for(key), self.width(key))
+        seconds = 0.0 if started is None else time.perf_counter() - started
+        return Rendered(one.request, stack, seconds, None, status, code, message[:500], one.seconds)
 
-def _failed(request: Request, width: int, started: float, code: str, error: Exception) -> Rendered:
-    message = f"{type(error).__name__}: {error}"[:500]
-    return Rendered(request, width, time.perf_counter() - started, None, code, message)
+
+@cache
+def at_width(stack: Stack, width: int) -> Stack:
+    """The same stack at another batch width."""
+    return replace(stack, batch_width=width)  # slow, and nearly always the same

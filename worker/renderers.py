@@ -49,4 +49,4 @@ class Renderers:
         # Takes seconds: a worker that serves only the null model never imports torch.
         from worker.pipelines import load_pipeline
 
-        return load_pipeline(self.table.source(model), model, weights, self.device)
+        return load_pipeline(self.table, model, weights, self.device)

@@ -27,9 +27,12 @@ def plan(
     from producer.resolution import PlanOptions
     from producer.submission import survey
 
-    table = load_models(load_settings(models=models_file).models)
+    settings = load_settings(models=models_file)
+    table = load_models(settings.models)
+    stores = tuple(sorted(settings.input_stores))
+    wanted = PlanOptions(model=model, limit=limit, local_files=True, stores=stores)
     with display(quiet) as shown:
-        found = survey(manifest, table, PlanOptions(model=model, limit=limit), shown.planning)
+        found = survey(manifest, table, wanted, shown.planning)
     rates = read_rates(rates_file())
     if as_json:
         groups = [
@@ -45,8 +48,20 @@ def plan(
         raise typer.Exit(2)
 
 
-def models(models_file: options.ModelsFile = None, as_json: options.Json = False) -> None:
+def make_models() -> typer.Typer:
+    """The command `models` with its subcommand."""
+    cli = typer.Typer(help="Show the models table and what each model can do.")
+    cli.callback(invoke_without_command=True)(models)
+    cli.command()(inspect)
+    return cli
+
+
+def models(
+    context: typer.Context, models_file: options.ModelsFile = None, as_json: options.Json = False
+) -> None:
     """Show the models table and what each model can do."""
+    if context.invoked_subcommand:
+        return
     from jobs.models import load_models
     from jobs.settings import load_settings
     from producer.report import show_json, show_models
@@ -57,6 +72,24 @@ def models(models_file: options.ModelsFile = None, as_json: options.Json = False
         show_json({"default": table.default, "models": rows})
     else:
         show_models(table)
+
+
+def inspect(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="A repository or a folder.")],
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Commit, tag or branch of a repository.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Print a row of models.toml for a pipeline, from its JSON files alone, not the weights."""
+    from producer.inspection import inspect_source
+    from producer.report import show, show_json, toml_row
+
+    name, row = inspect_source(repo, revision)
+    if as_json:
+        show_json(row)
+    else:
+        show(toml_row(name, row))
 
 
 def sheet(

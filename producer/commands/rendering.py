@@ -41,7 +41,8 @@ def run(
     from producer.submission import Job
 
     settings = load_settings(models=models_file)
-    plan_options = PlanOptions(seed, model, format, limit, skip_invalid)
+    stores = tuple(sorted(settings.input_stores))
+    plan_options = PlanOptions(seed, model, format, limit, skip_invalid, True, stores)
     job = Job(manifest, out, load_models(settings.models), plan_options)
     try:
         with display(quiet) as shown:
@@ -79,7 +80,8 @@ def submit(
 
     started = time.monotonic()
     settings = load_settings(broker, models_file)
-    plan_options = PlanOptions(seed, model, format, limit, skip_invalid)
+    stores = tuple(sorted(settings.input_stores))
+    plan_options = PlanOptions(seed, model, format, limit, skip_invalid, True, stores)
     known = installation(settings)
     known.ping()
     submission = identify(Job(manifest, out, load_models(settings.models), plan_options))

@@ -111,12 +111,26 @@ def test_blocks_are_as_long_as_shards(tmp_path: Path) -> None:
     assert [len(block.lines) for block in read_blocks(str(manifest))] == [SHARD_LINES, 1]
 
 
-def test_an_over_long_line_is_an_error_and_the_next_one_is_read(tmp_path: Path) -> None:
+def test_blocks_of_long_lines_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("producer.manifest.BLOCK_BYTES", 100)
     manifest = tmp_path / "m.jsonl"
-    manifest.write_bytes(b"x" * (3 * MAX_LINE) + b'\n{"prompt": "b"}\n')
+    manifest.write_bytes(b'{"prompt": "%s"}\n' % (b"a" * 60) * 5)
+    assert [len(block.lines) for block in read_blocks(str(manifest))] == [2, 2, 1]
+
+
+def test_a_50_mib_image_fits_in_a_line() -> None:
+    assert MAX_LINE > 50 * 2**20 * 4 / 3
+
+
+def test_an_over_long_line_is_an_error_and_the_next_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.manifest.MAX_LINE", 1000)
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_bytes(b"x" * 3000 + b'\n{"prompt": "b"}\n')
     lines, errors = read_all(manifest)
     assert [number for number, _ in lines] == [2]
-    assert [str(error) for error in errors] == [f"line 1: is longer than {MAX_LINE} bytes"]
+    assert [str(error) for error in errors] == ["line 1: is longer than 1000 bytes"]
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:

@@ -33,11 +33,11 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 def rendered(seed: int, **fields: object) -> Rendered:
     key = BatchKey("generate", "m", "", 16, 8, 8)
     request = Request(seed, str(seed), key, "", "", seed, "png", f"{seed:032x}")
-    return Rendered(request, 2, 0.5, **fields)  # type: ignore[arg-type]
+    return Rendered(request, STACK, 0.5, **fields)  # type: ignore[arg-type]
 
 
 def output(folder: Path, executor: ThreadPoolExecutor) -> Output:
-    return Output(open_storage(str(folder)), executor, STACK, 3, "cpu0", 1)
+    return Output(open_storage(str(folder)), executor, 3, "cpu0", 1)
 
 
 def test_png_holds_the_pixels_rounded_to_8_bits() -> None:
@@ -64,7 +64,7 @@ def test_a_record_describes_the_stored_file(tmp_path: Path, executor: ThreadPool
     data = (tmp_path / first.file_name).read_bytes()
     assert first.file_name == f"images/00003/{1:032x}.png"
     assert (first.sha256, first.bytes) == (sha256(data).hexdigest(), len(data))
-    assert (first.status, first.stack.batch_width, first.timings.render) == ("done", 2, 0.5)
+    assert (first.status, first.stack.batch_width, first.timings.render) == ("done", 4, 0.5)
     assert second.request.seed == 2
 
 
@@ -72,7 +72,7 @@ def test_a_failure_becomes_a_record_without_a_file(
     tmp_path: Path, executor: ThreadPoolExecutor
 ) -> None:
     sink = output(tmp_path, executor)
-    sink.take([rendered(1, code="render_error", message="why")])
+    sink.take([rendered(1, status="failed", code="render_error", message="why")])
     [record] = sink.records()
     assert (record.status, record.code, record.message) == ("failed", "render_error", "why")
     assert record.file_name == ""

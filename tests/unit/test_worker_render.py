@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jobs.errors import FatalError
+from jobs.errors import FatalError, InvalidRequest
 from jobs.records import Stack
 from jobs.requests import BatchKey, Request
+from worker.inputs import Prepared
 from worker.render import BatchRenderer, batches
 
 KEY = BatchKey("generate", "m", "", 16, 16, 8)
@@ -21,6 +23,10 @@ def request(seed: int, key: BatchKey = KEY) -> Request:
     return Request(seed, str(seed), key, "a prompt", "", seed, "png", f"{seed:032x}")
 
 
+def prepared(*seeds: int) -> list[Prepared]:
+    return [Prepared(request(seed)) for seed in seeds]
+
+
 def image(seed: int) -> NDArray[np.float32]:
     return np.full((16, 16, 3), seed / 100, np.float32)
 
@@ -28,32 +34,39 @@ def image(seed: int) -> NDArray[np.float32]:
 class Fake:
     """Renders the seed as a grey level; `fault` may raise for a call's seeds."""
 
-    stack = STACK
-
     def __init__(self, fault: Callable[[list[int]], None] = lambda _: None) -> None:
         self.fault = fault
         self.calls: list[list[int]] = []
 
-    def render(self, requests: list[Request]) -> NDArray[np.float32]:
-        seeds = [request.seed for request in requests]
+    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
+        seeds = [one.request.seed for one in batch]
         self.calls.append(seeds)
         self.fault(seeds)
         return np.stack([image(seed) for seed in seeds])
+
+    def width(self, key: BatchKey) -> int:
+        return 1 if key.inputs else STACK.batch_width
+
+    def stack_for(self, key: BatchKey) -> Stack:
+        return replace(STACK, pipeline="Edit") if key.inputs else STACK
+
+    def tokens_cut(self, prompt: str) -> int:
+        return max(0, len(prompt) - 8)
 
 
 def test_batches_keep_order_and_never_mix_keys() -> None:
     other = BatchKey("generate", "m", "", 32, 32, 8)
     requests = [request(1), request(2), request(3), request(4, other), request(5)]
-    seeds = [[request.seed for request in batch] for batch in batches(requests, 2)]
+    seeds = [[request.seed for request in batch] for batch in batches(requests, lambda _: 2)]
     assert seeds == [[1, 2], [3], [4], [5]]
 
 
 def test_a_short_batch_is_padded_and_the_padding_dropped() -> None:
     fake = Fake()
-    rendered = BatchRenderer(fake).render([request(1), request(2)])
+    rendered = BatchRenderer(fake).render(prepared(1, 2))
     assert fake.calls == [[1, 2, 2, 2]]
     assert [one.request.seed for one in rendered] == [1, 2]
-    assert all(one.width == 4 for one in rendered)
+    assert all(one.stack.batch_width == 4 for one in rendered)
     np.testing.assert_array_equal(rendered[1].pixels, image(2))
 
 
@@ -65,7 +78,7 @@ def test_one_bad_request_never_costs_another() -> None:
             raise RuntimeError("a bad prompt")
 
     fake = Fake(fault)
-    rendered = BatchRenderer(fake).render([request(seed) for seed in (1, 2, 3, 4)])
+    rendered = BatchRenderer(fake).render(prepared(1, 2, 3, 4))
     assert [one.code for one in rendered] == ["", "", "render_error", ""]
     assert "a bad prompt" in rendered[2].message
     assert {len(call) for call in fake.calls} == {4}
@@ -79,10 +92,10 @@ def test_short_memory_halves_the_width_for_good() -> None:
 
     fake = Fake(fault)
     renderer = BatchRenderer(fake)
-    rendered = renderer.render([request(seed) for seed in (1, 2, 3)])
-    assert [one.width for one in rendered] == [2, 2, 2]
+    rendered = renderer.render(prepared(1, 2, 3))
+    assert [one.stack.batch_width for one in rendered] == [2, 2, 2]
     assert [one.request.seed for one in rendered] == [1, 2, 3]
-    renderer.render([request(5)])
+    renderer.render(prepared(5))
     assert fake.calls == [[1, 2, 3, 3], [1, 2], [3, 3], [5, 5]]
 
 
@@ -90,23 +103,55 @@ def test_a_request_too_big_for_the_device_fails_alone() -> None:
     def fault(_: list[int]) -> None:
         raise MemoryError("no")
 
-    rendered = BatchRenderer(Fake(fault)).render([request(1), request(2)])
+    rendered = BatchRenderer(Fake(fault)).render(prepared(1, 2))
     assert [one.code for one in rendered] == ["out_of_memory", "out_of_memory"]
     assert all(one.pixels is None for one in rendered)
 
 
 def test_pixels_that_are_no_numbers_are_no_image() -> None:
     class Broken(Fake):
-        def render(self, requests: list[Request]) -> NDArray[np.float32]:
-            images = super().render(requests)
+        def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
+            images = super().render(batch)
             images[1, 3, 3, 0] = np.nan
             return images
 
-    rendered = BatchRenderer(Broken()).render([request(1), request(2)])
+    rendered = BatchRenderer(Broken()).render(prepared(1, 2))
     assert [one.code for one in rendered] == ["", "non_finite"]
     assert rendered[1].pixels is None
 
 
 def test_other_weights_than_planned_are_refused() -> None:
     with pytest.raises(FatalError, match=r"fingerprint f.*planned for g"):
-        BatchRenderer(Fake()).check_weights("g")
+        BatchRenderer(Fake()).check_weights(KEY, "g")
+
+
+def test_an_input_that_cannot_be_had_costs_its_request_alone() -> None:
+    missing = Prepared(request(2), problem=InvalidRequest("image", "gone", "input_unreachable"))
+    first, second, third = BatchRenderer(Fake()).render([*prepared(1), missing, *prepared(3)])
+    assert (second.status, second.code) == ("rejected", "input_unreachable")
+    assert "gone" in second.message
+    np.testing.assert_array_equal(first.pixels, image(1))
+    np.testing.assert_array_equal(third.pixels, image(3))
+
+
+def test_what_the_model_does_not_take_is_rejected_not_tried_again() -> None:
+    def fault(_: list[int]) -> None:
+        raise InvalidRequest("negative_prompt", "not here")
+
+    fake = Fake(fault)
+    rendered = BatchRenderer(fake).render(prepared(1, 2))
+    assert [(one.status, one.code) for one in rendered] == [("rejected", "invalid_request")] * 2
+    assert len(fake.calls) == 1
+
+
+def test_the_width_and_the_stack_are_those_of_the_key() -> None:
+    edit = replace(KEY, task="edit", inputs=1)
+    rendered = BatchRenderer(Fake()).render([Prepared(request(seed, edit)) for seed in (1, 2)])
+    assert [(one.stack.batch_width, one.stack.pipeline) for one in rendered] == [(1, "Edit")] * 2
+
+
+def test_records_tell_how_much_of_a_prompt_was_cut() -> None:
+    (one,) = BatchRenderer(Fake()).render(
+        [Prepared(request(1)._replace(prompt="a prompt of some length"))]
+    )
+    assert one.tokens_cut == len("a prompt of some length") - 8

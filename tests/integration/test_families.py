@@ -1,0 +1,526 @@
+"""Every family renders every kind of request, and a pixel never depends on its neighbours."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+    _get_task_class,
+)
+from numpy.typing import NDArray
+from PIL import Image
+from pipelines import tiny
+
+from jobs.errors import FatalError
+from jobs.families import FAMILIES, GENERIC, family_of
+from jobs.fingerprints import fingerprint, route_digest
+from jobs.models import ModelTable, load_models
+from jobs.requests import BatchKey, Request
+from worker.calls import arguments
+from worker.inputs import Prepared
+from worker.pipelines import load_pipeline
+from worker.render import BatchRenderer, Rendered
+
+WIDTH = 4
+ROWS = {
+    "sd": 'family = "stable-diffusion"',
+    "sdxl": 'family = "stable-diffusion-xl"',
+    "sd3": 'family = "stable-diffusion-3"',
+    "flux": 'family = "flux"',
+    "kontext": 'family = "flux-kontext"',
+    "klein": 'family = "flux2-klein"',
+    "pix2pix": 'family = "instruct-pix2pix"',
+}
+GENERATES = ["sd", "sdxl", "sd3", "flux", "kontext", "klein"]
+EDITS = ["sd", "sdxl", "sd3", "flux", "kontext", "klein", "pix2pix"]
+RAGGED = [
+    "a red circle",
+    "",
+    "a large green star on a blue background, beside a square",
+    "🟥 دائرة",
+]
+
+
+@dataclass
+class Studio:
+    """Loads tiny models on demand, each once."""
+
+    folder: Path
+    config: pytest.Config
+    loaded: dict[str, BatchRenderer] = field(default_factory=dict)
+
+    def table(self, name: str, row: str, parts: str = "", width: int = WIDTH) -> ModelTable:
+        """A table of one model, named as its weights are."""
+        weights = tiny(name, self.config)
+        file = self.folder / f"{name}.toml"
+        file.write_text(
+            f'default = "{name}"\n[models.{name}]\nrepo = "{weights}"\nbatch_width = {width}\n'
+            f"size = [64, 64]\nsteps = 2\nthreads = 1\n{row}\n{parts}"
+        )
+        return load_models(file)
+
+    def load(self, name: str, row: str = "", parts: str = "", width: int = WIDTH) -> BatchRenderer:
+        """A model with a row of its own; nobody else gets it."""
+        table = self.table(name, row, parts, width)
+        model = table.get(name)
+        return BatchRenderer(load_pipeline(table, model, fingerprint(table, model), "cpu"))
+
+    def get(self, name: str) -> BatchRenderer:
+        if name not in self.loaded:
+            self.loaded[name] = self.load(name, ROWS[name])
+        return self.loaded[name]
+
+    def part(self, name: str) -> Path:
+        return tiny(name, self.config)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Studio:
+    return Studio(tmp_path_factory.mktemp("models"), request.config)
+
+
+def picture(number: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size)
+
+
+PLAIN = BatchKey("generate", "m", "", 64, 64, 2, 3.0)
+
+
+def ask(
+    prompt: str = "a red circle",
+    seed: int = 1,
+    key: BatchKey = PLAIN,
+    images: tuple[Image.Image, ...] = (),
+    controls: tuple[Image.Image, ...] = (),
+    negative: str = "",
+) -> Prepared:
+    if images:
+        key = replace(key, task="edit", inputs=len(images), steps=max(4, key.steps))
+    request = Request(seed, str(seed), key, prompt, negative, seed, "png", f"{seed:032x}")
+    return Prepared(request, images, controls)
+
+
+def one(renderer: BatchRenderer, request: Prepared) -> NDArray[np.float32]:
+    return pixels(renderer.render([request])[0])
+
+
+def pixels(rendered: Rendered) -> NDArray[np.float32]:
+    assert rendered.pixels is not None, rendered.message
+    return rendered.pixels
+
+
+def same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    return a.tobytes() == b.tobytes()
+
+
+def assert_independent(renderer: BatchRenderer, asked: list[Prepared]) -> None:
+    """Alone, together, in another order, one of them twice: the same bytes."""
+    together = [pixels(result) for result in renderer.render(asked)]
+    assert same(one(renderer, asked[0]), together[0])
+    assert same(one(renderer, asked[1]), together[1])
+    order = [2, 0, 0, 1]
+    again = renderer.render([asked[i] for i in order])
+    for i, result in zip(order, again, strict=True):
+        assert same(pixels(result), together[i])
+    assert len({image.tobytes() for image in together}) == len(asked)
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_generations_do_not_depend_on_neighbours(studio: Studio, name: str) -> None:
+    """Guarantee 2: also with prompts of very different length."""
+    asked = [ask(prompt, seed) for seed, prompt in enumerate(RAGGED)]
+    assert_independent(studio.get(name), asked)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edits_do_not_depend_on_neighbours(studio: Studio, name: str) -> None:
+    asked = [
+        ask(prompt, seed, images=(picture(seed, (64 + 16 * seed, 80)),))
+        for seed, prompt in enumerate(RAGGED[:3])
+    ]
+    assert_independent(studio.get(name), asked)
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_each_field_of_a_generation_has_its_effect(studio: Studio, name: str) -> None:
+    renderer = studio.get(name)
+    before = one(renderer, ask())
+    assert before.shape == (64, 64, 3)
+    assert same(one(renderer, ask()), before)
+    changed = [
+        ask("a blue star"),
+        ask(seed=2),
+        ask(key=replace(PLAIN, steps=3)),
+        ask(key=replace(PLAIN, guidance_scale=6.0)),
+    ]
+    if "negative_prompt" in FAMILIES[family_of(renderer_class(renderer)) or ""].takes:
+        changed.append(ask(key=replace(PLAIN, negative=True), negative="a blue star"))
+    for request in changed:
+        assert not same(one(renderer, request), before), request.request
+    wide = one(renderer, ask(key=replace(PLAIN, width=96)))
+    assert wide.shape == (64, 96, 3)
+
+
+def renderer_class(renderer: BatchRenderer) -> str:
+    return renderer.renderer.stack_for(PLAIN).pipeline
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_each_field_of_an_edit_has_its_effect(studio: Studio, name: str) -> None:
+    renderer = studio.get(name)
+    images = (picture(1),)
+    before = one(renderer, ask(images=images))
+    assert before.shape == (64, 64, 3)
+    assert same(one(renderer, ask(images=images)), before)
+    assert not same(one(renderer, ask(images=(picture(2),))), before)
+    assert not same(one(renderer, ask("a blue star", images=images)), before)
+    wide = one(renderer, ask(key=replace(PLAIN, width=96), images=images))
+    assert wide.shape == (64, 96, 3)
+    if name != "pix2pix":  # which draws nothing else
+        assert not same(one(renderer, ask()), before)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def test_strength_says_how_far_an_edit_goes(studio: Studio, name: str) -> None:
+    renderer, image = studio.get(name), picture(1)
+    far, near = (
+        one(renderer, ask(key=replace(PLAIN, steps=10, strength=strength), images=(image,)))
+        for strength in (0.9, 0.2)
+    )
+    assert not same(far, near)
+
+
+def test_klein_takes_several_images_in_their_order(studio: Studio) -> None:
+    renderer = studio.get("klein")
+    first, second = picture(1), picture(2)
+    both = one(renderer, ask(images=(first, second)))
+    assert not same(both, one(renderer, ask(images=(first,))))
+    assert not same(both, one(renderer, ask(images=(second, first))))
+    (rendered,) = renderer.render([ask(images=(first, second))])
+    assert rendered.stack.batch_width == 1
+
+
+def test_records_name_the_pipeline_that_rendered(studio: Studio) -> None:
+    renderer = studio.get("sd")
+    (drawn,) = renderer.render([ask()])
+    (edited,) = renderer.render([ask(images=(picture(1),))])
+    assert drawn.stack.pipeline == "StableDiffusionPipeline"
+    assert edited.stack.pipeline == "StableDiffusionImg2ImgPipeline"
+
+
+def test_any_other_pipeline_renders_one_request_a_call(studio: Studio) -> None:
+    """The generic fallback, here PixArt: nobody has proven it independent of neighbours."""
+    with pytest.raises(FatalError, match="renders one request a call"):
+        studio.load("pixart")
+    renderer = studio.load("pixart", width=1)
+    first, second = renderer.render([ask(seed=1), ask(seed=2)])
+    assert not same(pixels(first), pixels(second))
+    assert first.stack.batch_width == 1
+    (edit,) = renderer.render([ask(images=(picture(1),))])
+    assert (edit.status, edit.code) == ("rejected", "invalid_request")
+
+
+# --- ControlNets -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guided(studio: Studio) -> BatchRenderer:
+    """Stable Diffusion with two ControlNets."""
+    parts = "".join(
+        f'[models.sd.controlnets.{name}]\nrepo = "{studio.part(f"controlnet-{name}")}"\n'
+        for name in ("edges", "depth")
+    )
+    studio.part("sd")
+    return studio.load("sd", ROWS["sd"], parts)
+
+
+def steered(*weights: float, edit: bool = False, controls: tuple[int, ...] = (7, 8)) -> Prepared:
+    key = replace(PLAIN, controlnet_weights=weights)
+    images = (picture(1),) if edit else ()
+    guides = tuple(picture(number, (80, 64)) for number in controls[: len(weights)])
+    return ask(key=key, images=images, controls=guides)
+
+
+def test_control_images_and_weights_have_their_effect(guided: BatchRenderer) -> None:
+    plain = one(guided, ask())
+    full = one(guided, steered(1.0))
+    assert not same(full, plain)
+    assert not same(one(guided, steered(0.5)), full)
+    assert not same(one(guided, steered(1.0, controls=(8,))), full)
+    assert not same(one(guided, steered(1.0, 1.0)), full)
+    assert not same(one(guided, steered(1.0, 1.0, controls=(8, 7))), one(guided, steered(1.0, 1.0)))
+
+
+def test_a_weight_of_0_disables_a_controlnet(guided: BatchRenderer) -> None:
+    plain = one(guided, ask())
+    assert same(one(guided, steered(0.0)), plain)
+    assert same(one(guided, steered(0.0, 0.0)), plain)
+    assert same(one(guided, steered(1.0, 0.0)), one(guided, steered(1.0)))
+    second = one(guided, steered(0.0, 1.0))
+    assert not same(second, plain)
+    assert not same(second, one(guided, steered(1.0, 0.0, controls=(8, 7))))
+
+
+@pytest.mark.parametrize("edit", [False, True])
+@pytest.mark.parametrize("weights", [(1.0,), (0.7, 0.4)])
+def test_control_images_do_not_mix_between_neighbours(
+    guided: BatchRenderer, weights: tuple[float, ...], edit: bool
+) -> None:
+    asked = [
+        replace(
+            steered(*weights, edit=edit, controls=(seed, seed + 1)),
+            request=steered(*weights, edit=edit).request._replace(seed=seed, prompt=prompt),
+        )
+        for seed, prompt in enumerate(RAGGED[:3])
+    ]
+    assert_independent(guided, asked)
+
+
+def test_sdxl_has_controlnets_too(studio: Studio) -> None:
+    studio.part("sdxl")
+    net = studio.part("xlcontrolnet")
+    parts = f'[models.sdxl.controlnets.edges]\nrepo = "{net}"\n'
+    renderer = studio.load("sdxl", ROWS["sdxl"], parts)
+    plain = one(renderer, ask())
+    assert not same(one(renderer, steered(1.0)), plain)
+    assert same(one(renderer, steered(0.0)), plain)
+    assert same(plain, one(studio.get("sdxl"), ask()))
+    (rendered,) = renderer.render([steered(1.0)])
+    assert rendered.stack.pipeline == "StableDiffusionXLControlNetPipeline"
+
+
+# --- Adapters ---------------------------------------------------------------------------------
+
+
+def adapted(adapter: str, seed: int = 1) -> Prepared:
+    return ask(seed=seed, key=replace(PLAIN, adapter=adapter))
+
+
+@pytest.mark.parametrize(("name", "lora"), [("sd", "lora"), ("flux", "fluxlora")])
+def test_adapters_switch_and_leave_no_trace(studio: Studio, name: str, lora: str) -> None:
+    studio.part(name)
+    parts = "".join(
+        f'[models.{name}.adapters.{one_of}]\nrepo = "{studio.part(f"{lora}-{one_of}")}"\n'
+        for one_of in ("ink", "oil")
+    )
+    weak = f'[models.{name}.adapters.weak]\nrepo = "{studio.part(f"{lora}-ink")}"\nweight = 0.3\n'
+    renderer = studio.load(name, ROWS[name], parts + weak)
+    base = one(renderer, ask())
+    images = {adapter: one(renderer, adapted(adapter)) for adapter in ("ink", "oil", "weak")}
+    assert len({base.tobytes(), *(image.tobytes() for image in images.values())}) == 4
+    for adapter in ("ink", "", "oil", "ink", "weak", ""):
+        expected = images.get(adapter, base)
+        assert same(one(renderer, adapted(adapter)), expected), adapter
+    assert_independent(renderer, [adapted("ink", seed) for seed in range(3)])
+
+
+def test_adapters_that_do_not_fit_leave_and_come_back(studio: Studio) -> None:
+    studio.part("sd")
+    parts = "".join(
+        f'[models.sd.adapters.{name}]\nrepo = "{studio.part(f"lora-{name}")}"\n'
+        for name in ("ink", "oil")
+    )
+    renderer = studio.load("sd", ROWS["sd"], parts)
+    adapters = renderer.renderer.adapters  # type: ignore[attr-defined]
+    adapters.budget = 1
+    base, ink = one(renderer, ask()), one(renderer, adapted("ink"))
+    one(renderer, adapted("oil"))
+    assert adapters.loaded == ["oil"]
+    assert same(one(renderer, adapted("ink")), ink)
+    assert adapters.loaded == ["ink"]
+    assert same(one(renderer, ask()), base)
+
+
+def test_an_adapter_works_with_edits_and_controlnets(studio: Studio) -> None:
+    studio.part("sd")
+    parts = (
+        f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}/'
+        'pytorch_lora_weights.safetensors"\n'
+        f'[models.sd.controlnets.edges]\nrepo = "{studio.part("controlnet-edges")}"\n'
+    )
+    renderer = studio.load("sd", ROWS["sd"], parts)
+    for request in (steered(1.0), steered(1.0, edit=True), ask(images=(picture(1),))):
+        plain = one(renderer, request)
+        key = replace(request.request.key, adapter="ink")
+        styled = replace(request, request=request.request._replace(key=key))
+        assert not same(one(renderer, styled), plain)
+        assert same(one(renderer, request), plain)
+
+
+def test_an_adapters_fingerprint_is_that_of_its_plan(studio: Studio) -> None:
+    studio.part("sd")
+    parts = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
+    table = studio.table("sd", ROWS["sd"], parts)
+    renderer = studio.load("sd", ROWS["sd"], parts)
+    for adapter, route in (("", "sd"), ("ink", "sd:ink")):
+        renderer.check_weights(replace(PLAIN, adapter=adapter), route_digest(table, route))
+    with pytest.raises(FatalError):
+        renderer.check_weights(PLAIN, route_digest(table, "sd:ink"))
+
+
+def test_a_missing_adapter_is_named(studio: Studio) -> None:
+    parts = f'[models.sd.adapters.ink]\nrepo = "{studio.part("sd")}"\n'
+    renderer = studio.load("sd", ROWS["sd"], parts)
+    with pytest.raises(FatalError, match=r"has 0 \.safetensors files"):
+        renderer.render([adapted("ink")])
+
+
+# --- Prompts ----------------------------------------------------------------------------------
+
+STRANGE = {
+    "empty": "",
+    "emoji": "🟥🟦 a 👩‍👩‍👧 family",
+    "right to left": "دائرة حمراء كبيرة",
+    "control characters": "a\x00red\x1b[31m\ncircle\t\u202e",
+    "10,000 characters": "a red circle " * 769,
+}
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "klein"])
+def test_strange_prompts_render(studio: Studio, name: str) -> None:
+    rendered = studio.get(name).render([ask(prompt) for prompt in STRANGE.values()][:WIDTH])
+    assert [result.status for result in rendered] == ["done"] * len(rendered)
+    (long,) = studio.get(name).render([ask(STRANGE["10,000 characters"])])
+    assert long.status == "done"
+    assert long.tokens_cut > 1000
+    assert rendered[0].tokens_cut == 0
+
+
+@pytest.mark.parametrize(("name", "limit"), [("sd", 24), ("flux", 512), ("sd3", 256)])
+def test_what_is_cut_has_no_effect_and_is_counted(studio: Studio, name: str, limit: int) -> None:
+    """`limit` tokens are read, of which CLIP's start and end are two, T5's end is one."""
+    own = limit - (2 if name == "sd" else 1)
+    word = "circle " if name == "sd" else "x"  # a token each
+    full, longer = (
+        studio.get(name).render([ask((word * own + tail).strip())])[0] for tail in ("", word * 5)
+    )
+    assert (full.tokens_cut, longer.tokens_cut) == (0, 5)
+    if name == "sd":  # the others' short encoder (CLIP) reads less anyway
+        assert same(pixels(full), pixels(longer))
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Hungry:
+    """A pipeline that fits so many images in memory."""
+
+    inner: Callable[..., object]
+    fits: int
+
+    def __call__(self, **call: object) -> object:
+        prompts = call["prompt"]
+        assert isinstance(prompts, list)
+        if len(prompts) > self.fits:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of …"
+            )
+        return self.inner(**call)
+
+
+@pytest.mark.parametrize(("fits", "widths"), [(2, [2, 2, 2]), (0, [1, 1, 1])])
+def test_out_of_memory(studio: Studio, fits: int, widths: list[int]) -> None:
+    renderer = studio.load("sd", ROWS["sd"])
+    variants = renderer.renderer.variants  # type: ignore[attr-defined]
+    variant = variants.get(PLAIN)
+    variants._made[False, ()] = replace(variant, pipeline=Hungry(variant.pipeline, fits))
+    rendered = renderer.render([ask(seed=seed) for seed in range(3)])
+    assert [result.stack.batch_width for result in rendered] == widths
+    if fits:
+        assert all(result.status == "done" for result in rendered)
+        assert renderer.width(PLAIN) == 2
+    else:
+        assert [result.code for result in rendered] == ["out_of_memory"] * 3
+        assert rendered[0].message.startswith("2684354560 bytes more were needed")
+
+
+# --- Options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("sd", "options = { vae_slicing = true, vae_tiling = true }"),
+        ("sd", "options = { channels_last = true }"),
+        ("sd", 'options = { attention = "native" }'),
+        ("sd", 'scheduler = "DDPMScheduler"'),
+        ("sd", 'dtype = "bfloat16"'),
+        (
+            "flux",
+            'options = { step_cache = { kind = "FirstBlockCache", '
+            "arguments = { threshold = 0.5 } } }",
+        ),
+    ],
+)
+def test_options_reach_diffusers(studio: Studio, name: str, row: str) -> None:
+    renderer = studio.load(name, row, width=1)
+    assert one(renderer, ask()).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "option"),
+    [
+        ('options = { attention = "telepathy" }', "attention"),
+        ('scheduler = "NoSuchScheduler"', "scheduler"),
+        ('options = { step_cache = { kind = "NoSuchCache" } }', "step_cache"),
+        ('options = { quantization = { backend = "torchao" } }', "quantization"),
+        ('options = { offload = "model" }', "offload"),
+    ],
+)
+def test_a_wrong_option_is_named_at_start(studio: Studio, row: str, option: str) -> None:
+    with pytest.raises(FatalError, match=f"option {option}: "):
+        studio.load("sd", row, width=1)
+
+
+# --- The table --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_agrees_with_diffusers(name: str) -> None:
+    """Also for families that no tiny pipeline exists of: every argument is one of the call's."""
+    family = FAMILIES[name]
+    for class_name in family.pipelines:
+        assert family_of(class_name) == name
+        own = getattr(diffusers, class_name)
+        if "generate" in family.takes:
+            assert_takes(name, own, PLAIN)
+        if "edit" in family.takes:
+            strength = 0.5 if "strength" in family.takes else None
+            key = replace(PLAIN, task="edit", inputs=1, strength=strength)
+            auto = _get_task_class(
+                AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, class_name, not family.edits_itself
+            )
+            assert_takes(name, own if family.edits_itself else auto, key)
+        if family.control:
+            control = class_name.replace("Pipeline", "ControlNetPipeline")
+            auto = _get_task_class(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, control)
+            assert_takes(name, auto, replace(PLAIN, controlnet_weights=(1.0,)))
+
+
+def assert_takes(name: str, pipeline: type, key: BatchKey) -> None:
+    family = FAMILIES[name]
+    negative = "negative_prompt" in family.takes
+    accepted = inspect.signature(pipeline.__call__).parameters
+    images = (picture(1),) * key.inputs
+    request = ask(key=replace(key, negative=negative), images=images, controls=(picture(2),))
+    call = arguments(family, accepted, request.request.key, [request])
+    assert call.keys() <= accepted.keys(), pipeline
+    assert "guidance_scale" not in family.takes or family.guidance in call
+    assert bool(key.inputs) == ("image" in call) or family.control == "image"
+    assert key.strength is None or "strength" in call
+
+
+def test_whatever_has_no_entry_is_generic() -> None:
+    assert family_of("NobodyKnowsPipeline") is None
+    assert not GENERIC.batches

@@ -1,0 +1,141 @@
+"""A whole installation for a test: a broker, workers of its own, small planned runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from support import eventually
+
+from jobs import layout
+from jobs.app import make_app
+from jobs.broker import connect
+from jobs.dispatch import Dispatcher, start_run
+from jobs.fingerprints import fingerprint
+from jobs.fleet import Fleet
+from jobs.layout import ERRORS, METADATA
+from jobs.models import load_models
+from jobs.plan import Chunk, Plan, Shard, encode_shard, write_plan
+from jobs.records import read_part
+from jobs.requests import BatchKey, Request
+from jobs.runs import Progress, Runs
+from jobs.settings import Settings
+from jobs.storage import Storage, open_storage
+
+DEMO = Path(__file__).parents[1] / "configs/demo/shapes"
+MODELS = f"""
+default = "null"
+[models.null]
+repo = "null:"
+size = [64, 64]
+batch_width = 4
+[models.slow]
+repo = "null:"
+size = [64, 64]
+batch_width = 1
+options = {{ sleep = 0.25 }}
+[models.shapes]
+repo = "{DEMO}"
+size = [64, 64]
+batch_width = 4
+steps = 2
+guidance_scale = 3.0
+"""
+
+
+@dataclass
+class Site:
+    """A broker, a place for output (the folder, unless `out` names another), and its workers."""
+
+    folder: Path
+    settings: Settings
+    out: str = ""
+    workers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.table = load_models(self.settings.models)
+        self.client = connect(self.settings)
+        self.runs = Runs(self.client, self.settings.key_prefix)
+        self.fleet = Fleet(self.client, self.settings.key_prefix)
+        self.dispatcher = Dispatcher(make_app(self.settings))
+
+    def start_worker(self, models: str) -> subprocess.Popen[str]:
+        """`imagemill worker` on the CPU."""
+        command = ["-m", "worker", "--devices", "cpu", "--models", models]
+        with self._log(len(self.workers)).open("w") as log:
+            worker = subprocess.Popen(
+                [sys.executable, *command],
+                env=os.environ | self.settings.environment(),
+                stderr=log,
+                text=True,
+            )
+        self.workers.append(worker)
+        return worker
+
+    def log(self, worker: subprocess.Popen[str]) -> str:
+        """What a worker and its processes have written to stderr."""
+        return self._log(self.workers.index(worker)).read_text()
+
+    def _log(self, number: int) -> Path:
+        return self.folder / f"worker-{number}.log"
+
+    def storage(self, run_id: str) -> Storage:
+        """Where the output of a run goes."""
+        return open_storage(f"{self.out or self.folder}/{run_id}")
+
+    def rows(self, run_id: str) -> list[dict[str, Any]]:
+        """All rows of a finished run's dataset."""
+        storage = self.storage(run_id)
+        return [row for name in (METADATA, ERRORS) for row in read_part(storage, name)]
+
+    def plan(self, run_id: str, model: str, seeds: list[int], chunk: int) -> Plan:
+        """A run of one request a seed, in one shard, so many requests a chunk."""
+        row = self.table.get(model)
+        key = BatchKey("generate", model, "", *row.size, row.steps, row.guidance_scale)
+        requests = [
+            Request(i, f"seed-{seed}", key, f"a red circle {seed}", "", seed, "png", f"{seed:032x}")
+            for i, seed in enumerate(seeds)
+        ]
+        storage = self.storage(run_id)
+        storage.write(layout.shard(run_id, 0), encode_shard(requests))
+        starts = range(0, len(seeds), chunk)
+        chunks = tuple(Chunk(model, i, min(i + chunk, len(seeds))) for i in starts)
+        weights = {model: fingerprint(self.table, row).digest}
+        plan = Plan(run_id, "m.jsonl", 0, "", weights, (Shard(len(seeds), chunks),))
+        write_plan(storage, plan)
+        return plan
+
+    def start(self, plan: Plan) -> None:
+        start_run(plan, self.storage(plan.run_id), self.runs, self.dispatcher)
+
+    def progress(self, run_id: str) -> Progress:
+        progress = self.runs.progress(run_id)
+        assert progress is not None
+        return progress
+
+    def wait(self, run_id: str, seconds: float = 60.0) -> list[dict[str, Any]]:
+        """The rows of the run's images, once it is finished."""
+        eventually(lambda: self.progress(run_id).state != "running", seconds)
+        assert self.progress(run_id).state == "finished", self.progress(run_id).problem
+        return [row for row in self.rows(run_id) if row["status"] == "done"]
+
+    def wait_for_images(self, run_id: str, count: int) -> None:
+        eventually(lambda: self.progress(run_id).done >= count)
+
+    def parents(self, worker: subprocess.Popen[str]) -> list[psutil.Process]:
+        """The processes that talk to the broker, of one supervisor."""
+        return psutil.Process(worker.pid).children()
+
+    def pool_processes(self, worker: subprocess.Popen[str]) -> list[psutil.Process]:
+        """The processes that render, of one supervisor."""
+        return [
+            child
+            for parent in self.parents(worker)
+            for child in parent.children()
+            if any("spawn_main" in word for word in child.cmdline())
+        ]

@@ -1,0 +1,85 @@
+"""A pipeline's own JSON files say enough for a row of the models table."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import UsageError
+from jobs.inspection import inspect_folder
+from jobs.models import Model, load_models
+from producer.inspection import inspect_source
+from producer.report import toml_row
+
+
+def pipeline(folder: Path, name: str, files: dict[str, Any], **index: Any) -> Path:
+    for path, content in {"model_index.json": {"_class_name": name} | index, **files}.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(json.dumps(content))
+    return folder
+
+
+VAE = {"vae/config.json": {"block_out_channels": [1, 2, 3, 4]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "expected"),
+    [
+        (
+            "StableDiffusionPipeline",
+            VAE | {"unet/config.json": {"sample_size": 64}},
+            {"family": "stable-diffusion", "size": [512, 512], "batch_width": 8, "strength": 0.8},
+        ),
+        (
+            "StableDiffusionXLPipeline",
+            VAE | {"unet/config.json": {"sample_size": 128}},
+            {"family": "stable-diffusion-xl", "size": [1024, 1024], "batch_width": 1},
+        ),
+        (
+            "FluxPipeline",
+            {"transformer/config.json": {"guidance_embeds": True}},
+            {"takes": ["generate", "edit", "guidance_scale", "strength"], "steps": 28},
+        ),
+        (
+            "FluxPipeline",
+            {"transformer/config.json": {"guidance_embeds": False}},
+            {"takes": ["generate", "edit", "strength"], "steps": 4},
+        ),
+        ("Flux2KleinPipeline", {}, {"max_inputs": 10, "size_multiple": 16}),
+        (
+            "SomebodysPipeline",
+            VAE | {"transformer/config.json": {"sample_size": 32}},
+            {"size": [256, 256], "batch_width": 1},
+        ),
+    ],
+)
+def test_rows(tmp_path: Path, name: str, files: dict[str, Any], expected: dict[str, Any]) -> None:
+    row = inspect_folder(pipeline(tmp_path, name, files), "org/name")
+    assert row["repo"] == "org/name"
+    assert {field: row[field] for field in expected} == expected
+    assert Model.model_validate(row).repo == "org/name"
+
+
+def test_the_printed_row_can_be_pasted(tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "Some Model.1", "Flux2KleinPipeline", {}, is_distilled=True)
+    name, row = inspect_source(str(folder), None)
+    file = tmp_path / "models.toml"
+    file.write_text(f'default = "{name}"\n{toml_row(name, row)}\n')
+    assert tomllib.loads(file.read_text())["models"][name] == row
+    model = load_models(file).get(name)
+    assert (name, model.steps, model.takes) == ("some-model-1", 4, ("generate", "edit"))
+
+
+def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no model_index\.json"):
+        inspect_folder(tmp_path, "here")
+
+
+def test_a_folder_named_in_a_manifest_is_what_its_files_say(tmp_path: Path) -> None:
+    folder = pipeline(tmp_path, "Flux2KleinPipeline", {})
+    model = load_models().get(str(folder))
+    assert (model.family, model.max_inputs) == ("flux2-klein", 10)

@@ -1,0 +1,26 @@
+"""What torch says when memory runs out."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# "Tried to allocate 2.50 GiB." on GPUs; "you tried to allocate 4096 bytes" on the CPU.
+_ALLOCATION = re.compile(r"tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", re.IGNORECASE)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch is one of memory."""
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory(error: RuntimeError) -> MemoryError:
+    """The same as a MemoryError that begins with the bytes that were needed, where torch tells."""
+    found = _ALLOCATION.search(str(error))
+    if found is None:
+        return MemoryError(str(error))
+    needed = round(float(found[1]) * _UNITS[found[2]])
+    return MemoryError(f"{needed} bytes more were needed: {error}")
