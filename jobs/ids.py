@@ -17,13 +17,9 @@ def derive_seed(run_seed: int, name: bytes) -> int:
     return int.from_bytes(digest, "little") >> (64 - DERIVED_SEED_BITS)
 
 
-def job_id(content: bytes, custom_id: str, seed: int, fingerprint: str) -> str:
-    """32 hexadecimal digits: the same request for the same weights always has the same.
-
-    content: the request's canonical form, without seed and custom_id.
-    """
-    text = f"{fingerprint}\0{seed}\0{custom_id}\0".encode()
-    return blake2b(text + content, digest_size=16, person=b"job").hexdigest()
+def job_id(content: bytes) -> str:
+    """32 hexadecimal digits for a request's canonical form, its model's fingerprint included."""
+    return blake2b(content, digest_size=16, person=b"job").hexdigest()
 
 
 def run_id(content: bytes) -> str:

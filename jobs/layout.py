@@ -5,7 +5,7 @@ metadata.jsonl                 a row an image, in manifest order
 errors.jsonl                   a row for each request that has no image
 run.json                       which run wrote this, its state, counts and timings
 _run/<run id>/manifest.jsonl.gz, plan.json, invalid.jsonl
-_run/<run id>/plan/00000.jsonl.gz
+_run/<run id>/plan/00000.json
 _run/<run id>/parts/00000.0000.done.jsonl     the chunk is complete
 _run/<run id>/parts/00000.0000.<attempt>.jsonl  what an interrupted chunk had finished
 _run/<run id>/parts/00000.reused.<n>.jsonl    records of an earlier run with the same job ids
@@ -41,7 +41,7 @@ def plan(run_id: str) -> str:
 
 
 def shard(run_id: str, number: int) -> str:
-    return f"_run/{run_id}/plan/{number:05d}.jsonl.gz"
+    return f"_run/{run_id}/plan/{number:05d}.json"
 
 
 def parts(run_id: str) -> str:

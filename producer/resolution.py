@@ -41,7 +41,10 @@ class UnknownFingerprint(Exception):
         self.model = model
 
 
-_Key = tuple[BatchKey, ImageFormat, str, bytes]  # …, fingerprint, canonical form
+_OF_ONE_LINE = frozenset(
+    ("prompt", "custom_id", "seed", "negative_prompt", "image", "control_images")
+)
+_Key = tuple[BatchKey, ImageFormat, bytes]  # …, their canonical form
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,16 @@ class Resolver:
         body, task = line.body, line.task
         images = _references(body.image) if body.image else ()
         controls = _references(body.control_images) if body.control_images else ()
-        weights = body.controlnet_weights
+        # What was not given is the same for all lines, and most lines give little.
+        given = sorted(body.model_fields_set - _OF_ONE_LINE)
         parameters = (
-            task, body.model, body.width, body.height, body.num_inference_steps,
-            body.guidance_scale, body.negative_prompt is None, body.strength, body.response_format,
-            tuple(weights) if weights else weights is None, len(images), len(controls),
+            task, len(images), len(controls), body.negative_prompt is None,
+            *[(name, str(getattr(body, name))) for name in given],
         )  # fmt: skip
         found = self._keys.get(parameters)
         if found is None:
             found = self._keys[parameters] = self._make_key(line, len(images), len(controls))
-        key, image_format, fingerprint, key_content = found
+        key, image_format, content = found
         if key.task != task:  # a model that edits takes control images as its inputs
             images, controls = controls, ()
         if self.intake and (images or controls):
@@ -86,13 +89,16 @@ class Resolver:
 
         negative = body.negative_prompt or ""
         custom_id = line.custom_id or ""
-        content = key_content + orjson.dumps((body.prompt, negative, images, controls))
         seed = body.seed
         if seed is None:
-            seed = derive_seed(self.options.seed, custom_id.encode() or content)
+            asked = (body.prompt, negative, images, controls)
+            name = custom_id.encode() or content + orjson.dumps(asked)
+            seed = derive_seed(self.options.seed, name)
+        # The weights' fingerprint, in `content`, stands for the model, whatever its name.
+        identity = (custom_id, seed, body.prompt, negative, images, controls)
         return Request(
             number - 1, custom_id, key, body.prompt, negative, seed, image_format,
-            job_id(content, custom_id, seed, fingerprint), images, controls,
+            job_id(content + orjson.dumps(identity)), images, controls,
         )  # fmt: skip
 
     def _make_key(self, line: Line, images: int, controls: int) -> _Key:
@@ -128,9 +134,8 @@ class Resolver:
             raise UnknownFingerprint(key.route)
         key = self._interned.setdefault(key, key)
         image_format = _format(body, self.options.format)
-        # The weights' fingerprint stands for the model, so its name is no part of the content.
-        content = orjson.dumps(replace(key, model="")) + image_format.encode()
-        return key, image_format, fingerprint, content
+        content = orjson.dumps((replace(key, model=""), image_format, fingerprint))
+        return key, image_format, content
 
 
 def _references(inputs: Input | list[Input] | tuple[Input, ...]) -> tuple[str, ...]:
