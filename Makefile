@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint types imports bench clean
+.PHONY: demo test chaos check lint types imports bench clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,9 @@ demo: .venv/installed ## render the demo manifest and draw a contact sheet
 
 test: .venv/installed ## the whole test suite
 	$(BIN)/pytest
+
+chaos: .venv/installed ## break everything, many times: about an hour, ends with a table
+	$(BIN)/pytest tests/chaos -m 'chaos or not chaos' --timeout 3600
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
 
+from jobs import children
 from jobs.broker import connect
+from jobs.children import EXIT_FATAL, reason
 from jobs.errors import FatalError
 from jobs.settings import Settings
 
 START_SECONDS = 10.0
-EXIT_FATAL = 78  # of `imagemill worker`: starting it again cannot help
 STOP_SECONDS = 10.0  # on top of what a worker may take to finish its batch
 SOCKET_PATH_BYTES = 107  # the kernel's limit for a Unix socket's address, less its final zero
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Embedded:
         if self.models.issuperset(models):
             return
         if self.workers:
-            _kill(self.workers)
+            children.kill(self.workers)
         self.models = frozenset(models)
         command = ["--devices", self.crew.devices, "--models", ",".join(models)]
         if self.crew.workers is not None:
@@ -68,12 +66,12 @@ class Embedded:
         """Raises FatalError with the reason if the broker or the workers have ended."""
         if (code := self.broker.poll()) is not None:
             raise FatalError(
-                f"the private broker ended ({_reason(code)})\n{self._log('broker.log')}".rstrip(),
+                f"the private broker ended ({reason(code)})\n{self._log('broker.log')}".rstrip(),
                 "What is rendered is stored. Run the same command again to go on.",
             )
         if self.workers and (code := self.workers.poll()) is not None:
             # A worker that cannot go on says why itself.
-            ended = "" if code == EXIT_FATAL else f"the workers ended ({_reason(code)})\n"
+            ended = "" if code == EXIT_FATAL else f"the workers ended ({reason(code)})\n"
             raise FatalError(
                 f"{ended}{self._log('workers.log')}".rstrip(),
                 "What is rendered is stored. Run the same command again to go on.",
@@ -89,8 +87,8 @@ class Embedded:
     def kill(self) -> None:
         """End the workers and the broker now."""
         if self.workers:
-            _kill(self.workers)
-        _kill(self.broker)
+            children.kill(self.workers)
+        children.kill(self.broker)
 
     def _log(self, name: str) -> str:
         """The last lines that a child wrote."""
@@ -117,16 +115,16 @@ def embedded(settings: Settings, crew: Crew) -> Iterator[Embedded]:
             ],
             folder / "broker.log",
         )  # fmt: skip
-        children = Embedded(private, crew, folder, broker)
+        site = Embedded(private, crew, folder, broker)
         try:
-            _wait_for(children)
-            yield children
+            _wait_for(site)
+            yield site
         except KeyboardInterrupt:
             # Only now a batch under way is worth waiting for.
-            children.stop()
+            site.stop()
             raise
         finally:
-            children.kill()
+            site.kill()
 
 
 def _server() -> str:
@@ -155,11 +153,11 @@ def _folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _wait_for(children: Embedded) -> None:
-    client = connect(children.settings)
+def _wait_for(site: Embedded) -> None:
+    client = connect(site.settings)
     deadline = time.monotonic() + START_SECONDS
     while True:
-        children.check()
+        site.check()
         try:
             client.ping()
             return
@@ -175,37 +173,4 @@ def _start(
     command: list[str], log: Path, environment: dict[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=os.environ | (environment or {}),
-            start_new_session=True,  # Ctrl-C in the terminal is for us alone
-            preexec_fn=_mortal(),
-        )
-
-
-def _mortal() -> Callable[[], None] | None:
-    """What a child runs first, so that the kernel kills it when this process dies, even by -9."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return die_with_parent
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _reason(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        return children.start(command, os.environ | (environment or {}), file)

@@ -63,6 +63,19 @@ def render(job: Job, settings: Settings, crew: Crew, display: Display) -> Outcom
     return Outcome(storage.uri, summary, rendered, time.monotonic() - started)
 
 
+def finish(
+    plan: Plan, storage: Storage, settings: Settings, crew: Crew, display: Display
+) -> Summary:
+    """Render what storage lacks of a plan, on this machine, and write its dataset.
+
+    Raises: as render.
+    """
+    with embedded(settings, crew) as children:
+        children.serve(plan.models)
+        _render(plan, storage, children, display)
+    return final_summary(storage, plan.run_id)
+
+
 def final_summary(storage: Storage, run_id: str) -> Summary:
     """The summary of a run that has ended.
 

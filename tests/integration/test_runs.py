@@ -6,7 +6,7 @@ import pytest
 
 from jobs.broker import connect
 from jobs.plan import Chunk, Plan, Shard
-from jobs.runs import Runs
+from jobs.runs import Attempt, Runs
 from jobs.settings import Settings
 
 PLAN = Plan(
@@ -60,6 +60,28 @@ def test_chunks_under_way_count_until_they_are_released(runs: Runs) -> None:
     progress = runs.progress("abc")
     assert progress is not None
     assert (progress.done, progress.failed) == (10, 0)
+
+
+def test_an_attempt_that_never_ended_is_a_death(runs: Runs) -> None:
+    runs.open(PLAN, "out", [])
+    assert runs.begin("abc", 1) == Attempt(1, 0)
+    runs.release("abc", 1)  # stopped, alive
+    assert runs.begin("abc", 1) == Attempt(2, 0)
+    assert runs.begin("abc", 1) == Attempt(3, 1)
+    assert runs.begin("abc", 1) == Attempt(4, 2)
+    runs.complete("abc", 1, 10, 0)
+    progress = runs.progress("abc")
+    assert progress is not None
+    assert (progress.retries, progress.deaths) == (3, 2)
+
+
+def test_suspects_are_watched_until_they_are_trusted(runs: Runs) -> None:
+    runs.open(PLAN, "out", [])
+    runs.watch("abc", ["x", "y"])
+    runs.watch("abc", ["x"])
+    assert runs.suspects("abc", ["x", "y", "z"]) == [2, 1, 0]
+    runs.trust("abc", ["x"])
+    assert runs.suspects("abc", ["x", "y"]) == [0, 1]
 
 
 def test_a_new_epoch_voids_the_old_one(runs: Runs) -> None:

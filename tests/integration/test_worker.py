@@ -6,131 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 import pytest
-from support import eventually, rows
+from sites import DEMO, MODELS, Site
+from support import alive, eventually, rows
 
 from jobs import layout
-from jobs.app import make_app
-from jobs.broker import connect
-from jobs.dispatch import Dispatcher, start_run
-from jobs.fingerprints import fingerprint
-from jobs.fleet import Fleet
-from jobs.models import load_models
-from jobs.plan import Chunk, Plan, Shard, encode_shard, write_plan
-from jobs.requests import BatchKey, Request
-from jobs.runs import Progress, Runs
-from jobs.settings import Settings
-from jobs.storage import open_storage
-
-DEMO = Path(__file__).parents[2] / "configs/demo/shapes"
-MODELS = f"""
-default = "null"
-[models.null]
-repo = "null:"
-size = [64, 64]
-batch_width = 4
-[models.slow]
-repo = "null:"
-size = [64, 64]
-batch_width = 1
-options = {{ sleep = 0.25 }}
-[models.shapes]
-repo = "{DEMO}"
-size = [64, 64]
-batch_width = 4
-steps = 2
-guidance_scale = 3.0
-"""
-
-
-@dataclass
-class Site:
-    """A broker, a folder for output, and the workers of one test."""
-
-    folder: Path
-    settings: Settings
-    workers: list[subprocess.Popen[str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.table = load_models(self.settings.models)
-        self.client = connect(self.settings)
-        self.runs = Runs(self.client, self.settings.key_prefix)
-        self.fleet = Fleet(self.client, self.settings.key_prefix)
-        self.dispatcher = Dispatcher(make_app(self.settings))
-
-    def start_worker(self, models: str) -> subprocess.Popen[str]:
-        """`imagemill worker` on the CPU."""
-        command = ["-m", "worker", "--devices", "cpu", "--models", models]
-        worker = subprocess.Popen(
-            [sys.executable, *command],
-            env=os.environ | self.settings.environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.workers.append(worker)
-        return worker
-
-    def plan(self, run_id: str, model: str, seeds: list[int], chunk: int) -> Plan:
-        """A run of one request a seed, in one shard, so many requests a chunk."""
-        row = self.table.get(model)
-        key = BatchKey("generate", model, "", *row.size, row.steps, row.guidance_scale)
-        requests = [
-            Request(i, f"seed-{seed}", key, f"a red circle {seed}", "", seed, "png", f"{seed:032x}")
-            for i, seed in enumerate(seeds)
-        ]
-        storage = open_storage(str(self.folder / run_id))
-        storage.write(layout.shard(run_id, 0), encode_shard(requests))
-        starts = range(0, len(seeds), chunk)
-        chunks = tuple(Chunk(model, i, min(i + chunk, len(seeds))) for i in starts)
-        weights = {model: fingerprint(self.table, row).digest}
-        plan = Plan(run_id, "m.jsonl", 0, "", weights, (Shard(len(seeds), chunks),))
-        write_plan(storage, plan)
-        return plan
-
-    def start(self, plan: Plan) -> None:
-        storage = open_storage(str(self.folder / plan.run_id))
-        start_run(plan, storage, self.runs, self.dispatcher)
-
-    def progress(self, run_id: str) -> Progress:
-        progress = self.runs.progress(run_id)
-        assert progress is not None
-        return progress
-
-    def wait(self, run_id: str, seconds: float = 60.0) -> list[dict[str, object]]:
-        """The rows of the run's dataset, once it is finished."""
-        eventually(lambda: self.progress(run_id).state != "running", seconds)
-        assert self.progress(run_id).state == "finished", self.progress(run_id).problem
-        return rows(self.folder / run_id / "metadata.jsonl")
-
-    def wait_for_images(self, run_id: str, count: int) -> None:
-        eventually(lambda: self.progress(run_id).done >= count)
-
-    def pool_processes(self, worker: subprocess.Popen[str]) -> list[psutil.Process]:
-        """The processes that render, of one supervisor."""
-        return [
-            child
-            for parent in psutil.Process(worker.pid).children()
-            for child in parent.children()
-            if any("spawn_main" in word for word in child.cmdline())
-        ]
-
-
-@pytest.fixture
-def site(tmp_path: Path, broker: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    models = tmp_path / "models.toml"
-    models.write_text(MODELS)
-    settings = Settings(broker=broker, models=models, visibility_timeout=5)
-    site = Site(tmp_path, settings)
-    yield site
-    for worker in site.workers:
-        worker.kill()
-        worker.communicate()
 
 
 def test_a_run_becomes_a_dataset(site: Site) -> None:
@@ -333,10 +215,5 @@ def test_missing_weights_end_with_a_message(site: Site) -> None:
     )
     (site.folder / "nowhere").mkdir()
     worker = site.start_worker("shapes")
-    _, errors = worker.communicate(timeout=30)
-    assert worker.returncode == 78
-    assert "nowhere has no model_index.json" in errors
-
-
-def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    assert worker.wait(30) == 78
+    assert "nowhere has no model_index.json" in site.log(worker)

@@ -1,0 +1,63 @@
+"""A shared server: the rules of docs/security.md are enough, and no more than that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from conftest import Ledger
+from servers import Valkey
+from sites import MODELS, Site
+
+from jobs.broker import connect
+from jobs.settings import Settings
+
+GUIDE = Path(__file__).parents[2] / "docs/security.md"
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """An installation whose users have just the rights that the guide gives them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "models.toml").write_text(MODELS)
+    valkey = Valkey(tmp_path, aof=False)
+    valkey.start()
+    admin = connect(Settings(broker=valkey.url))
+    rules = [line for line in GUIDE.read_text().splitlines() if line.startswith("ACL SETUSER")]
+    assert len(rules) == 2
+    for rule in rules:
+        admin.execute_command(*rule.split())
+    site = Site(tmp_path, as_user(valkey, tmp_path, "producer"))
+    site.settings = as_user(valkey, tmp_path, "worker")
+    yield site
+    for worker in site.workers:
+        worker.kill()
+        worker.wait()
+    valkey.stop()
+
+
+def as_user(valkey: Valkey, folder: Path, name: str) -> Settings:
+    url = valkey.url.replace("redis://", f"redis://imagemill-{name}:SECRET@")
+    return Settings(broker=url, models=folder / "models.toml", visibility_timeout=5)
+
+
+def test_the_rules_are_enough(shared: Site, ledger: Ledger) -> None:
+    """every right on the server but those of docs/security.md."""
+    ledger.times = 1
+    shared.start_worker("slow")
+    shared.start(shared.plan("run", "slow", list(range(4)), chunk=2))
+    shared.wait("run")
+    ledger.check(shared, "run", list(range(4)))
+    assert "No permissions" not in shared.log(shared.workers[0])
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["FLUSHALL", "KEYS *", "CONFIG GET *", "GET other", "SET other 1", "ACL LIST", "SHUTDOWN"],
+)
+def test_the_rules_are_no_more(shared: Site, command: str) -> None:
+    for client in (shared.client, connect(shared.settings)):  # the producer's, the worker's
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*command.split())

@@ -1,0 +1,179 @@
+"""kill -9 of every process of a worker, at random moments."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from conftest import Ledger
+from sites import Site
+from support import alive, eventually
+
+SEEDS = list(range(24))
+
+
+def checksums(site: Site, ledger: Ledger, run_id: str) -> dict[str, str]:
+    found = ledger.check(site, run_id, SEEDS)
+    return {row["custom_id"]: row["sha256"] for row in found}
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.chaos)])
+def test_kills(site: Site, ledger: Ledger, dice: random.Random, times: int) -> None:
+    """kill -9 of the pool process, its parent, or all processes."""
+    site.start_worker("slow")
+    site.start(site.plan("calm", "slow", SEEDS, chunk=6))
+    site.wait("calm")
+    calm = checksums(site, ledger, "calm")
+    while ledger.times < times:
+        run_id = f"run-{ledger.times}"
+        site.start(site.plan(run_id, "slow", SEEDS, chunk=6))
+        for _ in range(min(4, times - ledger.times)):
+            wait_for_progress(site, run_id)
+            time.sleep(dice.uniform(0, 0.5))  # a random moment of a batch
+            if ended(site, run_id):
+                break
+            killed = time.monotonic()
+            kill(site, dice.choice(["child", "child", "parent", "all"]))
+            ledger.times += 1
+            wait_for_progress(site, run_id)
+            ledger.recovered(killed)
+        site.wait(run_id, 90)
+        assert checksums(site, ledger, run_id) == calm
+
+
+def wait_for_progress(site: Site, run_id: str) -> None:
+    """Wait until more is rendered than now, or all."""
+    before = site.progress(run_id)
+
+    def goes_on() -> bool:
+        now = site.progress(run_id)
+        return (
+            now.state == "finished" or now.settled > before.settled or now.retries > before.retries
+        )
+
+    eventually(goes_on, 60)
+
+
+def kill(site: Site, victim: str) -> None:
+    """Kill a process of the newest worker; a supervisor is replaced at once, as systemd would."""
+    worker = site.workers[-1]
+    if victim == "all":
+        worker.kill()
+        site.start_worker("slow")
+        return
+    children = site.pool_processes(worker)
+    for process in site.parents(worker) if victim == "parent" else children:
+        process.kill()
+    # A child that outlived its parent would render beside the next one.
+    eventually(lambda: not any(alive(child) for child in children), 2)
+
+
+def ended(site: Site, run_id: str) -> bool:
+    return site.progress(run_id).state == "finished"
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.chaos)])
+def test_killed_before_the_ack(site: Site, ledger: Ledger, times: int) -> None:
+    """a chunk stored, its worker killed before the ack."""
+    site.start_worker("slow")
+    for number in range(times):
+        run_id = f"run-{number}"
+        plan = site.plan(run_id, "slow", SEEDS[:3], chunk=3)
+        site.start(plan)
+        site.wait(run_id)
+        images = sorted((site.folder / run_id / "images").rglob("*.png"))
+        written = [image.stat().st_mtime_ns for image in images]
+        # What such a death leaves: the part is there, and the message comes again.
+        epoch = site.runs.open(plan, str(site.folder / run_id), [])
+        site.dispatcher.render(run_id, epoch, 0, "slow", [0])
+        site.wait(run_id)
+        assert [image.stat().st_mtime_ns for image in images] == written
+        ledger.check(site, run_id, SEEDS[:3])
+        ledger.times += 1
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.chaos)])
+def test_twins(site: Site, ledger: Ledger, times: int) -> None:
+    """one chunk given to two workers at once."""
+    site.start_worker("slow")
+    site.start_worker("slow")
+    eventually(lambda: len(site.fleet.workers()) == 2)
+    for number in range(times):
+        run_id = f"run-{number}"
+        plan = site.plan(run_id, "slow", SEEDS[:2], chunk=2)
+        epoch = site.runs.open(plan, str(site.folder / run_id), [])
+        site.dispatcher.render(run_id, epoch, 0, "slow", [0, 0])
+        site.wait(run_id)
+        ledger.check(site, run_id, SEEDS[:2])
+        ledger.times += 1
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.chaos)])
+def test_rolling_restart(site: Site, ledger: Ledger, times: int) -> None:
+    """SIGTERM to workers one after the other, under load."""
+    workers = [site.start_worker("slow"), site.start_worker("slow")]
+    eventually(lambda: len(site.fleet.workers()) == 2)
+    seeds = list(range(80 * times))
+    site.start(site.plan("run", "slow", seeds, chunk=10))
+    for number in range(times):
+        before = site.progress("run").settled
+        eventually(lambda b=before: site.progress("run").settled > b)
+        asked = time.monotonic()
+        workers[number % 2].send_signal(signal.SIGTERM)
+        assert workers[number % 2].wait(30) == 0
+        ledger.recovered(asked)
+        ledger.times += 1
+        workers[number % 2] = site.start_worker("slow")
+        eventually(lambda: len(site.fleet.workers()) == 2)
+    site.wait("run", 60 + 10 * times)
+    ledger.check(site, "run", seeds)
+    assert site.progress("run").deaths == 0
+    assert rendered_twice(site) == 0
+
+
+def rendered_twice(site: Site) -> int:
+    """Records of the run's parts beyond one a request."""
+    parts = (site.folder / "run/_run/run/parts").iterdir()
+    lines = [line for part in parts for line in part.read_text().splitlines()]
+    return len(lines) - len(list((site.folder / "run/images").rglob("*.png")))
+
+
+def test_clocks(site: Site, ledger: Ledger, faults: pytest.MonkeyPatch) -> None:
+    """clocks of two hosts, one 5 s ahead and one 5 s behind."""
+    site.settings = site.settings.model_copy(update={"visibility_timeout": 12.0})
+    for ahead in ("5", "-5"):
+        faults.setenv("CHAOS_CLOCK", ahead)
+        site.start_worker("slow")
+    eventually(lambda: len(site.fleet.workers()) == 2)
+    site.start(site.plan("run", "slow", SEEDS, chunk=24))
+    site.wait("run")
+    assert {row["attempt"] for row in ledger.check(site, "run", SEEDS)} == {1}
+    assert all("Synchronise the clocks" in site.log(worker) for worker in site.workers)
+    ledger.times = 1
+
+
+@pytest.mark.chaos
+def test_lost_messages(site: Site, ledger: Ledger, dice: random.Random) -> None:
+    """25 kills at the full rate of messages."""
+    worker = site.start_worker("null")
+    eventually(site.fleet.workers)
+    seeds = list(range(4000))  # a request a chunk
+    site.start(site.plan("run", "null", seeds, chunk=1))
+    for _ in range(25):
+        time.sleep(dice.uniform(0, 1))
+        if ended(site, "run"):
+            break
+        for child in site.parents(worker):
+            os.kill(child.pid, signal.SIGKILL)
+        worker.kill()
+        killed = time.monotonic()
+        before = site.progress("run").settled
+        worker = site.start_worker("null")
+        eventually(lambda b=before: site.progress("run").settled > b or ended(site, "run"), 60)
+        ledger.recovered(killed)
+        ledger.times += 1
+    site.wait("run", 240)
+    ledger.check(site, "run", seeds)

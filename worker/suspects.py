@@ -1,0 +1,65 @@
+"""Finds the request that kills its worker: by a crash of the driver, all of the memory, a hang.
+
+A chunk that has killed several workers is rendered with care: before a batch is rendered, its
+requests are marked in Redis, and before the next one its records are stored. So the next death
+tells the batch. Whoever was in it renders alone from then on, and after some deaths not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from jobs.requests import Request
+from jobs.runs import Runs
+from worker.chunks import Work
+from worker.inputs import Prepared
+from worker.output import Output
+from worker.render import BatchRenderer, batches
+
+CHUNK_DEATHS = 3  # from so many on it is rendered with care
+REQUEST_DEATHS = 3  # of which the last were those of this request alone
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """The order and the care in which a chunk's requests are rendered at this attempt."""
+
+    runs: Runs
+    work: Work
+    output: Output
+    renderer: BatchRenderer
+
+    @property
+    def careful(self) -> bool:
+        return self.work.attempt.deaths >= CHUNK_DEATHS
+
+    def batches(self, requests: list[Request]) -> Iterator[list[Request]]:
+        """What is to be rendered. The guilty go to the output as failures instead."""
+        if not self.careful or not requests:
+            yield from batches(requests, self.renderer.width)
+            return
+        deaths = self.runs.suspects(self.work.run_id, [request.job_id for request in requests])
+        known = list(zip(requests, deaths, strict=True))
+        yield from batches([one for one, count in known if not count], self.renderer.width)
+        yield from ([one] for one, count in known if 0 < count < REQUEST_DEATHS)
+        for one, count in known:
+            if count >= REQUEST_DEATHS:
+                message = f"the worker process died or hung {count} times while rendering this"
+                failure = self.renderer.ended(Prepared(one), "failed", "worker_died", message)
+                self.output.take([failure])
+
+    @contextmanager
+    def watch(self, batch: list[Request]) -> Iterator[None]:
+        """If the worker dies in this block, it counts for the batch; its records are stored."""
+        if not self.careful:
+            yield
+            return
+        names = [request.job_id for request in batch]
+        self.runs.watch(self.work.run_id, names)
+        try:
+            yield
+            self.work.store_interrupted(self.output.records())
+        finally:  # whatever went wrong, the worker lives
+            self.runs.trust(self.work.run_id, names)
