@@ -112,7 +112,7 @@ class Resolver:
         strength = model.strength if body.strength is None else body.strength
         if task == "generate" or "strength" not in model.takes:
             strength = None
-        _check(body, model, _Asked(task, images, controls))
+        _check(body, model, _Asked(route.model, task, images, controls))
         if strength is not None and strength * steps < 1:
             raise InvalidRequest("strength", f"{strength} of {steps} steps is less than one step")
         guidance = model.guidance_scale if body.guidance_scale is None else body.guidance_scale
@@ -159,8 +159,9 @@ def _format(body: Body, default: ImageFormat) -> ImageFormat:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a line comes to with its model: its task and its numbers of images."""
+    """What a line comes to with its model: the model's name, its task and numbers of images."""
 
+    model: str
     task: Task
     images: int
     controls: int
@@ -172,7 +173,7 @@ def _check(body: Body, model: Model, asked: _Asked) -> None:
     Raises:
         InvalidRequest: for the first such field.
     """
-    name = body.model or "this model"
+    name = asked.model
     if asked.task not in model.takes:
         verb = "edit images" if asked.task == "edit" else "generate without an input image"
         raise InvalidRequest("image" if asked.task == "edit" else "model", f"{name} cannot {verb}")

@@ -38,9 +38,14 @@ class Schedule:
     """
 
     def __init__(
-        self, peak: float, steps: int, minutes: float | None = None, spent: float = 0.0
+        self,
+        peak: float,
+        steps: int,
+        minutes: float | None = None,
+        spent: float = 0.0,
+        warm_up: int = WARM_UP,
     ) -> None:
-        self.peak, self.steps, self.minutes = peak, steps, minutes
+        self.peak, self.steps, self.minutes, self.warm_up = peak, steps, minutes, warm_up
         self.began = time.monotonic() - 60 * spent
 
     def spent(self) -> float:
@@ -54,7 +59,7 @@ class Schedule:
 
     def apply(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Set the learning rate of a step, counted from 0."""
-        warm = min(1.0, (step + 1) / WARM_UP)
+        warm = min(1.0, (step + 1) / self.warm_up)
         rate = self.peak * warm * 0.5 * (1 + math.cos(math.pi * self.progress(step)))
         for group in optimizer.param_groups:
             group["lr"] = rate
