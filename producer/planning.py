@@ -165,6 +165,8 @@ def plan_blocks(
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))
     planner = Planner(table, options, fingerprints, intake)
+    if head:  # so that the other processes know the fingerprints that most manifests need
+        _learn_fingerprints(planner, head[0])
     seen = _Seen()
     planned = (
         _in_parallel(planner, chain(head, blocks))
@@ -172,15 +174,21 @@ def plan_blocks(
         else ((block, planner.plan(block)) for block in head)
     )
     for block, result in planned:
-        while result.missing is not None:
-            fingerprints[result.missing] = route_digest(table, result.missing)
-            result = planner.plan(block)
+        if result.missing is not None:
+            result = _learn_fingerprints(planner, block)
         again = result.numbers[seen.add(result.identities)]
         if again.size:
             errors = [LineError(int(number), "", "", _DUPLICATE) for number in again]
             result = planner.plan(block, frozenset(again.tolist()))
             result = replace(result, errors=result.errors + errors)
         yield result
+
+
+def _learn_fingerprints(planner: Planner, block: Block) -> PlannedBlock:
+    """Plan a block, after the fingerprints of all its models are known."""
+    while (missing := (result := planner.plan(block)).missing) is not None:
+        planner.fingerprints[missing] = route_digest(planner.table, missing)
+    return result
 
 
 _DUPLICATE = (

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from configs.demo.training.scenes import PALETTE, SIDE, Item, Scene
 
@@ -40,10 +40,8 @@ def coverage(
         ((x + radius * u) * SUPERSAMPLING, (y + radius * v) * SUPERSAMPLING)
         for u, v in outline(shape)
     ]
-    ImageDraw.Draw(canvas).polygon(points, fill=255)
-    if hollow:
-        inside = canvas.filter(ImageFilter.MinFilter(2 * STROKE * SUPERSAMPLING + 1))
-        canvas = ImageChops.subtract(canvas, inside)
+    fill = 0 if hollow else 255
+    ImageDraw.Draw(canvas).polygon(points, fill, 255, STROKE * SUPERSAMPLING if hollow else 1)
     small = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / np.float32(255)
 
