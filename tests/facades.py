@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 from PIL import Image
-from support import eventually
+
+from tests.support import eventually
 
 MODELS = """
 default = "null"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from support import eventually
 
 from jobs import layout
 from jobs.app import make_app
@@ -27,6 +26,7 @@ from jobs.requests import BatchKey, Request
 from jobs.runs import Progress, Runs
 from jobs.settings import Settings
 from jobs.storage import Storage, open_storage
+from tests.support import eventually
 
 DEMO = Path(__file__).parents[1] / "configs/demo/shapes"
 MODELS = f"""

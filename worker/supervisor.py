@@ -148,11 +148,15 @@ class _Child:
             return None
         self.kill()
         steady = time.monotonic() - self.started > STEADY_SECONDS
-        self.delay = 0.0 if steady else min(2 * self.delay or 1.0, LONGEST_DELAY)
+        itself = code > 0 or -code in _OWN_FAULTS  # else it was killed, and is not to blame
+        if steady:
+            self.early_ends, self.delay = 0, 0.0
+        elif itself:
+            self.early_ends += 1
+            self.delay = min(2 * self.delay or 1.0, LONGEST_DELAY)
+        else:
+            self.delay = 1.0
         self.due = time.monotonic() + self.delay
-        # Who is killed from outside is not to blame for it.
-        itself = code > 0 or -code in _OWN_FAULTS
-        self.early_ends = 0 if steady else self.early_ends + itself
         if code not in (0, EXIT_FATAL):
             log.error(
                 "Worker %s ended (%s); it starts again in %.0f s.",

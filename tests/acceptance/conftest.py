@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from facades import Facade, make_premises, stop
+
+from tests.facades import Facade, make_premises, stop
 
 
 @pytest.fixture(scope="session")

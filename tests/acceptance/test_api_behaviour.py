@@ -17,12 +17,12 @@ import httpx
 import psutil
 import pytest
 import redis
-from facades import Premises, make_premises, stop
-from support import eventually
 
 from jobs.broker import connect
 from jobs.runs import Progress, Runs
 from jobs.settings import Settings
+from tests.facades import Premises, make_premises, stop
+from tests.support import eventually
 
 GENERATE = "/v1/images/generations"
 

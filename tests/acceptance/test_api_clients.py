@@ -12,11 +12,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from facades import Facade, picture
 from friendli import AsyncFriendli, SyncFriendli
 from openai import OpenAI
 from PIL import Image
-from support import eventually
+
+from tests.facades import Facade, picture
+from tests.support import eventually
 
 
 def size(data: bytes) -> tuple[str | None, tuple[int, int]]:

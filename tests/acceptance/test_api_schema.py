@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from facades import Facade
+from tests.facades import Facade
 
 CASES = 2000
 # What the schema cannot say: models that exist, sizes that a model takes, inputs that are images.

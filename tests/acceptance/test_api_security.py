@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from facades import Facade, make_premises, picture
+
+from tests.facades import Facade, make_premises, picture
 
 GENERATE = "/v1/images/generations"
 EDIT = "/v1/images/edits"

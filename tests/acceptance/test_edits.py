@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from datasets import load_dataset
-from support import Cli, rows
+
+from tests.support import Cli, rows
 
 EXAMPLES = Path(__file__).parents[2] / "configs/examples"
 

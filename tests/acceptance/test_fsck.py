@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
-from support import Cli, circles, rows
+from tests.support import Cli, circles, rows
 
 
 def test_damage_is_found_and_mended(cli: Cli) -> None:

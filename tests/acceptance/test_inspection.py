@@ -5,7 +5,8 @@ from __future__ import annotations
 import orjson
 import pytest
 from PIL import Image
-from support import Cli, circles, rows
+
+from tests.support import Cli, circles, rows
 
 
 def test_plan_counts_and_enqueues_nothing(cli: Cli) -> None:

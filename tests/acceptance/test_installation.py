@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import Cli, circles, eventually, rows
 
 from jobs.broker import connect
 from jobs.settings import Settings
+from tests.support import Cli, circles, eventually, rows
 
 REQUESTS = 4000  # some seconds of the null renderer
 

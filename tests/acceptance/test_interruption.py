@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import Cli, circles, eventually, rows
+
+from tests.support import Cli, circles, eventually, rows
 
 REQUESTS = 4000  # some seconds of the null renderer
 

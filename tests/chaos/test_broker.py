@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import Ledger
-from proxies import Link
-from servers import Valkey
-from sites import MODELS, Site
-from support import eventually
 
 from jobs.plan import Plan
 from jobs.settings import Settings
+from tests.chaos.ledger import Ledger
+from tests.chaos.proxies import Link
+from tests.chaos.servers import Valkey
+from tests.sites import MODELS, Site
+from tests.support import eventually
 
 SEEDS = list(range(32))
 

@@ -8,9 +8,10 @@ import signal
 import time
 
 import pytest
-from conftest import Ledger
-from sites import Site
-from support import alive, eventually
+
+from tests.chaos.ledger import Ledger
+from tests.sites import Site
+from tests.support import alive, eventually
 
 SEEDS = list(range(24))
 

@@ -9,12 +9,12 @@ import time
 import orjson
 import psutil
 import pytest
-from conftest import Ledger
-from sites import Site
-from support import Cli, circles, eventually, rows
 
 from producer.resolution import PlanOptions
 from producer.submission import Job, identify, launch, prepare
+from tests.chaos.ledger import Ledger
+from tests.sites import Site
+from tests.support import Cli, circles, eventually, rows
 
 
 @pytest.mark.chaos

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Ledger
-from sites import Site
-from support import eventually
 
 from jobs import messages
 from jobs.backlog import Backlog
+from tests.chaos.ledger import Ledger
+from tests.sites import Site
+from tests.support import eventually
 
 SEEDS = list(range(12))
 

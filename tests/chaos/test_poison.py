@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import Ledger
-from sites import Site
-from support import Cli, circles, eventually
+
+from tests.chaos.ledger import Ledger
+from tests.sites import Site
+from tests.support import Cli, circles, eventually
 
 SEEDS = list(range(10))
 

@@ -6,10 +6,11 @@ import random
 import time
 
 import pytest
-from conftest import Ledger
-from proxies import Weather, s3_proxy
-from sites import Site
-from support import eventually
+
+from tests.chaos.ledger import Ledger
+from tests.chaos.proxies import Weather, s3_proxy
+from tests.sites import Site
+from tests.support import eventually
 
 
 @pytest.mark.parametrize("images", [24, pytest.param(400, marks=pytest.mark.chaos)])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipelines import tiny
 
 from jobs.fingerprints import fingerprint
 from jobs.models import load_models
 from jobs.requests import BatchKey, Request
+from tests.pipelines import tiny
 from worker.inputs import Prepared
 from worker.pipelines import load_pipeline
 from worker.render import BatchRenderer

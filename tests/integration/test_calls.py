@@ -5,13 +5,13 @@ from __future__ import annotations
 import orjson
 import pytest
 import redis
-from support import eventually
 
 from jobs import calls as module
 from jobs.broker import connect
 from jobs.calls import Call, CallKeys, Calls, decode_answer, encode_call
 from jobs.requests import BatchKey, Request
 from jobs.settings import Settings
+from tests.support import eventually
 
 KEYS = CallKeys("t:")
 

@@ -18,13 +18,13 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from numpy.typing import NDArray
 from PIL import Image
-from pipelines import tiny
 
 from jobs.errors import FatalError
 from jobs.families import FAMILIES, GENERIC, family_of
 from jobs.fingerprints import fingerprint, route_digest
 from jobs.models import ModelTable, load_models
 from jobs.requests import BatchKey, Request
+from tests.pipelines import tiny
 from worker.calls import arguments
 from worker.inputs import Prepared
 from worker.pipelines import load_pipeline

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from sites import Site
-from support import eventually
 
 from jobs.errors import UsageError
 from producer.installation import installation
 from producer.status import look, pause, resume
+from tests.sites import Site
+from tests.support import eventually
 
 RUN = "0123456789ab"
 

@@ -9,10 +9,10 @@ import sys
 
 import psutil
 import pytest
-from sites import DEMO, MODELS, Site
-from support import alive, eventually, rows
 
 from jobs import layout
+from tests.sites import DEMO, MODELS, Site
+from tests.support import alive, eventually, rows
 
 
 def test_a_run_becomes_a_dataset(site: Site) -> None:

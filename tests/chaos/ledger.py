@@ -1,0 +1,38 @@
+"""The ledger of a chaos run: what was broken, how often, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.sites import Site
+
+
+@dataclass
+class Ledger:
+    """One row of the table. Fails the test if anything is lost or doubled."""
+
+    fault: str
+    times: int = 0
+    lost: int = 0
+    doubled: int = 0
+    recoveries: list[float] = field(default_factory=list)
+
+    def check(self, site: Site, run_id: str, seeds: list[int]) -> list[dict[str, Any]]:
+        """Compare a finished run with what was asked for; returns all its rows."""
+        found = site.rows(run_id)
+        names = [row["custom_id"] for row in found]
+        self.lost += len({f"seed-{seed}" for seed in seeds} - set(names))
+        self.doubled += len(names) - len(set(names))
+        assert (self.lost, self.doubled) == (0, 0)
+        assert len(names) == len(seeds)
+        return found
+
+    def recovered(self, since: float) -> None:
+        """Work goes on, `since` a monotonic time at which it stopped."""
+        self.recoveries.append(time.monotonic() - since)
+
+    def __str__(self) -> str:
+        slowest = f"{max(self.recoveries):.1f} s" if self.recoveries else "–"
+        return f"| {self.fault} | {self.times} | {self.lost} | {self.doubled} | {slowest} |"
