@@ -65,10 +65,18 @@ Line = BareLine | BatchLine
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive lines: (number from 1, raw bytes), and the errors of those too long to read."""
+    """Consecutive lines, the first of them line number `first` (from 1) of the manifest.
 
-    lines: list[tuple[int, bytes]] = field(default_factory=list)
+    A line that is too long to read is blank here, and has its error.
+    """
+
+    first: int
+    lines: list[bytes] = field(default_factory=list)
     errors: list[LineError] = field(default_factory=list)
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The lines that are not blank, with their numbers."""
+        return ((n, raw) for n, raw in enumerate(self.lines, self.first) if not raw.isspace())
 
 
 def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
@@ -133,25 +141,24 @@ def read_blocks(uri: str, limit: int | None = None) -> Iterator[Block]:
         UsageError: there is no such file. FatalError: it cannot be read.
     """
     with _open(uri) as stream:
-        number = requests = size = 0
-        block = Block()
-        while raw := stream.readline(MAX_LINE + 1):
-            number += 1
+        block, size, requests = Block(1), 0, 0
+        for raw in iter(lambda: stream.readline(MAX_LINE + 1), b""):
+            number = block.first + len(block.lines)
             if len(raw) > MAX_LINE:
                 block.errors.append(LineError(number, "", "", f"is longer than {MAX_LINE} bytes"))
                 _skip_line(stream, raw)
-            elif not raw.isspace():
-                block.lines.append((number, raw))
-                size += len(raw)
-            else:
-                continue
-            requests += 1
-            if requests == limit:
-                break
-            if len(block.lines) + len(block.errors) == SHARD_LINES or size > BLOCK_BYTES:
+                requests += 1
+                raw = b"\n"
+            block.lines.append(raw)
+            size += len(raw)
+            if limit is not None:
+                requests += not raw.isspace()
+                if requests == limit:
+                    break
+            if len(block.lines) == SHARD_LINES or size > BLOCK_BYTES:
                 yield block
-                block, size = Block(), 0
-        if block.lines or block.errors:
+                block, size = Block(number + 1), 0
+        if block.lines:
             yield block
 
 

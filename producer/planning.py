@@ -74,7 +74,7 @@ class Planner:
         errors = list(block.errors)
         rows: defaultdict[int, list[Request]] = defaultdict(list)  # by the identity of their key
         try:
-            for number, raw in block.lines:
+            for number, raw in block.numbered():
                 if number in exclude:
                     continue
                 line = parse_line(number, raw)
@@ -92,7 +92,7 @@ class Planner:
             return _planned([], (), b"", errors, missing=unknown.model)
         grouped = sorted(rows.values(), key=_order)
         groups = Counter({group[0].key: len(group) for group in grouped})
-        raw_lines = gzip.compress(b"".join(raw for _, raw in block.lines), compresslevel=1, mtime=0)
+        raw_lines = gzip.compress(b"".join(block.lines), compresslevel=1, mtime=0)
         requests = list(chain.from_iterable(grouped))
         return _planned(requests, tuple(self._chunks(groups)), raw_lines, errors, groups)
 

@@ -13,7 +13,7 @@ from jobs.broker import connect
 from jobs.settings import Settings
 from tests.support import Cli, circles, eventually, rows
 
-REQUESTS = 4000  # some seconds of the null renderer
+REQUESTS = 20_000  # many seconds of the null renderer
 
 
 @pytest.fixture

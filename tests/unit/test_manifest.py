@@ -87,7 +87,7 @@ def read_all(
     path: Path, limit: int | None = None
 ) -> tuple[list[tuple[int, bytes]], list[LineError]]:
     blocks = list(read_blocks(str(path), limit))
-    return [line for b in blocks for line in b.lines], [e for b in blocks for e in b.errors]
+    return [line for b in blocks for line in b.numbered()], [e for b in blocks for e in b.errors]
 
 
 def test_blocks_keep_line_numbers_and_skip_blank_lines(tmp_path: Path) -> None:
