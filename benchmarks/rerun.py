@@ -24,9 +24,9 @@ def main() -> None:
         seconds = []
         for _ in range(2):
             started = time.perf_counter()
-            summary = json.loads(imagemill(*command).stdout)
+            outcome = json.loads(imagemill(*command).stdout)
             seconds.append(time.perf_counter() - started)
-    assert (summary["done"], summary["settled_now"]) == (lines, 0), summary
+    assert (outcome["summary"]["done"], outcome["rendered"]) == (lines, False), outcome
     report(
         f"A finished run of {lines} lines again",
         [f"first {seconds[0]:.1f} s, again {seconds[1]:.2f} s, nothing rendered"],

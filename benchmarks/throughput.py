@@ -2,7 +2,8 @@
 
     python -m benchmarks.throughput [--images 1024] [--rounds 3]
 
-job ÷ loop: against an in-memory loop at the same batch width, threads and steps that saves nothing.
+job ÷ loop: against an in-memory loop at the same batch width, threads and steps that saves nothing;
+it runs before and after each job, as the pace of a shared machine drifts.
 job ÷ script: against a script that renders and saves one image at a time with the same pipeline.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.measure import imagemill, rate, report, rows, spread, write_manifest
@@ -76,21 +78,23 @@ def main() -> None:
         work = Path(name)
         manifest = write_manifest(work / "manifest.jsonl", options.images)
         short = write_manifest(work / "short.jsonl", options.images // 4)
+        loop.append(loop_rate(manifest, model, folder, model.batch_width, "-"))
         for i in range(options.rounds):
-            loop.append(loop_rate(manifest, model, folder, model.batch_width, "-"))
             out = work / f"out{i}"
             imagemill("run", str(manifest), "--out", str(out), "--quiet")
             job.append(rate(rows(out), model.batch_width))
+            loop.append(loop_rate(manifest, model, folder, model.batch_width, "-"))
             saved = work / f"saved{i}"
             saved.mkdir()
             script.append(loop_rate(short, model, folder, 1, str(saved)))
+    beside = [(before + after) / 2 for before, after in pairwise(loop)]
     report(
         f"Throughput, demo model, {options.images} images, width {model.batch_width}",
         [
             f"job                      {spread(job)} images/s",
             f"bare loop, width {model.batch_width:<7} {spread(loop)} images/s",
             f"script, one at a time    {spread(script)} images/s",
-            f"job ÷ loop               {spread([a / b for a, b in zip(job, loop, strict=True)])}",
+            f"job ÷ loop               {spread([a / b for a, b in zip(job, beside, strict=True)])}",
             f"job ÷ script             {spread([a / b for a, b in zip(job, script, strict=True)])}",
         ],
     )

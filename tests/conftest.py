@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from jobs.broker import connect
 from jobs.settings import Settings
 from tests.sites import MODELS, Site
 from tests.support import Cli, eventually
+
+# Tests run side by side: torch's threads must not spin while they wait (worker/supervisor.py).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",

@@ -105,21 +105,24 @@ class Supervisor:
         ]  # fmt: skip
 
     def _environment(self, device: Device) -> dict[str, str]:
-        # Between two parallel loops the threads of torch spin, by default for so long that two
-        # processes on the same cores take each other's time: 0.14 of one alone. A short spin costs
-        # 3 % of a process that is alone, none at all 8 %, but 1.1 of one alone where two share.
-        shared = len(self.devices) > 1
-        spin = {"OMP_WAIT_POLICY": "PASSIVE"} if shared else {"GOMP_SPINCOUNT": "10000"}
-        given = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}.intersection(os.environ)
-        return (
-            self.settings.environment()
-            | ({} if given else spin)
-            | {
-                "CUDA_VISIBLE_DEVICES": device.visible,
-                # What cuBLAS needs to give the same bits for the same input.
-                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-            }
-        )
+        pinned = {
+            "CUDA_VISIBLE_DEVICES": device.visible,
+            # What cuBLAS needs to give the same bits for the same input.
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        }
+        return self._waiting() | self.settings.environment() | pinned
+
+    def _waiting(self) -> dict[str, str]:
+        """How torch's threads wait for each other, unless the environment says it.
+
+        By default they spin for so long that two processes on the same cores come to 0.14 of the
+        pace of one. A short spin costs one alone 3 %; none costs it 8 %, but two come to 1.1.
+        """
+        if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}.intersection(os.environ):
+            return {}
+        if len(self.devices) > 1:
+            return {"OMP_WAIT_POLICY": "PASSIVE"}
+        return {"GOMP_SPINCOUNT": "10000"}
 
 
 @dataclass
