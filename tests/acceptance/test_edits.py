@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from base64 import b64encode
 from pathlib import Path
 
 import pytest
 from datasets import load_dataset
+from PIL import Image
 
+from configs.demo.training.scenes import PALETTE
 from tests.support import Cli, rows
 
 EXAMPLES = Path(__file__).parents[2] / "configs/examples"
@@ -53,7 +56,37 @@ def test_a_missing_local_input_is_refused_with_its_line(cli: Cli) -> None:
     assert "nowhere.png: No such file" in refused.stderr
 
 
-@pytest.mark.parametrize("name", ["generations", "edits", "mixed-models"])
+def test_the_demo_variants_do_as_they_are_told(cli: Cli) -> None:
+    shutil.copytree(EXAMPLES / "images", cli.folder / "images")
+    lines = [
+        {**line, "custom_id": f"{name}/{line['custom_id']}"}
+        for name in ("instructions", "controlnet", "adapters")
+        for line in rows(EXAMPLES / f"{name}.jsonl")
+    ]
+    out = cli.folder / "out"
+    cli("run", cli.manifest(*lines), "--out", out)
+    done = {row["custom_id"]: row for row in rows(out / "metadata.jsonl")}
+    assert list(done) == [line["custom_id"] for line in lines]
+
+    def pixel(name: str, x: int, y: int) -> tuple[int, ...]:
+        found = Image.open(out / done[name]["file_name"]).convert("RGB").getpixel((x, y))
+        assert isinstance(found, tuple)
+        return found
+
+    def is_near(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+        return math.dist(found, wanted) < 60
+
+    red, green = PALETTE["red"], PALETTE["green"]
+    assert is_near(pixel("instructions/colour", 32, 32), green)
+    assert is_near(pixel("controlnet/two", 18, 32), red)
+    assert is_near(pixel("controlnet/two", 46, 32), PALETTE["blue"])
+    assert done["controlnet/circle"]["pipeline"] == "StableDiffusionControlNetPipeline"
+    assert done["controlnet/without-edges"]["pipeline"] == "StableDiffusionPipeline"
+    assert is_near(pixel("adapters/filled", 32, 32), red)
+    assert is_near(pixel("adapters/batch-form", 32, 32), PALETTE["black"])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.jsonl"))])
 def test_the_examples_are_valid(cli: Cli, name: str) -> None:
     found = cli.json("plan", EXAMPLES / f"{name}.jsonl")
     assert (found["invalid"], found["requests"] > 0) == (0, True)
