@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from jobs.settings import Settings
 from tests.sites import MODELS, Site
 from tests.support import Cli, eventually
 
+# A shell has its background jobs ignore Ctrl-C, and what they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests run side by side: torch's threads must not spin while they wait (worker/supervisor.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
