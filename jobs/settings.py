@@ -87,7 +87,6 @@ class Settings(BaseSettings):
         frozenset[str],
         Field(description="If any: the only hosts that input URLs may name, private ones included"),
     ] = frozenset()
-
     input_stores: Annotated[
         frozenset[str],
         Field(description="Beginnings of the storage URIs that inputs may name: s3://photos/"),

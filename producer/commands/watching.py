@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from producer.commands import options
 from producer.commands.rendering import end, wait_for
+
+if TYPE_CHECKING:
+    from producer.status import Status
 
 
 def status(
@@ -62,38 +65,32 @@ def pause(run: options.Run, broker: options.Broker = None, as_json: options.Json
     """Stop a run after the batches under way, to resume it later."""
     from jobs.settings import load_settings
     from producer.installation import installation
-    from producer.report import show_json, show_statuses
     from producer.status import pause as stop
 
-    status = stop(run, installation(load_settings(broker)))
-    if as_json:
-        show_json(status)
-    else:
-        show_statuses([status])
+    _show(stop(run, installation(load_settings(broker))), as_json)
 
 
 def cancel(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
     """Stop a run after the batches under way. What is rendered stays; resume goes on."""
     from jobs.settings import load_settings
     from producer.installation import installation
-    from producer.report import show_json, show_statuses
     from producer.status import cancel as stop
 
-    status = stop(run, installation(load_settings(broker)))
-    if as_json:
-        show_json(status)
-    else:
-        show_statuses([status])
+    _show(stop(run, installation(load_settings(broker))), as_json)
 
 
 def resume(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
     """Send what is left of a run again, from storage: after cancel, a pause or a wiped broker."""
     from jobs.settings import load_settings
     from producer.installation import installation
-    from producer.report import show_json, show_statuses
     from producer.status import resume as restart
 
-    status = restart(run, installation(load_settings(broker)))
+    _show(restart(run, installation(load_settings(broker))), as_json)
+
+
+def _show(status: Status, as_json: bool) -> None:
+    from producer.report import show_json, show_statuses
+
     if as_json:
         show_json(status)
     else:
