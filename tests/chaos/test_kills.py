@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -21,9 +20,11 @@ def checksums(site: Site, ledger: Ledger, run_id: str) -> dict[str, str]:
     return {row["custom_id"]: row["sha256"] for row in found}
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.chaos)])
-def test_kills(site: Site, ledger: Ledger, dice: random.Random, times: int) -> None:
-    """kill -9 of the pool process, its parent, or all processes."""
+@pytest.mark.parametrize("times", [2, pytest.param(34, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("victim", ["pool process", "parent", "whole worker"])
+def test_kills(site: Site, ledger: Ledger, dice: random.Random, victim: str, times: int) -> None:
+    """kill -9 of a process."""
+    ledger.fault = f"kill -9 of the {victim}, at random moments"
     site.start_worker("slow")
     site.start(site.plan("calm", "slow", SEEDS, chunk=6))
     site.wait("calm")
@@ -37,12 +38,14 @@ def test_kills(site: Site, ledger: Ledger, dice: random.Random, times: int) -> N
             if ended(site, run_id):
                 break
             killed = time.monotonic()
-            kill(site, dice.choice(["child", "child", "parent", "all"]))
+            kill(site, victim)
             ledger.times += 1
             wait_for_progress(site, run_id)
             ledger.recovered(killed)
         site.wait(run_id, 90)
         assert checksums(site, ledger, run_id) == calm
+    # The lease of what was held, the start of a process, and room for a busy machine.
+    assert max(ledger.recoveries) < (5 if victim == "pool process" else 15)
 
 
 def wait_for_progress(site: Site, run_id: str) -> None:
@@ -59,9 +62,9 @@ def wait_for_progress(site: Site, run_id: str) -> None:
 
 
 def kill(site: Site, victim: str) -> None:
-    """Kill a process of the newest worker; a supervisor is replaced at once, as systemd would."""
+    """Kill a process of the newest worker; a whole one is replaced at once, as systemd would."""
     worker = site.workers[-1]
-    if victim == "all":
+    if victim == "whole worker":
         worker.kill()
         site.start_worker("slow")
         return
@@ -158,23 +161,23 @@ def test_clocks(site: Site, ledger: Ledger, faults: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.chaos
 def test_lost_messages(site: Site, ledger: Ledger, dice: random.Random) -> None:
-    """25 kills at the full rate of messages."""
+    """kill -9 of all processes, at the full rate of messages (15,000)."""
     worker = site.start_worker("null")
     eventually(site.fleet.workers)
-    seeds = list(range(4000))  # a request a chunk
+    seeds = list(range(15_000))  # a request a chunk
     site.start(site.plan("run", "null", seeds, chunk=1))
     for _ in range(25):
         time.sleep(dice.uniform(0, 1))
         if ended(site, "run"):
             break
-        for child in site.parents(worker):
-            os.kill(child.pid, signal.SIGKILL)
-        worker.kill()
         killed = time.monotonic()
+        for parent in site.parents(worker):
+            parent.kill()
+        worker.kill()
         before = site.progress("run").settled
         worker = site.start_worker("null")
         eventually(lambda b=before: site.progress("run").settled > b or ended(site, "run"), 60)
         ledger.recovered(killed)
         ledger.times += 1
-    site.wait("run", 240)
+    site.wait("run", 600)
     ledger.check(site, "run", seeds)
