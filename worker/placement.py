@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import diffusers
+import diffusers.quantizers.auto
 import torch
+import transformers.quantizers.auto
 from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 
 from jobs.errors import FatalError
@@ -53,6 +55,11 @@ def tune(pipeline: Any, options: Options) -> None:
     # Not every pipeline has a transformer, and not all have a VAE.
     denoiser: Any = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
     steps: dict[str, tuple[object, Callable[[], object]]] = {
+        # Done when it was loaded, but diffusers leaves out a component that it does not know.
+        "quantization": (
+            options.quantization,
+            lambda: [getattr(pipeline, name) for name in _quantized(options)],
+        ),
         "channels_last": (
             options.channels_last,
             lambda: denoiser.to(memory_format=torch.channels_last),
@@ -84,25 +91,38 @@ def set_scheduler(pipeline: Any, name: str) -> None:
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
 
 
+def _quantized(options: Options) -> tuple[str, ...]:
+    assert options.quantization
+    return options.quantization.components
+
+
 def _step_cache(options: Options) -> object:
     assert options.step_cache
     config = getattr(diffusers.hooks, f"{options.step_cache.kind}Config")
     return config(**options.step_cache.arguments)
 
 
-def _quantization(wanted: Quantization) -> object:
+def _quantization(wanted: Quantization) -> PipelineQuantizationConfig:
     arguments: dict[str, Any] = dict(wanted.arguments)
     if wanted.backend == "torchao":
-        import torchao.quantization as kinds  # an extra that few models need
+        import torchao.quantization as kinds  # a package that few models need
 
         arguments = {"quant_type": getattr(kinds, wanted.kind)(**arguments)}
     else:
         arguments[f"load_in_{wanted.backend.removeprefix('bitsandbytes_')}"] = True
+    # A configuration for each component: those of the two libraries differ for one backend.
     return PipelineQuantizationConfig(
-        quant_backend=wanted.backend,
-        quant_kwargs=arguments,
-        components_to_quantize=list(wanted.components),
+        quant_mapping={
+            name: _configurations(name)[wanted.backend](**arguments) for name in wanted.components
+        }
     )
+
+
+def _configurations(component: str) -> Mapping[str, Any]:
+    """By backend, of the library that a pipeline's component comes from."""
+    encodes = component.startswith(("text_encoder", "image_encoder"))
+    library = transformers.quantizers.auto if encodes else diffusers.quantizers.auto
+    return library.AUTO_QUANTIZATION_CONFIG_MAPPING
 
 
 @contextmanager

@@ -449,23 +449,53 @@ def test_out_of_memory(studio: Studio, fits: int, widths: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "row"),
+    ("name", "row", "least", "most"),
     [
-        ("sd", "options = { vae_slicing = true, vae_tiling = true }"),
-        ("sd", "options = { channels_last = true }"),
-        ("sd", 'options = { attention = "native" }'),
-        ("sd", 'scheduler = "DDPMScheduler"'),
-        ("sd", 'dtype = "bfloat16"'),
+        ("sd", "options = { vae_slicing = true, vae_tiling = true }", 0, 1e-4),
+        ("sd", "options = { channels_last = true }", 0, 1e-4),
+        ("sd", 'options = { attention = "native" }', 0, 1e-4),
+        ("sd", 'scheduler = "DDPMScheduler"', 0.01, 1),
+        ("sd", 'dtype = "bfloat16"', 1e-3, 0.2),
         (
             "flux",
             'options = { step_cache = { kind = "FirstBlockCache", '
-            "arguments = { threshold = 0.5 } } }",
+            "arguments = { threshold = 100.0 } } }",
+            1e-3,
+            1,
+        ),
+        (
+            "flux",
+            'options = { quantization = { backend = "torchao", '
+            'components = ["transformer", "text_encoder"] } }',
+            1e-4,
+            0.1,
         ),
     ],
 )
-def test_options_reach_diffusers(studio: Studio, name: str, row: str) -> None:
-    renderer = studio.load(name, row, width=1)
-    assert one(renderer, ask()).shape == (64, 64, 3)
+def test_options_reach_diffusers(
+    studio: Studio, name: str, row: str, least: float, most: float
+) -> None:
+    """The largest difference to a pixel without the option says that it has its effect."""
+    with_it, without = (one(studio.load(name, text, width=1), ask()) for text in (row, ""))
+    assert least <= np.abs(with_it - without).max() <= most
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own code
+def test_a_compiled_model_takes_adapters_and_controlnets(studio: Studio) -> None:
+    parts = (
+        f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
+        f'[models.sd.controlnets.edges]\nrepo = "{studio.part("controlnet-edges")}"\n'
+    )
+    row = ROWS["sd"]
+    plain = studio.load("sd", row, parts)
+    compiled = studio.load("sd", f"{row}\noptions = {{ compile = true }}", parts)
+    denoiser = compiled.renderer.variants.base.unet  # type: ignore[attr-defined]
+    assert any(module._compiled_call_impl for module in denoiser.modules())
+    bare = one(compiled, ask())
+    for request in (ask(), adapted("ink"), steered(1.0)):
+        np.testing.assert_allclose(one(compiled, request), one(plain, request), atol=1e-4)
+    assert same(one(compiled, ask()), bare)
+    assert_independent(compiled, [ask(seed=seed) for seed in range(3)])
 
 
 @pytest.mark.parametrize(
@@ -474,7 +504,8 @@ def test_options_reach_diffusers(studio: Studio, name: str, row: str) -> None:
         ('options = { attention = "telepathy" }', "attention"),
         ('scheduler = "NoSuchScheduler"', "scheduler"),
         ('options = { step_cache = { kind = "NoSuchCache" } }', "step_cache"),
-        ('options = { quantization = { backend = "torchao" } }', "quantization"),
+        ('options = { quantization = { backend = "torchao" } }', "quantization"),  # no transformer
+        ('options = { quantization = { backend = "torchao", kind = "X" } }', "quantization"),
         ('options = { offload = "model" }', "offload"),
     ],
 )
