@@ -28,6 +28,7 @@ RunState = Literal["running", "cancelled", "finished"]
 class Summary:
     """What run.json holds.
 
+    unreachable: rejected ones whose inputs could not be fetched, so that another try may succeed;
     stacks: what rendered how many images; device_seconds: render time summed over devices;
     the other seconds are summed over images; invalid: lines that --skip-invalid left out.
     """
@@ -41,6 +42,7 @@ class Summary:
     done: int = 0
     failed: int = 0
     rejected: int = 0
+    unreachable: int = 0
     invalid: int = 0
     reused: int = 0
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -57,6 +59,11 @@ class Summary:
     def without_image(self) -> int:
         """Requests of the manifest that have no image."""
         return self.failed + self.rejected + self.invalid
+
+    @property
+    def worth_trying_again(self) -> bool:
+        """Whether a request without an image may get one next time."""
+        return bool(self.failed or self.unreachable)
 
     @property
     def seconds(self) -> float:
@@ -156,6 +163,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.status: Counter[str] = Counter()
+        self.unreachable = 0
         self.stacks: Counter[tuple[Any, ...]] = Counter()
         self.seconds: Counter[str] = Counter()
         self.first, self.last = "", ""
@@ -163,6 +171,7 @@ class _Tally:
     def add(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             self.status[row["status"]] += 1
+            self.unreachable += row.get("code") == "input_unreachable"
             self.stacks[tuple(row[name] for name in STACK_FIELDS)] += 1
             for stage in ("load", "render", "encode", "store"):
                 self.seconds[stage] += row[f"seconds_{stage}"]
@@ -180,6 +189,7 @@ class _Tally:
             done=self.status["done"],
             failed=self.status["failed"],
             rejected=self.status["rejected"],
+            unreachable=self.unreachable,
             stacks=stacks,
             first_record_at=self.first,
             last_record_at=self.last,

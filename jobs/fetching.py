@@ -16,17 +16,29 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 REDIRECTS = 3
+ATTEMPTS = 3
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
-TOTAL_SECONDS = 30.0
+TOTAL_SECONDS = 30.0  # all attempts together
 
 _TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))  # RFC 6052, RFC 8215
 
 
 class Unreachable(Exception):
     """The other side does not answer, answers with an error, or takes too long."""
+
+
+class _Passing(Unreachable):
+    """It may answer in a moment."""
 
 
 class Forbidden(Exception):
@@ -46,13 +58,23 @@ def fetch(url: str, max_bytes: int, hosts: frozenset[str] = frozenset()) -> byte
         Unreachable, Forbidden, TooLarge: see there. Messages never hold what the other side said.
     """
     guard = _Guard(hosts, time.monotonic() + TOTAL_SECONDS)
+    retrying = Retrying(
+        retry=retry_if_exception_type(_Passing),
+        stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(TOTAL_SECONDS),
+        wait=wait_random_exponential(multiplier=0.5, max=2),
+        reraise=True,
+    )
+    return retrying(_follow, guard, url, max_bytes)
+
+
+def _follow(guard: _Guard, url: str, max_bytes: int) -> bytes:
     with httpcore.ConnectionPool(network_backend=guard) as pool:
         for _ in range(1 + REDIRECTS):
             _check_scheme(url)
             try:
                 content = _get(pool, url, max_bytes)
             except (httpcore.NetworkError, httpcore.TimeoutException) as error:
-                raise Unreachable(str(error) or "no answer in time") from error
+                raise _Passing(str(error) or "no answer in time") from error
             except (httpcore.ProtocolError, UnicodeError, ValueError) as error:
                 raise Unreachable("no proper HTTP answer") from error
             if isinstance(content, bytes):
@@ -84,6 +106,8 @@ def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int) -> bytes | str
         answer = {name.lower(): value for name, value in response.headers}
         if response.status in (301, 302, 303, 307, 308) and b"location" in answer:
             return answer[b"location"].decode("latin-1")
+        if response.status in (408, 429) or response.status >= 500:
+            raise _Passing(f"HTTP status {response.status}")
         if response.status != 200:
             raise Unreachable(f"HTTP status {response.status}")
         if int(answer.get(b"content-length", b"0")) > max_bytes:

@@ -61,8 +61,8 @@ def identify(job: Job) -> Submission:
     """Find out, without planning, whether storage already knows this very job.
 
     The same manifest, options and models have the same run id. A run whose weights have changed
-    since, or which finished with failures of ours, is left behind by a new one that reuses its
-    images.
+    since, or which finished with failures that may pass, is left behind by a new one that reuses
+    its images.
 
     Raises:
         UsageError, FatalError: the manifest or the output location cannot be read.
@@ -81,7 +81,7 @@ def identify(job: Job) -> Submission:
             continue
         if summary is None or summary.run_id != identity or summary.state != "finished":
             return Submission(job, storage, identity, plan, None)
-        if not summary.failed:
+        if not summary.worth_trying_again:
             return Submission(job, storage, identity, plan, summary)
     raise AssertionError("count() never ends")
 
@@ -107,7 +107,7 @@ def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> 
     if start_run(plan, storage, runs, dispatcher) is not None:
         return None
     summary = write_dataset(storage, plan)
-    runs.finish(plan.run_id, summary.done, summary.failed)
+    runs.finish(plan.run_id, summary.done, summary.failed + summary.rejected)
     return summary
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,7 +118,7 @@ def _quantization(wanted: Quantization) -> PipelineQuantizationConfig:
     )
 
 
-def _configurations(component: str) -> Mapping[str, Any]:
+def _configurations(component: str) -> Any:
     """By backend, of the library that a pipeline's component comes from."""
     encodes = component.startswith(("text_encoder", "image_encoder"))
     library = transformers.quantizers.auto if encodes else diffusers.quantizers.auto

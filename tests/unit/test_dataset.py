@@ -20,10 +20,10 @@ from producer.submission import Job, identify, prepare
 STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "test", 4, 1, "none 1")
 
 
-def record(request: Request, status: Status = "done") -> Record:
+def record(request: Request, status: Status = "done", code: str = "x") -> Record:
     at = "2026-01-01T00:00:00.000000+00:00"
     name = layout.image(0, request.job_id, request.format) if status == "done" else ""
-    return Record(request, status, STACK, "w", 1, at, file_name=name, sha256="0", code="x")
+    return Record(request, status, STACK, "w", 1, at, file_name=name, sha256="0", code=code)
 
 
 def planned(out: Path, lines: list[dict[str, object]]) -> tuple[Storage, Plan]:
@@ -144,3 +144,17 @@ def test_a_finished_run_is_recognised_and_one_with_failures_is_tried_again(tmp_p
     summary = write_dataset(storage, plan)
     assert identify(job).finished == summary
     assert identify(replace(job, options=replace(options, seed=1))).finished is None
+
+
+@pytest.mark.parametrize(("code", "again"), [("input_unreachable", True), ("x", False)])
+def test_an_input_that_was_away_is_tried_again(tmp_path: Path, code: str, again: bool) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    requests = read_shard(storage, plan.run_id, 0)
+    records = [record(r, "rejected" if r.index == 4 else "done", code) for r in requests]
+    write_part(storage, layout.done_part(plan.run_id, 0, 0), records)
+    assert write_dataset(storage, plan).rejected == 1
+    manifest = str(tmp_path / f"o-{len(LINES)}.jsonl")
+    options = PlanOptions(model="null", skip_invalid=True)
+    submission = identify(Job(manifest, str(tmp_path / "o"), load_models(), options))
+    assert (submission.finished is None) == again
+    assert prepare(submission, lambda _: None).reused == (8 if again else 0)

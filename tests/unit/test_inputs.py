@@ -162,9 +162,20 @@ def test_errors_of_the_other_side(server: Any) -> None:
     for path in ("/404", "/short", "/noise"):
         assert code(server.url + path, LOCAL) == "input_unreachable"
     assert code(f"{server.url}/html", LOCAL) == "input_not_an_image"
+    assert server.seen.count("/404") == 1
     server.shutdown()
     server.server_close()
     assert code(f"{server.url}/red.png", LOCAL) == "input_unreachable"
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_a_passing_error_is_tried_again(server: Any, status: int) -> None:
+    answers = [content(b"", status), content(b"", status), content(RED)]
+    server.answers["/busy"] = lambda handler: answers.pop(0)(handler)
+    assert load_input(f"{server.url}/busy", LOCAL) == RED
+    server.answers["/down"] = content(b"", status)
+    assert code(f"{server.url}/down", LOCAL) == "input_unreachable"
+    assert server.seen.count("/down") == fetching.ATTEMPTS
 
 
 def test_unknown_host_is_unreachable() -> None:
