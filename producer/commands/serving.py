@@ -66,8 +66,9 @@ def up(
     settings = _settings(store, None, models_file)
     check_exposure(settings, host, insecure)
     table = load_models(settings.models)
-    usual = [name for name, model in table.models.items() if model.repo != NULL_REPO]
-    served = models.split(",") if models else sorted(usual, key=lambda name: name != table.default)
+    drawing = [name for name, model in table.models.items() if model.repo != NULL_REPO]
+    usual = sorted(drawing or table.models, key=lambda name: name != table.default)
+    served = models.split(",") if models else usual
     with embedded(settings, Crew(devices, workers)) as children:
         children.serve(served)
         run_server(children.settings, host, port, insecure, children.check)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from base64 import b64decode
 from hashlib import sha256
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import orjson
 
 from jobs import layout
 from jobs.records import read_part
 from jobs.storage import open_storage
+from tests.facades import make_premises, picture, stop
 from tests.support import Cli, circles
 
 
@@ -34,3 +40,30 @@ def test_missing_bucket(cli: Cli, bucket: str) -> None:
     refused = cli("run", manifest, "--out", f"{bucket}-absent/out", "--model", "null", code=1)
     assert f"{bucket}-absent" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_facade_on_s3(tmp_path: Path, bucket: str) -> None:
+    premises = make_premises(tmp_path)
+    token = premises.key("red")
+    server, url = premises.serve("up", "--store", f"{bucket}/facade")
+    headers = {"Authorization": f"Bearer {token}"}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+            body = {"model": "null", "prompt": "p", "seed": 7, "num_inference_steps": 8}
+            answer = client.post("/dedicated/v1/images/generations", json=body)
+            (item,) = answer.raise_for_status().json()["data"]
+            # Straight from the object store, by whoever has the URL, for an hour.
+            assert item["url"].startswith(os.environ["AWS_ENDPOINT_URL"])
+            query = parse_qs(urlsplit(item["url"]).query)
+            assert "X-Amz-Signature" in query or "Signature" in query
+            image = httpx.get(item["url"]).raise_for_status().content
+            body["response_format"] = "jpeg"
+            answer = client.post("/dedicated/v1/images/generations", json=body)
+            assert b64decode(answer.json()["data"][0]["b64_json"]) == image
+
+            form = {"image": ("a.png", picture(), "image/png")}
+            fields = {"model": "null", "prompt": "p", "num_inference_steps": "8"}
+            edited = client.post("/dedicated/v1/images/edits", data=fields, files=form)
+            assert httpx.get(edited.json()["data"][0]["url"]).content.startswith(b"\xff\xd8")
+    finally:
+        stop(server, premises.log("up"))
