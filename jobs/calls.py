@@ -93,8 +93,9 @@ class CallKeys:
         return f"{self.prefix}answer:{call_id}"
 
 
-# KEYS: the waiting sets of some models. ARGV: seconds of the claim, then the width of each model.
-# Takes the oldest call that may be taken, and those of its group that fit beside it.
+# KEYS: the waiting sets of some models. ARGV: seconds of the claim, what the key of a call begins
+# with, then the width of each model. Takes the oldest call that may be taken, and those of its
+# group that fit beside it; without those whose caller has gone or whose deadline has passed.
 TAKE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -105,17 +106,21 @@ for i, key in ipairs(KEYS) do
     oldest, chosen = tonumber(head[2]), i
   end
 end
+if not chosen then return false end
 local taken = {}
-if chosen then
-  local key, width, group = KEYS[chosen], tonumber(ARGV[1 + chosen]), nil
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now)) do
-    group = group or string.sub(member, 1, 17)
-    if #taken < width and string.sub(member, 1, 17) == group then
+local key, width, group = KEYS[chosen], tonumber(ARGV[2 + chosen]), nil
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now)) do
+  local its_group = string.sub(member, 1, 16)
+  if #taken < width and (not group or its_group == group) then
+    local body = redis.call('GET', ARGV[2] .. string.sub(member, 18))
+    if body then
       redis.call('ZADD', key, now + ARGV[1], member)
-      taken[#taken + 1] = member
+      taken[#taken + 1] = body
+      group = its_group
+    else
+      redis.call('ZREM', key, member)
     end
   end
-  table.insert(taken, 1, key)
 end
 return taken
 """
@@ -135,17 +140,13 @@ class Calls:
         widths: the models to look for, and how many requests a batch of each may have.
         """
         sets = [self._keys.waiting(model) for model in widths]
-        found = cast("list[bytes]", self._take(sets, [CLAIM_SECONDS, *widths.values()]))
-        if not found:
+        beginning = self._keys.call("")
+        found = self._take(sets, [CLAIM_SECONDS, beginning, *widths.values()])
+        bodies = cast("list[bytes] | None", found)
+        if bodies is None:
             return []
-        waiting, *members = (name.decode() for name in found)
-        ids = [member.partition(":")[2] for member in members]
-        bodies = cast("list[bytes | None]", self._client.mget([self._keys.call(i) for i in ids]))
-        # Its caller has gone, or its deadline has passed.
-        if unwanted := [m for m, body in zip(members, bodies, strict=True) if body is None]:
-            self._client.zrem(waiting, *unwanted)
-        calls = [_CALL.validate_json(body) for body in bodies if body is not None]
-        return calls or self.take(widths)
+        # None is left if all were unwanted; calls of another model may wait.
+        return [_CALL.validate_json(body) for body in bodies] or self.take(widths)
 
     @contextmanager
     def keep(self, calls: Sequence[Call]) -> Iterator[None]:

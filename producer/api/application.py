@@ -34,12 +34,16 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tending = asyncio.create_task(facade.tend_batches())
+        chores = [
+            asyncio.create_task(facade.tend_batches()),
+            asyncio.create_task(facade.watch_workers()),
+        ]
         try:
             yield
         finally:
-            tending.cancel()
-            await asyncio.wait([tending])
+            for chore in chores:
+                chore.cancel()
+            await asyncio.wait(chores)
             await facade.close()
 
     app = FastAPI(

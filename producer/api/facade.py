@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from producer.installation import Installation, installation
 from producer.manifest import BatchLine
 from producer.resolution import PlanOptions, Resolver, UnknownFingerprint
 
-FLEET_SECONDS = 1.0  # how old the list of workers may be
+FLEET_SECONDS = 1.0  # between two looks at the workers
 TEND_SECONDS = 1.0  # between two looks at the batches
 INPUT_THREADS = 16  # inputs that are fetched and checked at a time
 
@@ -63,18 +64,28 @@ class Facade:
     batches: Batches
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _fingerprints: dict[str, str] = field(default_factory=dict)
-    _served: dict[str, int] = field(default_factory=dict)
+    _served: Counter[str] = field(default_factory=Counter)
     _looked: float = float("-inf")
 
     async def workers(self, model: str) -> int:
-        """How many workers serve a model."""
-        if time.monotonic() - self._looked > FLEET_SECONDS:
-            fleet = Fleet(self.known.runs.client, self.settings.key_prefix)
-            workers = await in_thread(fleet.workers)
-            models = [model for worker in workers for model in worker.models]
-            self._served = {model: models.count(model) for model in models}
-            self._looked = time.monotonic()
-        return self._served.get(model, 0)
+        """How many workers serve a model, as of the last two looks."""
+        if time.monotonic() - self._looked > 2 * FLEET_SECONDS:
+            await self._look_for_workers()
+        return self._served[model]
+
+    async def watch_workers(self) -> None:
+        """Look for workers again and again, until cancelled, so that no call has to."""
+        while True:
+            with suppress(redis.RedisError):  # whoever calls will be told
+                await self._look_for_workers()
+            await asyncio.sleep(FLEET_SECONDS)
+
+    async def _look_for_workers(self) -> None:
+        fleet = Fleet(self.known.runs.client, self.settings.key_prefix)
+        served = Counter(
+            model for worker in await in_thread(fleet.workers) for model in worker.models
+        )
+        self._served, self._looked = served, time.monotonic()
 
     async def require_worker(self, model: str) -> int:
         """How many workers serve a model; raises ApiError 503 if there is none."""
