@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.measure import imagemill, report, write_manifest
 from jobs.broker import connect
 from jobs.runs import Runs
+from jobs.seals import NO_SEAL
 from jobs.settings import load_settings
 from producer.embedded import Crew, embedded
 
@@ -31,7 +32,7 @@ def in_flight(manifest: Path, out: Path, seconds: float) -> tuple[float, float, 
         broker = children.settings.broker
         arguments = [str(manifest), "--out", str(out), "--model", "null", "--broker", broker]
         run_id = imagemill("submit", *arguments).stdout.split()[0]
-        runs = Runs(client, children.settings.key_prefix)
+        runs = Runs(client, children.settings.key_prefix, NO_SEAL)
         deadline = time.monotonic() + seconds
         done, peak = 0, 0.0
         while time.monotonic() < deadline:

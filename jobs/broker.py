@@ -11,6 +11,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, PrefixedStrictRedis, QoS, Transport
 
 from jobs import messages
+from jobs.seals import NO_SEAL, Seal, make_seal
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,13 +51,17 @@ class CheckedRedis(PrefixedStrictRedis):
     Kombu would let the worker die of some of them, and drop the others.
     """
 
+    def __init__(self, *args: Any, seal: Seal, **options: Any) -> None:
+        self.seal = seal
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+
     def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:
         found = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
         if command_name != "BRPOP" or not found:
             return found
         queue, raw = found
         try:
-            messages.parse(raw)
+            messages.parse(raw, self.seal)
         except ValueError as error:
             log.error("A message in %s was put aside: %s", queue.decode(), error)
             self.lpush(messages.QUARANTINE, messages.put_aside(raw, queue.decode(), str(error)))
@@ -70,9 +75,15 @@ class SteadyChannel(Channel):
     """Kombu's Redis channel with the two above."""
 
     QoS = SteadyQoS
+    from_transport_options = (*Channel.from_transport_options, "seal")  # type: ignore[assignment]
+    seal = NO_SEAL
 
     def _get_client(self) -> Any:
-        return partial(CheckedRedis, global_keyprefix=self.global_keyprefix)
+        return partial(CheckedRedis, global_keyprefix=self.global_keyprefix, seal=self.seal)
+
+    def _put(self, queue: str, message: dict[str, Any], **options: Any) -> None:
+        messages.sign(message, self.seal)
+        super()._put(queue, message, **options)  # type: ignore[no-untyped-call]
 
 
 class SteadyTransport(Transport):
@@ -92,6 +103,7 @@ def transport_options(settings: Settings) -> dict[str, Any]:
     """Kombu's options for a short lease that the worker's parent renews (worker/leases.py)."""
     return SOCKET_TIMEOUTS | {
         "global_keyprefix": settings.key_prefix,
+        "seal": make_seal(settings),
         "visibility_timeout": settings.visibility_timeout,
         "queue_order_strategy": "priority",
         "unacked_restore_interval": 1,

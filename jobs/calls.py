@@ -4,7 +4,8 @@ A facade adds a call and waits for its answer. While it waits it wakes workers a
 seconds, so nothing else must remember a call: whatever dies or is lost, the next wake finds it.
 
     <prefix>calls:<model>      sorted set: "<group>:<call id>" → when it may be taken
-    <prefix>call:<id>          JSON of the call; gone once it is answered, withdrawn or too late
+    <prefix>call:<id>          "<seal> <JSON of the call>"; gone once it is answered, withdrawn or
+                               too late
     <prefix>calls-of:<team>    sorted set: call id → its deadline
     <prefix>answer:<id>        list of one answer, the record's row; expires soon
 
@@ -26,6 +27,7 @@ import redis
 from pydantic import TypeAdapter
 
 from jobs.requests import Request
+from jobs.seals import Seal
 
 WAKE_SECONDS = 2.0
 CLAIM_SECONDS = 3.0  # a dead worker's calls may be taken again after that
@@ -66,8 +68,17 @@ _CALL = TypeAdapter(Call)
 _ANSWER = TypeAdapter(Answer)
 
 
-def encode_call(call: Call) -> bytes:
-    return _CALL.dump_json(call)
+def encode_call(call: Call, seal: Seal) -> bytes:
+    body = _CALL.dump_json(call)
+    return f"{seal.sign(body.decode())} ".encode() + body
+
+
+def decode_call(raw: bytes, seal: Seal) -> Call:
+    """Raises ValueError if it is no call, or not of this installation."""
+    signature, _, body = raw.decode().partition(" ")
+    if not seal.fits(signature, body):
+        raise ValueError("its seal is wrong")
+    return _CALL.validate_json(body)
 
 
 def decode_answer(row: bytes | str) -> Answer:
@@ -115,7 +126,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now)) do
     local body = redis.call('GET', ARGV[2] .. string.sub(member, 18))
     if body then
       redis.call('ZADD', key, now + ARGV[1], member)
-      taken[#taken + 1] = body
+      taken[#taken + 1] = {key, member, body}
       group = its_group
     else
       redis.call('ZREM', key, member)
@@ -129,9 +140,10 @@ return taken
 class Calls:
     """A worker's side of the calls. Raises redis.RedisError when Redis is away."""
 
-    def __init__(self, client: redis.Redis, prefix: str) -> None:
+    def __init__(self, client: redis.Redis, prefix: str, seal: Seal) -> None:
         self._client = client
         self._keys = CallKeys(prefix)
+        self._seal = seal
         self._take = client.register_script(TAKE)
 
     def take(self, widths: Mapping[str, int]) -> list[Call]:
@@ -142,11 +154,18 @@ class Calls:
         sets = [self._keys.waiting(model) for model in widths]
         beginning = self._keys.call("")
         found = self._take(sets, [CLAIM_SECONDS, beginning, *widths.values()])
-        bodies = cast("list[bytes] | None", found)
-        if bodies is None:
+        taken = cast("list[tuple[bytes, bytes, bytes]] | None", found)
+        if taken is None:
             return []
-        # None is left if all were unwanted; calls of another model may wait.
-        return [_CALL.validate_json(body) for body in bodies] or self.take(widths)
+        calls = []
+        for waiting, member, body in taken:
+            try:
+                calls.append(decode_call(body, self._seal))
+            except ValueError as error:
+                log.error("A call was dropped: %s", error)
+                self._client.zrem(waiting, member)
+        # None is left if all were unwanted; others may wait.
+        return calls or self.take(widths)
 
     @contextmanager
     def keep(self, calls: Sequence[Call]) -> Iterator[None]:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from jobs.seals import NO_SEAL, Seal
+
 MAX_BYTES = 32 * 1024
 QUARANTINE = "quarantine"  # key of the list of messages that were put aside
 QUARANTINED = 1000  # of which so many are kept
@@ -44,6 +46,7 @@ class _Headers(BaseModel):
     expires: None = None
     timelimit: tuple[None, None] = (None, None)
     compression: None = None
+    seal: Annotated[str, Field(max_length=64)] = ""
 
 
 class _DeliveryInfo(BaseModel):
@@ -78,7 +81,13 @@ _BODY: TypeAdapter[tuple[list[Any], dict[str, Any], _Embed]] = TypeAdapter(
 )
 
 
-def parse(raw: bytes) -> tuple[str, tuple[Any, ...]]:
+def sign(message: dict[str, Any], seal: Seal) -> None:
+    """Seal a message as kombu is about to put it into a queue."""
+    headers = message["headers"]
+    headers["seal"] = seal.sign(headers["task"], message["body"])
+
+
+def parse(raw: bytes, seal: Seal = NO_SEAL) -> tuple[str, tuple[Any, ...]]:
     """The task of a message and its arguments.
 
     Raises:
@@ -91,6 +100,8 @@ def parse(raw: bytes) -> tuple[str, tuple[Any, ...]]:
         content = base64.b64decode(envelope.body, validate=True)
         arguments, _, _ = _BODY.validate_json(content)
         task = envelope.headers.task
+        if not seal.fits(envelope.headers.seal, task, envelope.body):
+            raise ValueError("it was not sent by this installation: its seal is wrong")
         return task, _ARGUMENTS[task].validate_json(orjson.dumps(arguments))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]

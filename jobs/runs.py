@@ -20,7 +20,9 @@ from typing import Literal, cast
 
 import redis
 
+from jobs.errors import FatalError
 from jobs.plan import Plan
+from jobs.seals import Seal
 
 State = Literal["running", "paused", "cancelled", "finished"]
 
@@ -73,6 +75,7 @@ class Runs:
 
     client: redis.Redis
     prefix: str
+    seal: Seal
 
     def open(self, plan: Plan, out: str, chunks_done: Iterable[tuple[int, int]]) -> int:
         """Make a run live (again) and return its new epoch; messages of older epochs are void.
@@ -88,6 +91,7 @@ class Runs:
                 key,
                 mapping={
                     "out": out,
+                    "seal": self.seal.sign(plan.run_id, out),
                     "state": "running",
                     "requests": plan.requests,
                     "chunks": plan.chunks,
@@ -134,15 +138,31 @@ class Runs:
         )
 
     def location(self, run_id: str, epoch: int) -> str | None:
-        """The run's output URI if it is running in that epoch, else None: then do not start."""
-        out, state, now = self.client.hmget(self._key(run_id), "out", "state", "epoch")
-        if out is None or state != b"running" or int(now or 0) != epoch:
+        """The run's output URI if it is running in that epoch, else None: then do not start.
+
+        Raises:
+            FatalError: somebody else has written it.
+        """
+        found = self._running(run_id, epoch, "out", "seal")
+        if found is None:
             return None
-        return cast("bytes", out).decode()
+        out, signature = ((value or b"").decode("utf-8", "replace") for value in found)
+        if not self.seal.fits(signature, run_id, out):
+            raise FatalError(
+                "the broker's record of this run was not written by this installation",
+                "Give all producers and workers the same IMAGEMILL_BROKER_SECRET, then resume it.",
+            )
+        return out
 
     def is_running(self, run_id: str, epoch: int) -> bool:
         """False as soon as the run is paused, cancelled, finished or started anew."""
-        return self.location(run_id, epoch) is not None
+        return self._running(run_id, epoch) is not None
+
+    def _running(self, run_id: str, epoch: int, *fields: str) -> list[bytes | None] | None:
+        """Fields of a run that is running in that epoch, else None."""
+        found = self.client.hmget(self._key(run_id), "state", "epoch", *fields)
+        state, now, *values = cast("list[bytes | None]", found)
+        return values if state == b"running" and int(now or 0) == epoch else None
 
     def set_state(self, run_id: str, state: State) -> None:
         self.client.hset(self._key(run_id), "state", state)

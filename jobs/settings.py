@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     key_prefix: Annotated[
         str, Field(description="Prefix of every Redis key", pattern=r"^[A-Za-z0-9_.:-]+$")
     ] = "imagemill:"
+    broker_secret: Annotated[
+        SecretStr | None,
+        Field(description="Seals what producers and workers write to a broker that others share"),
+    ] = None
     models: Annotated[
         Path | None, Field(description="A models.toml; the built-in one when not given")
     ] = None
@@ -107,7 +111,8 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these same settings, but no secrets."""
-        values = self.model_dump(mode="json", exclude_none=True, exclude={"api_keys"})
+        secrets = {"api_keys", "broker_secret"}
+        values = self.model_dump(mode="json", exclude_none=True, exclude=secrets)
         return {
             f"IMAGEMILL_{name.upper()}": value
             if isinstance(value, str)

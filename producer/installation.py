@@ -14,6 +14,7 @@ from jobs.broker import connect
 from jobs.dispatch import Dispatcher
 from jobs.errors import TransientError
 from jobs.runs import Runs
+from jobs.seals import make_seal
 from jobs.settings import Settings
 
 
@@ -48,5 +49,5 @@ class Installation:
 
 def installation(settings: Settings) -> Installation:
     """The installation whose broker the settings name."""
-    runs = Runs(connect(settings), settings.key_prefix)
+    runs = Runs(connect(settings), settings.key_prefix, make_seal(settings))
     return Installation(settings.broker, runs, Dispatcher(make_app(settings)))

@@ -24,6 +24,7 @@ from jobs.plan import Chunk, Plan, Shard, encode_shard, write_plan
 from jobs.records import read_part
 from jobs.requests import BatchKey, Request
 from jobs.runs import Progress, Runs
+from jobs.seals import make_seal
 from jobs.settings import Settings
 from jobs.storage import Storage, open_storage
 from tests.support import eventually
@@ -61,7 +62,7 @@ class Site:
     def __post_init__(self) -> None:
         self.table = load_models(self.settings.models)
         self.client = connect(self.settings)
-        self.runs = Runs(self.client, self.settings.key_prefix)
+        self.runs = Runs(self.client, self.settings.key_prefix, make_seal(self.settings))
         self.fleet = Fleet(self.client, self.settings.key_prefix)
         self.dispatcher = Dispatcher(make_app(self.settings))
 

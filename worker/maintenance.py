@@ -19,6 +19,7 @@ from jobs.dispatch import Dispatcher
 from jobs.errors import TransientError
 from jobs.fleet import Worker
 from jobs.runs import Runs
+from jobs.seals import make_seal
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Maintenance(StartStopStep):  # type: ignore[misc]
         super().__init__(consumer, **options)
         self.client = connect(settings)
         self.prefix = settings.key_prefix
+        self.seal = make_seal(settings)
         self.seconds = settings.visibility_timeout  # no message is out of sight for longer
         self.worker = worker
         self.dispatcher = Dispatcher(consumer.app)
@@ -57,7 +59,7 @@ class Maintenance(StartStopStep):  # type: ignore[misc]
             if not self.client.set(f"{self.prefix}look", self.worker.name, nx=True, px=turn):
                 return
             lost = Backlog(self.client, self.prefix).lost(
-                Runs(self.client, self.prefix), 3 * self.seconds
+                Runs(self.client, self.prefix, self.seal), 3 * self.seconds
             )
             for run_id, epoch in lost:
                 log.warning("Run %s has lost its messages: dispatching it again", run_id)

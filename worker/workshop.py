@@ -17,6 +17,7 @@ from jobs.dispatch import Dispatcher
 from jobs.inputs import InputPolicy
 from jobs.models import load_models
 from jobs.runs import Runs
+from jobs.seals import make_seal
 from jobs.settings import load_settings
 from jobs.storage import Storage
 from worker.chunks import LiveRun, open_run
@@ -69,13 +70,13 @@ class Workshop:
 def workshop() -> Workshop:
     """This process's own, made on first use."""
     settings = load_settings()
-    client = connect(settings)
+    client, seal = connect(settings), make_seal(settings)
     conf = current_app.conf  # what worker/parent.py gave its pool process
     return Workshop(
         name=conf.imagemill_worker,
         models=conf.imagemill_models,
-        runs=Runs(client, settings.key_prefix),
-        calls=Calls(client, settings.key_prefix),
+        runs=Runs(client, settings.key_prefix, seal),
+        calls=Calls(client, settings.key_prefix, seal),
         dispatcher=Dispatcher(make_app(settings)),
         renderers=Renderers(load_models(settings.models), conf.imagemill_device),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),

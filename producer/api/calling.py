@@ -168,7 +168,8 @@ async def _add(facade: Facade, call: Call, workers: int) -> None:
     full, ahead = await facade.redis.register_script(ADD)(
         [keys.waiting(model), keys.team(call.team), keys.call(call.id)],
         [
-            call.member, call.id, encode_call(call), math.ceil(settings.call_seconds),
+            call.member, call.id, encode_call(call, facade.known.runs.seal),
+            math.ceil(settings.call_seconds),
             settings.model_calls, settings.team_calls,
         ],
     )  # fmt: skip

@@ -20,6 +20,7 @@ import redis
 
 from jobs.broker import connect
 from jobs.runs import Progress, Runs
+from jobs.seals import NO_SEAL
 from jobs.settings import Settings
 from tests.facades import Premises, make_premises, stop
 from tests.support import eventually
@@ -163,7 +164,7 @@ def test_calls_go_before_a_bulk_run(plant: Plant, url: str) -> None:
     out = plant.premises.folder / "bulk"
     plant.premises.run("submit", str(manifest), "--out", str(out), "--broker", plant.broker)
 
-    runs = Runs(plant.redis, "imagemill:")
+    runs = Runs(plant.redis, "imagemill:", NO_SEAL)
     (run,) = runs.listed(1)
 
     def progress() -> Progress:

@@ -1,4 +1,4 @@
-"""A shared server: the rules of docs/security.md are enough, and no more than that."""
+"""A shared server: the rules of docs/security.md are enough, and seals keep others out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from pydantic import SecretStr
 
+from jobs.backlog import Backlog
 from jobs.broker import connect
 from jobs.settings import Settings
 from tests.chaos.ledger import Ledger
 from tests.chaos.servers import Valkey
 from tests.sites import MODELS, Site
+from tests.support import eventually
 
 GUIDE = Path(__file__).parents[2] / "docs/security.md"
 
@@ -61,3 +64,25 @@ def test_the_rules_are_no_more(shared: Site, command: str) -> None:
     for client in (shared.client, connect(shared.settings)):  # the producer's, the worker's
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.execute_command(*command.split())
+
+
+def test_seals(site: Site, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """messages and runs of somebody who does not know the secret."""
+    monkeypatch.setenv("IMAGEMILL_BROKER_SECRET", "of the installation")
+    secret = {"broker_secret": SecretStr("of the installation")}
+    ours = Site(site.folder, site.settings.model_copy(update=secret))
+    theirs = site
+    theirs.workers.append(ours.start_worker("null"))
+    ours.start(ours.plan("ours", "null", list(range(8)), chunk=4))
+    ours.wait("ours")
+    ledger.check(ours, "ours", list(range(8)))
+
+    backlog = Backlog(ours.client, ours.settings.key_prefix)
+    theirs.dispatcher.render("ours", 1, 0, "null", [0])
+    eventually(lambda: backlog.quarantined() == 1)
+    # A run of theirs, and a way to have a worker of ours look at it.
+    epoch = theirs.runs.open(theirs.plan("theirs", "null", [1], chunk=1), "/tmp", [])
+    ours.dispatcher.render("theirs", epoch, 0, "null", [0])
+    eventually(lambda: ours.progress("theirs").state == "paused")
+    assert "was not written by this installation" in ours.progress("theirs").problem
+    ledger.times = 2

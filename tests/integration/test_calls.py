@@ -10,6 +10,7 @@ from jobs import calls as module
 from jobs.broker import connect
 from jobs.calls import Call, CallKeys, Calls, decode_answer, encode_call
 from jobs.requests import BatchKey, Request
+from jobs.seals import NO_SEAL, Seal
 from jobs.settings import Settings
 from tests.support import eventually
 
@@ -29,7 +30,7 @@ def make_call(name: str, model: str = "null", width: int = 64) -> Call:
 
 def add(client: redis.Redis, call: Call, at: float) -> None:
     """What a facade does."""
-    client.set(KEYS.call(call.id), encode_call(call), ex=60)
+    client.set(KEYS.call(call.id), encode_call(call, NO_SEAL), ex=60)
     client.zadd(KEYS.waiting(call.request.key.model), {call.member: at})
 
 
@@ -39,7 +40,7 @@ def test_oldest_first_and_only_what_fits_together(client: redis.Redis) -> None:
     for at, name in enumerate(names, 2):
         add(client, added[name], at)
     add(client, make_call("first", "other"), 1)
-    calls = Calls(client, "t:")
+    calls = Calls(client, "t:", NO_SEAL)
     widths = {"null": 3, "other": 1}
     taken = [[call.id for call in calls.take(widths)] for _ in range(5)]
     assert taken == [["first"], ["a", "b", "c"], ["wide"], ["d"], []]
@@ -48,15 +49,28 @@ def test_oldest_first_and_only_what_fits_together(client: redis.Redis) -> None:
 def test_a_call_comes_back_as_it_was(client: redis.Redis) -> None:
     call = make_call("a")
     add(client, call, 1)
-    assert Calls(client, "t:").take({"null": 4}) == [call]
+    assert Calls(client, "t:", NO_SEAL).take({"null": 4}) == [call]
 
 
 def test_withdrawn_calls_are_dropped(client: redis.Redis) -> None:
     add(client, make_call("a"), 1)
     add(client, make_call("b", width=128), 2)
     client.delete(KEYS.call("a"))
-    assert [call.id for call in Calls(client, "t:").take({"null": 4})] == ["b"]
+    assert [call.id for call in Calls(client, "t:", NO_SEAL).take({"null": 4})] == ["b"]
     assert client.zcard(KEYS.waiting("null")) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff", b" {}", b"no seal", encode_call(make_call("a"), Seal(b"x"))]
+)
+def test_a_call_of_somebody_else_is_dropped(client: redis.Redis, body: bytes) -> None:
+    seal = Seal(b"secret")
+    add(client, make_call("a"), 1)
+    client.set(KEYS.call("a"), body)
+    client.zadd(KEYS.waiting("null"), {make_call("b").member: 2})
+    client.set(KEYS.call("b"), encode_call(make_call("b"), seal))
+    assert Calls(client, "t:", seal).take({"null": 1}) == [make_call("b")]
+    assert client.zscore(KEYS.waiting("null"), make_call("a").member) is None
 
 
 def test_claims_run_out_unless_they_are_kept(
@@ -65,7 +79,7 @@ def test_claims_run_out_unless_they_are_kept(
     monkeypatch.setattr(module, "CLAIM_SECONDS", 0.6)
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
     add(client, make_call("a"), 1)
-    mine, other = Calls(client, "t:"), Calls(client, "t:")
+    mine, other = Calls(client, "t:", NO_SEAL), Calls(client, "t:", NO_SEAL)
     taken = mine.take({"null": 1})
     with mine.keep(taken):
         score = client.zscore(KEYS.waiting("null"), taken[0].member)
@@ -77,7 +91,7 @@ def test_claims_run_out_unless_they_are_kept(
 def test_one_answer_is_heard(client: redis.Redis) -> None:
     call = make_call("a")
     add(client, call, 1)
-    calls = Calls(client, "t:")
+    calls = Calls(client, "t:", NO_SEAL)
     calls.take({"null": 1})
     calls.answer(call, {"status": "done", "seconds_render": 1.5, "seed": "7"})
     calls.answer(call, {"status": "failed", "code": "late"})

@@ -8,6 +8,7 @@ from jobs.broker import connect
 from jobs.errors import FatalError, TransientError
 from jobs.plan import Chunk, Plan, Shard
 from jobs.runs import Progress, Runs
+from jobs.seals import NO_SEAL
 from jobs.settings import Settings
 from producer.progress import follow
 
@@ -30,7 +31,7 @@ class Seen:
 @pytest.fixture
 def runs(broker: str) -> Runs:
     settings = Settings(broker=broker)
-    runs = Runs(connect(settings), settings.key_prefix)
+    runs = Runs(connect(settings), settings.key_prefix, NO_SEAL)
     runs.open(PLAN, "/out", [])
     return runs
 

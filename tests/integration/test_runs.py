@@ -7,6 +7,7 @@ import pytest
 from jobs.broker import connect
 from jobs.plan import Chunk, Plan, Shard
 from jobs.runs import Attempt, Runs
+from jobs.seals import NO_SEAL
 from jobs.settings import Settings
 
 PLAN = Plan(
@@ -22,7 +23,7 @@ PLAN = Plan(
 
 @pytest.fixture
 def runs(broker: str) -> Runs:
-    return Runs(connect(Settings(broker=broker)), "test:")
+    return Runs(connect(Settings(broker=broker)), "test:", NO_SEAL)
 
 
 def test_an_unknown_run_has_no_progress(runs: Runs) -> None:
