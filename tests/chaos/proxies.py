@@ -1,10 +1,13 @@
-"""Networks that can be broken: a TCP link that goes silent, an S3 endpoint that answers badly."""
+"""Networks: a TCP link that goes silent, one with TLS, an S3 endpoint that answers badly."""
 
 from __future__ import annotations
 
+import asyncio
 import http.client
+import queue
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -48,6 +51,42 @@ class Link:
                 if self._open.is_set():
                     other.sendall(data)
             other.shutdown(socket.SHUT_RDWR)  # and its own thread closes it
+
+
+@contextmanager
+def tls_link(port: int, context: ssl.SSLContext) -> Iterator[int]:
+    """A port that takes TLS connections and forwards what they hold to another port."""
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(OSError):
+                while data := await reader.read(65536):
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            writer.transport.abort()
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(forward(reader, far[1]), forward(far[0], writer))
+
+    started: queue.Queue[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(meet, "127.0.0.1", 0, ssl=context)
+        end = asyncio.Event()
+        started.put((server.sockets[0].getsockname()[1], asyncio.get_running_loop(), end))
+        await end.wait()
+        server.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    own_port, loop, end = started.get()
+    try:
+        yield own_port
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join()
 
 
 class Weather:

@@ -1,18 +1,21 @@
-"""A shared server: the rules of docs/security.md are enough, and seals keep others out."""
+"""A shared server: the rules of docs/security.md are enough, and seals and TLS keep others out."""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+import trustme
 from pydantic import SecretStr
 
 from jobs.backlog import Backlog
 from jobs.broker import connect
 from jobs.settings import Settings
 from tests.chaos.ledger import Ledger
+from tests.chaos.proxies import tls_link
 from tests.chaos.servers import Valkey
 from tests.sites import MODELS, Site
 from tests.support import eventually
@@ -86,3 +89,28 @@ def test_seals(site: Site, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> N
     eventually(lambda: ours.progress("theirs").state == "paused")
     assert "was not written by this installation" in ours.progress("theirs").problem
     ledger.times = 2
+
+
+def test_tls(shared: Site, ledger: Ledger, tmp_path: Path) -> None:
+    """a network that everybody reads."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    stranger.cert_pem.write_to_path(tmp_path / "stranger.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    place = shared.settings.broker.partition("@")[2]
+    with tls_link(int(place.partition(":")[2].partition("/")[0]), context) as port:
+
+        def secured(settings: Settings, ca: str) -> Settings:
+            user = settings.broker.removeprefix("redis://").partition("@")[0]
+            url = f"rediss://{user}@localhost:{port}/0?ssl_cert_reqs=required&ssl_ca_certs="
+            return settings.model_copy(update={"broker": f"{url}{tmp_path}/{ca}"})
+
+        with pytest.raises(redis.exceptions.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+            connect(secured(shared.settings, "stranger.pem")).ping()
+        site = Site(tmp_path, secured(shared.settings, "ca.pem"), workers=shared.workers)
+        site.start_worker("slow")
+        site.start(site.plan("run", "slow", list(range(4)), chunk=2))
+        site.wait("run")
+        ledger.check(site, "run", list(range(4)))
+    ledger.times = 1
