@@ -95,8 +95,10 @@ class Site:
         storage = self.storage(run_id)
         return [row for name in (METADATA, ERRORS) for row in read_part(storage, name)]
 
-    def plan(self, run_id: str, model: str, seeds: list[int], chunk: int) -> Plan:
-        """A run of one request a seed, in one shard, so many requests a chunk."""
+    def plan(
+        self, run_id: str, model: str, seeds: list[int], chunk: int, shard: int = 4096
+    ) -> Plan:
+        """A run of one request a seed: so many requests a chunk, at most so many a shard."""
         row = self.table.get(model)
         key = BatchKey("generate", model, "", *row.size, row.steps, row.guidance_scale)
         requests = [
@@ -104,11 +106,15 @@ class Site:
             for i, seed in enumerate(seeds)
         ]
         storage = self.storage(run_id)
-        storage.write(layout.shard(run_id, 0), encode_shard(requests))
-        starts = range(0, len(seeds), chunk)
-        chunks = tuple(Chunk(model, i, min(i + chunk, len(seeds))) for i in starts)
+        shards = []
+        for number, first in enumerate(range(0, len(requests), shard)):
+            own = requests[first : first + shard]
+            storage.write(layout.shard(run_id, number), encode_shard(own))
+            starts = range(0, len(own), chunk)
+            chunks = tuple(Chunk(model, i, min(i + chunk, len(own))) for i in starts)
+            shards.append(Shard(len(own), chunks))
         weights = {model: fingerprint(self.table, row).digest}
-        plan = Plan(run_id, "m.jsonl", 0, "", weights, (Shard(len(seeds), chunks),))
+        plan = Plan(run_id, "m.jsonl", 0, "", weights, tuple(shards))
         write_plan(storage, plan)
         write_summary(storage, planned(plan))
         return plan

@@ -1,4 +1,4 @@
-"""Batches: ordinary runs with OpenAI's face, taken from step to step until they end.
+"""Batches as their teams see them, taken from step to step until they end.
 
 Any facade may take any step at any time; a lock in Redis keeps two from taking the same at once.
 """
@@ -6,50 +6,20 @@ Any facade may take any step at any time; a lock in Redis keeps two from taking 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import cast
 
+import redis
 from redis.exceptions import LockError
 
-from jobs.errors import (
-    FatalError,
-    ImagemillError,
-    InvalidRequest,
-    LineError,
-    ManifestRefused,
-    UsageError,
-)
-from jobs.inputs import InputPolicy, check_image, load_input, store_input
-from jobs.models import ModelTable
-from jobs.plan import Plan, read_plan
+from jobs.errors import ImagemillError
 from jobs.runs import Progress
-from producer.api.batch_lines import Show, Translation, b64_of, results, translate
-from producer.api.batch_store import (
-    Batch,
-    BatchError,
-    BatchErrors,
-    BatchStore,
-    RequestCounts,
-    Started,
-    Status,
-    Ticket,
-    face,
-)
+from producer.api.batch_steps import Steps
+from producer.api.batch_store import Batch, BatchStore, RequestCounts, Started, Status, Ticket, face
 from producer.api.errors import ApiError
-from producer.api.filing import content_path, find_file, new_file, read_file
-from producer.api.openai_bodies import ImageRefParam
-from producer.api.signing import Signer
-from producer.installation import Installation
-from producer.resolution import PlanOptions
-from producer.submission import Job, identify, launch, prepare
 
 LOCK_SECONDS = 60  # a step that takes longer may be taken twice, to the same end
-SETTLE_SECONDS = 2.0  # a stopped run's workers get so long at least to store what they have
-SETTLE_MOST_SECONDS = 600.0
-OUTPUT_URL_SECONDS = 7 * 24 * 3600  # the most that S3 allows
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +29,8 @@ class Batches:
     """The batches of a deployment. Every method blocks."""
 
     store: BatchStore
-    known: Installation
-    table: ModelTable
-    policy: InputPolicy
-    signer: Signer
+    steps: Steps
+    client: redis.Redis
     prefix: str
 
     def create(self, ticket: Ticket) -> Batch:
@@ -98,171 +66,19 @@ class Batches:
         Raises:
             redis.RedisError: Redis is away.
         """
-        client = self.known.runs.client
-        for name in cast("set[bytes]", client.smembers(f"{self.prefix}batches")):
+        for name in cast("set[bytes]", self.client.smembers(f"{self.prefix}batches")):
             team, _, batch_id = name.decode().partition("/")
-            lock = client.lock(f"{self.prefix}batch:{batch_id}", LOCK_SECONDS, blocking=False)
+            lock = self.client.lock(f"{self.prefix}batch:{batch_id}", LOCK_SECONDS, blocking=False)
             if not lock.acquire():
                 continue
             try:
-                if self.advance(self.store.ticket(team, batch_id)):
-                    client.srem(f"{self.prefix}batches", name)
+                if self.steps.advance(self.store.ticket(team, batch_id)):
+                    self.client.srem(f"{self.prefix}batches", name)
             except ImagemillError as error:
                 log.warning("Batch %s: %s", batch_id, error)
             finally:
                 with suppress(LockError):  # the step took longer than the lock lasts
                     lock.release()
-
-    def advance(self, ticket: Ticket) -> bool:
-        """Take the next step of a batch; true if it has ended.
-
-        Raises:
-            ImagemillError: it cannot be taken now.
-        """
-        if self.store.final(ticket):
-            return True
-        started = self.store.started(ticket)
-        progress = self._progress(started) if started else None
-        if progress and progress.state == "cancelled":  # perhaps by `imagemill cancel`
-            self.store.cancel(ticket)
-        cancelled = self.store.cancelled_at(ticket)
-        stopped: Literal["cancelled", "expired"] | None = (
-            "cancelled" if cancelled else "expired" if time.time() >= ticket.expires_at else None
-        )
-        if started is None:
-            if stopped:
-                self.store.end(ticket, stopped)
-                return True
-            return self._start(ticket)
-        if progress and progress.state == "finished":
-            return self._finish(ticket, started, "completed")
-        if stopped:
-            waited = time.time() - (cancelled or ticket.expires_at)
-            if self._settles(started, waited):
-                return False
-            return self._finish(ticket, started, stopped)
-        if progress is None:  # Redis has forgotten the run; storage has not
-            self._launch(ticket, started.run_id)
-        return False
-
-    def _start(self, ticket: Ticket) -> bool:
-        try:
-            found = self._translate(ticket)
-            if found.errors:
-                return self._fail(ticket, found.errors)
-            try:
-                run_id = self._plan(ticket)
-            except ManifestRefused as refused:
-                lines = [found.lines[error.line - 1] for error in refused.errors]
-                return self._fail(
-                    ticket,
-                    [
-                        LineError(line, error.custom_id, error.field, error.reason)
-                        for line, error in zip(lines, refused.errors, strict=True)
-                    ],
-                )
-        except (ApiError, InvalidRequest, UsageError) as error:
-            return self._fail(ticket, [LineError(0, "", "input_file_id", error.message)])
-        self.store.start(ticket, Started(run_id, int(time.time()), found.requests))
-        self._launch(ticket, run_id)
-        return False
-
-    def _translate(self, ticket: Ticket) -> Translation:
-        storage, team, out = self.store.storage, ticket.team, self.store.out(ticket)
-
-        def load(reference: ImageRefParam) -> str:
-            if reference.file_id is not None:
-                data = read_file(storage, team, reference.file_id, self.policy.max_bytes)
-                check_image(data, self.policy)
-            elif (url := reference.image_url or "").startswith(("http:", "https:")):
-                return url  # the worker that renders it fetches it
-            else:
-                data = load_input(url, self.policy)
-            return store_input(out, data)
-
-        find_file(storage, team, ticket.input_file_id)
-        with (
-            storage.reader(content_path(team, ticket.input_file_id)) as source,
-            storage.writer(f"{ticket.folder}/manifest.jsonl") as manifest,
-            storage.writer(f"{ticket.folder}/asked.jsonl") as asked,
-        ):
-            return translate(source, manifest, asked, ticket.endpoint, load)
-
-    def _plan(self, ticket: Ticket) -> str:
-        manifest = self.store.storage.name(f"{ticket.folder}/manifest.jsonl")
-        job = Job(manifest, self.store.out(ticket).uri, self.table, PlanOptions())
-        submission = identify(job)
-        prepare(submission, lambda _: None)
-        return submission.run_id
-
-    def _launch(self, ticket: Ticket, run_id: str) -> None:
-        with self.known.reached():
-            launch(
-                self._plan_of(ticket, run_id),
-                self.store.out(ticket),
-                self.known.runs,
-                self.known.dispatcher,
-            )
-
-    def _settles(self, started: Started, waited: float) -> bool:
-        """Whether workers may still be storing what a stopped run has rendered."""
-        with self.known.reached():
-            if self.known.runs.progress(started.run_id):
-                self.known.runs.set_state(started.run_id, "cancelled")
-            busy = self.known.runs.is_busy(started.run_id)
-        return waited < SETTLE_SECONDS or (busy and waited < SETTLE_MOST_SECONDS)
-
-    def _finish(self, ticket: Ticket, started: Started, status: Status) -> bool:
-        """Write the output and error files of a run that has ended one way or another."""
-        storage, out, now = self.store.storage, self.store.out(ticket), int(time.time())
-        plan = self._plan_of(ticket, started.run_id)
-        counts = RequestCounts(total=started.requests)
-        files: dict[str, Any] = {}
-        with ExitStack() as stack:
-            asked = stack.enter_context(storage.reader(f"{ticket.folder}/asked.jsonl"))
-            for done, line in results(
-                out, plan, asked, now, f"batch_{status}", self._shows(ticket)
-            ):
-                kind = "output" if done else "error"
-                if kind not in files:
-                    name = f"{ticket.id}_{kind}.jsonl"
-                    files[kind] = stack.enter_context(
-                        new_file(storage, ticket.team, name, "batch_output", ticket.output_seconds)
-                    )
-                files[kind][1].write(line)
-                counts.completed += done
-                counts.failed += not done
-        self.store.end(
-            ticket,
-            status,
-            **{f"{kind}_file_id": file.id for kind, (file, _) in files.items()},
-            request_counts=counts,
-            in_progress_at=started.at,
-            finalizing_at=now,
-        )
-        return True
-
-    def _shows(self, ticket: Ticket) -> Mapping[str, Show]:
-        def url(path: str) -> dict[str, str]:
-            full = f"{ticket.folder}/out/{path}"
-            presigned = self.store.storage.presigned_url(full, OUTPUT_URL_SECONDS)
-            own = f"{ticket.base_url}files/{self.signer.query(full, OUTPUT_URL_SECONDS)}"
-            return {"url": presigned or own}
-
-        return {"url": url, "b64_json": b64_of(self.store.out(ticket))}
-
-    def _fail(self, ticket: Ticket, errors: list[LineError]) -> bool:
-        found = [
-            BatchError(
-                code="invalid_line" if error.line else "invalid_file",
-                message=f"{error.field}: {error.reason}" if error.field else error.reason,
-                param=error.field or None,
-                line=error.line or None,
-            )
-            for error in errors
-        ]
-        self.store.end(ticket, "failed", errors=BatchErrors(data=found))
-        return True
 
     def _current(self, ticket: Ticket) -> Batch:
         """A batch that has not ended."""
@@ -270,7 +86,7 @@ class Batches:
         if started is None:
             status: Status = "cancelling" if cancelled else "validating"
             return face(ticket, status, cancelling_at=cancelled)
-        progress = self._progress(started)
+        progress = self.steps.progress(started)
         finished = progress is not None and progress.state == "finished"
         return face(
             ticket,
@@ -280,19 +96,9 @@ class Batches:
             request_counts=_counts(started, progress),
         )
 
-    def _progress(self, started: Started) -> Progress | None:
-        with self.known.reached():
-            return self.known.runs.progress(started.run_id)
-
-    def _plan_of(self, ticket: Ticket, run_id: str) -> Plan:
-        plan = read_plan(self.store.out(ticket), run_id)
-        if plan is None:
-            raise FatalError(f"the plan of batch {ticket.id} is gone", "Submit the batch again.")
-        return plan
-
     def _remember(self, team: str, batch_id: str) -> None:
-        with self.known.reached():
-            self.known.runs.client.sadd(f"{self.prefix}batches", f"{team}/{batch_id}")
+        with self.steps.known.reached():
+            self.client.sadd(f"{self.prefix}batches", f"{team}/{batch_id}")
 
 
 def _counts(started: Started, progress: Progress | None) -> RequestCounts:

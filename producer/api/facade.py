@@ -27,6 +27,7 @@ from jobs.models import ModelTable
 from jobs.requests import Request as Rendering
 from jobs.settings import Settings
 from jobs.storage import Storage, open_storage
+from producer.api.batch_steps import Steps
 from producer.api.batch_store import BatchStore
 from producer.api.batches import Batches
 from producer.api.errors import RETRY_SECONDS, ApiError
@@ -178,7 +179,12 @@ def open_facade(settings: Settings, table: ModelTable) -> Facade:
         rate=rate,
         policy=policy,
         input_threads=anyio.CapacityLimiter(INPUT_THREADS),
-        batches=Batches(store, known, closed, policy, signer, settings.key_prefix),
+        batches=Batches(
+            store,
+            Steps(store, known, closed, policy, signer),
+            known.runs.client,
+            settings.key_prefix,
+        ),
     )
 
 

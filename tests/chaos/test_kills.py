@@ -164,8 +164,8 @@ def test_lost_messages(site: Site, ledger: Ledger, dice: random.Random) -> None:
     """kill -9 of all processes, at the full rate of messages (15,000)."""
     worker = site.start_worker("null")
     eventually(site.fleet.workers)
-    seeds = list(range(15_000))  # a request a chunk
-    site.start(site.plan("run", "null", seeds, chunk=1))
+    seeds = list(range(15_000))
+    site.start(site.plan("run", "null", seeds, chunk=1, shard=100))
     for _ in range(25):
         time.sleep(dice.uniform(0, 1))
         if ended(site, "run"):
