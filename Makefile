@@ -8,6 +8,8 @@ BIN := .venv/bin
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Apart: where it is installed, diffusers imports it at every start, which takes a second.
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target .venv/torchao torchao
 	touch $@
 
 demo: .venv/installed ## render the demo manifest and draw a contact sheet

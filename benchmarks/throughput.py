@@ -1,6 +1,6 @@
 """A whole job against bare diffusers loops, alternating in one run.
 
-    python -m benchmarks.throughput [--images 1024] [--rounds 3]
+    python -m benchmarks.throughput [--images 1024] [--rounds 3] [--model shapes] [--device cpu]
 
 job ÷ loop: against an in-memory loop at the same batch width, threads and steps that saves nothing;
 it runs before and after each job, as the pace of a shared machine drifts.
@@ -18,18 +18,18 @@ from pathlib import Path
 
 from benchmarks.measure import imagemill, rate, report, rows, spread, write_manifest
 from jobs.models import Model, load_models
+from jobs.settings import load_settings
 
 _LOOP = """
-import sys, time, warnings
+import json, sys, time
 from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-folder, manifest, out, width, threads, steps, guidance = sys.argv[1:]
-import json
+folder, manifest, out, width, threads, steps, guidance, size, dtype, device = sys.argv[1:]
 lines = [json.loads(line) for line in open(manifest)]
 torch.set_num_threads(int(threads))
-pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
 pipeline.set_progress_bar_config(disable=True)
 
 def render(batch, first):
@@ -37,8 +37,8 @@ def render(batch, first):
         prompt=[line["prompt"] for line in batch],
         num_inference_steps=int(steps),
         guidance_scale=float(guidance),
-        width=64,
-        height=64,
+        width=int(size),
+        height=int(size),
         generator=[torch.Generator("cpu").manual_seed(first + i) for i in range(len(batch))],
         output_type="np" if out == "-" else "pil",
     ).images
@@ -55,9 +55,14 @@ print(len(lines) / (time.perf_counter() - started))
 """
 
 
-def loop_rate(manifest: Path, model: Model, folder: Path, width: int, out: str) -> float:
+def loop_rate(
+    manifest: Path, model: Model, folder: Path, width: int, out: str, device: str
+) -> float:
     """Images a second of a bare loop in a process of its own; out "-" keeps them in memory."""
-    arguments = [folder, manifest, out, width, model.threads, model.steps, model.guidance_scale]
+    arguments = [
+        folder, manifest, out, width, model.threads, model.steps, model.guidance_scale,
+        model.size[0], model.dtype, device,
+    ]  # fmt: skip
     command = [sys.executable, "-c", _LOOP, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
@@ -67,9 +72,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
-    table = load_models()
-    model = table.get("shapes")
+    table = load_models(load_settings().models)
+    model, device = table.get(options.model), options.device
     folder = Path(table.source(model))
     job: list[float] = []
     loop: list[float] = []
@@ -78,18 +85,21 @@ def main() -> None:
         work = Path(name)
         manifest = write_manifest(work / "manifest.jsonl", options.images)
         short = write_manifest(work / "short.jsonl", options.images // 4)
-        loop.append(loop_rate(manifest, model, folder, model.batch_width, "-"))
+        loop.append(loop_rate(manifest, model, folder, model.batch_width, "-", device))
         for i in range(options.rounds):
             out = work / f"out{i}"
-            imagemill("run", str(manifest), "--out", str(out), "--quiet")
+            imagemill(
+                "run", str(manifest), "--out", str(out), "--quiet", "--model", options.model,
+                "--devices", "cpu" if device == "cpu" else "0",
+            )  # fmt: skip
             job.append(rate(rows(out), model.batch_width))
-            loop.append(loop_rate(manifest, model, folder, model.batch_width, "-"))
+            loop.append(loop_rate(manifest, model, folder, model.batch_width, "-", device))
             saved = work / f"saved{i}"
             saved.mkdir()
-            script.append(loop_rate(short, model, folder, 1, str(saved)))
+            script.append(loop_rate(short, model, folder, 1, str(saved), device))
     beside = [(before + after) / 2 for before, after in pairwise(loop)]
     report(
-        f"Throughput, demo model, {options.images} images, width {model.batch_width}",
+        f"Throughput, {options.model}, {options.images} images, width {model.batch_width}",
         [
             f"job                      {spread(job)} images/s",
             f"bare loop, width {model.batch_width:<7} {spread(loop)} images/s",
