@@ -38,10 +38,12 @@ class StopPool(StartStopStep):  # type: ignore[misc]
             os.kill(process.pid, STOP_SIGNAL)
 
 
-class PoolStart(StartStopStep):  # type: ignore[misc]
-    """Ends the worker if its pool process dies while it starts: Celery would try again for ever.
+class PoolWatch(StartStopStep):  # type: ignore[misc]
+    """Looks after the pool process every second; Celery does so every five.
 
-    The supervisor then starts it with a growing delay, and gives up after some times.
+    A chunk whose process has died goes back. If the process dies while it starts, the worker ends,
+    where Celery would try again for ever: the supervisor starts it with a growing delay, and gives
+    up after some times.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -61,10 +63,11 @@ class PoolStart(StartStopStep):  # type: ignore[misc]
         """Begin to watch; called again after each reconnection."""
         if self.timer:
             self.timer.cancel()
-        self.timer = consumer.timer.call_repeatedly(1.0, self.watch, (consumer.pool._pool,))
+        self.timer = consumer.timer.call_repeatedly(1.0, self.look, (consumer.pool._pool,))
 
-    def watch(self, pool: Any) -> None:
+    def look(self, pool: Any) -> None:
         """Compare the processes that start with those that started a moment ago."""
+        pool.maintain_pool()
         if self.starting - {process.pid for process in pool._pool}:
             if not self.ready:
                 state.should_stop = 1  # the exit code
@@ -91,7 +94,7 @@ def serve(device: str, kind: str, models: list[str]) -> int:
         imagemill_models=models,
     )
     app.steps["worker"].add(StopPool)
-    app.steps["consumer"].update({Leases, Maintenance, PoolStart})
+    app.steps["consumer"].update({Leases, Maintenance, PoolWatch})
     worker = app.Worker(
         hostname=name,
         without_gossip=True,
