@@ -29,12 +29,13 @@ _STRICT = ConfigDict(strict=True)
 
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**31)]
+Epoch = Annotated[int, Field(ge=0, lt=2**53)]
 ModelName = Annotated[str, Field(min_length=1, max_length=4096)]
 
 _ARGUMENTS: dict[str, TypeAdapter[Any]] = {
-    RENDER: TypeAdapter(tuple[RunId, Number, Number, Number], config=_STRICT),
-    FEED: TypeAdapter(tuple[RunId, Number, Number, ModelName], config=_STRICT),
-    FINALIZE: TypeAdapter(tuple[RunId, Number], config=_STRICT),
+    RENDER: TypeAdapter(tuple[RunId, Epoch, Number, Number], config=_STRICT),
+    FEED: TypeAdapter(tuple[RunId, Epoch, Number, ModelName], config=_STRICT),
+    FINALIZE: TypeAdapter(tuple[RunId, Epoch], config=_STRICT),
     WAKE: TypeAdapter(tuple[()], config=_STRICT),
 }
 

@@ -86,6 +86,8 @@ class Runs:
         done = dict(chunks_done)
         in_chunks = sum(c.stop - c.start for shard in plan.shards for c in shard.chunks)
         with self.client.pipeline() as pipe:
+            # Not from 0: messages of before a wiped Redis must be void as well.
+            pipe.hsetnx(key, "epoch", int(time.time()))
             pipe.hincrby(key, "epoch", 1)
             pipe.hset(
                 key,
@@ -106,7 +108,7 @@ class Runs:
             pipe.zadd(f"{self.prefix}runs", {plan.run_id: time.time()})
             pipe.zremrangebyscore(f"{self.prefix}runs", 0, time.time() - KEEP_SECONDS)
             self._touch(pipe, key)
-            return int(pipe.execute()[0])
+            return int(pipe.execute()[1])
 
     def progress(self, run_id: str) -> Progress | None:
         """Where the run stands; None if Redis does not know it."""

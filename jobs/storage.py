@@ -231,7 +231,8 @@ def open_storage(uri: str, **options: Any) -> Storage:
         UsageError: the URI's protocol is unknown or its package is not installed.
     """
     try:
-        filesystem, root = fsspec.core.url_to_fs(uri, **options)
+        # Others write there too: what a listing said once is no longer true.
+        filesystem, root = fsspec.core.url_to_fs(uri, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
         raise UsageError(f"location {uri!r}: {error}", "Use a path, file:// or s3://.") from error
     # A relative path means something else to a worker with another working directory.

@@ -60,30 +60,35 @@ class Submission:
 def identify(job: Job) -> Submission:
     """Find out, without planning, whether storage already knows this very job.
 
-    The same manifest, options and models have the same run id. A run whose weights have changed
-    since, or which finished with failures that may pass, is left behind by a new one that reuses
-    its images.
+    The same manifest, options, models and output location have the same run id. A run whose weights
+    have changed since, or which finished with failures that may pass, is left behind by the next
+    generation, a new run that reuses its images.
 
     Raises:
         UsageError, FatalError: the manifest or the output location cannot be read.
     """
     storage = open_storage(job.out)
     digest = manifest_digest(job.manifest)
-    summary = read_summary(storage)
     table = {name: model.model_dump(mode="json") for name, model in job.table.models.items()}
+    content = [digest, asdict(job.options), job.table.default, table, storage.uri]
+    newest: Plan | None = None
     for generation in count():
-        content = orjson.dumps([digest, asdict(job.options), job.table.default, table, generation])
-        identity = run_id(content)
+        identity = run_id(orjson.dumps([*content, generation]))
         plan = read_plan(storage, identity)
         if plan is None:
-            return Submission(job, storage, identity, None, None)
-        if any(route_digest(job.table, name) != of for name, of in plan.fingerprints.items()):
-            continue
-        if summary is None or summary.run_id != identity or summary.state != "finished":
-            return Submission(job, storage, identity, plan, None)
-        if not summary.worth_trying_again:
-            return Submission(job, storage, identity, plan, summary)
-    raise AssertionError("count() never ends")
+            break
+        newest = plan
+    fresh = Submission(job, storage, identity, None, None)
+    if newest is None or any(
+        route_digest(job.table, name) != of for name, of in newest.fingerprints.items()
+    ):
+        return fresh
+    summary = read_summary(storage)
+    if summary is None or summary.run_id != newest.run_id or summary.state != "finished":
+        return Submission(job, storage, newest.run_id, newest, None)
+    if summary.worth_trying_again:
+        return fresh
+    return Submission(job, storage, newest.run_id, newest, summary)
 
 
 def prepare(submission: Submission, on_lines: OnLines) -> Plan:

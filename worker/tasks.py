@@ -47,7 +47,7 @@ def render(run_id: str, epoch: int, shard: int, chunk: int) -> None:
         number = run.plan.number(shard, chunk)
         work = Work(run, shard, chunk, shop.runs.begin(run_id, number))
         try:
-            settled = work.settled() if work.is_done() else render_chunk(shop, work)
+            settled = render_chunk(shop, work)
         except Exception as error:
             shop.runs.release(run_id, number)
             if not isinstance(error, Interrupted):
@@ -67,6 +67,8 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
     """
     settled = work.settled()
     requests = [request for request in work.requests() if request.job_id not in settled]
+    if not requests and work.is_done():
+        return settled  # its part is there: an empty one must not take its place
     renderer = shop.renderers.get(work.model)
     for key in {request.key for request in requests}:
         renderer.check_weights(key, work.planned_weights(key))

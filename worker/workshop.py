@@ -47,7 +47,7 @@ class Workshop:
     policy: InputPolicy
     stores: frozenset[str]
     stopping: Event = field(default_factory=Event)
-    _open: OrderedDict[tuple[str, int], LiveRun] = field(default_factory=OrderedDict)
+    _open: OrderedDict[tuple[str, int, str], LiveRun] = field(default_factory=OrderedDict)
 
     def loader(self, storage: Storage) -> Loader:
         """What loads the inputs of requests whose stored inputs lie in `storage`."""
@@ -58,7 +58,7 @@ class Workshop:
         out = self.runs.location(run_id, epoch)
         if out is None:
             return None
-        key = run_id, epoch
+        key = run_id, epoch, out
         if key not in self._open:
             while len(self._open) >= RUNS_KEPT:
                 self._open.popitem(last=False)

@@ -140,10 +140,17 @@ def test_a_finished_run_is_recognised_and_one_with_failures_is_tried_again(tmp_p
     assert again.finished is None
     assert again.run_id != plan.run_id
 
-    finish(storage, plan, lambda _: "done")
-    summary = write_dataset(storage, plan)
-    assert identify(job).finished == summary
+    # The second try is interrupted, then it succeeds; the first one never comes back.
+    second = prepare(again, lambda _: None)
+    assert identify(job).plan == second
+    finish(storage, second, lambda r: "done" if r.index == 4 else None)
+    summary = write_dataset(storage, second)
+    assert (summary.done, summary.failed) == (9, 0)
+    for _ in range(2):
+        assert identify(job).finished == summary
     assert identify(replace(job, options=replace(options, seed=1))).finished is None
+    elsewhere = identify(replace(job, out=str(tmp_path / "elsewhere")))
+    assert elsewhere.run_id not in (plan.run_id, second.run_id)
 
 
 @pytest.mark.parametrize(("code", "again"), [("input_unreachable", True), ("x", False)])
