@@ -78,6 +78,11 @@ def translate(
         try:
             custom_id, wanted = _read(raw, endpoint)
             written = _manifest_lines(custom_id, wanted, endpoint, load)
+        except ValidationError:  # "<custom_id>#2" is an id as well
+            errors.append(
+                LineError(number, custom_id, "custom_id", "is too long for so many images")
+            )
+            continue
         except (InvalidRequest, ApiError) as error:
             errors.append(LineError(number, "", error.field, error.message))
             continue

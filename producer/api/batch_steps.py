@@ -104,6 +104,8 @@ class Steps:
                 )
         except (ApiError, InvalidRequest, UsageError) as error:
             return self._fail(ticket, [LineError(0, "", "input_file_id", error.message)])
+        except FatalError as error:  # it would be the same the next time
+            return self._fail(ticket, [LineError(0, "", "", error.message)])
         self.store.start(ticket, Started(run_id, int(time.time()), found.requests))
         self._launch(ticket, run_id)
         return False

@@ -160,7 +160,9 @@ class BatchStore:
         return None if data is None else int(data)
 
     def end(self, ticket: Ticket, status: Status, **fields: Any) -> None:
-        """Note how the batch ended. `fields` are Batch's."""
+        """Note how the batch ended, unless that is known. `fields` are Batch's."""
+        if self.final(ticket):
+            return
         fields[f"{status}_at"] = int(time.time())
         if status == "cancelled":
             fields["cancelling_at"] = self.cancelled_at(ticket)

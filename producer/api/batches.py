@@ -6,8 +6,9 @@ Any facade may take any step at any time; a lock in Redis keeps two from taking 
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import redis
@@ -16,10 +17,21 @@ from redis.exceptions import LockError
 from jobs.errors import ImagemillError
 from jobs.runs import Progress
 from producer.api.batch_steps import Steps
-from producer.api.batch_store import Batch, BatchStore, RequestCounts, Started, Status, Ticket, face
+from producer.api.batch_store import (
+    Batch,
+    BatchError,
+    BatchErrors,
+    BatchStore,
+    RequestCounts,
+    Started,
+    Status,
+    Ticket,
+    face,
+)
 from producer.api.errors import ApiError
 
-LOCK_SECONDS = 60  # a step that takes longer may be taken twice, to the same end
+LOCK_SECONDS = 300  # a step that takes longer may be taken twice, to the same end
+RETRY_SECONDS = 10.0  # after a step that failed
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +44,7 @@ class Batches:
     steps: Steps
     client: redis.Redis
     prefix: str
+    _due: dict[bytes, float] = field(default_factory=dict)  # monotonic, of steps that failed
 
     def create(self, ticket: Ticket) -> Batch:
         """Note a new batch; `tend` does the rest."""
@@ -67,6 +80,8 @@ class Batches:
             redis.RedisError: Redis is away.
         """
         for name in cast("set[bytes]", self.client.smembers(f"{self.prefix}batches")):
+            if self._due.get(name, 0.0) > time.monotonic():
+                continue
             team, _, batch_id = name.decode().partition("/")
             lock = self.client.lock(f"{self.prefix}batch:{batch_id}", LOCK_SECONDS, blocking=False)
             if not lock.acquire():
@@ -74,8 +89,12 @@ class Batches:
             try:
                 if self.steps.advance(self.store.ticket(team, batch_id)):
                     self.client.srem(f"{self.prefix}batches", name)
-            except ImagemillError as error:
-                log.warning("Batch %s: %s", batch_id, error)
+            except redis.RedisError:
+                raise
+            except Exception as error:  # of whatever kind: the other batches go on
+                self._due[name] = time.monotonic() + RETRY_SECONDS
+                known = isinstance(error, ImagemillError)
+                log.warning("Batch %s: %s", batch_id, error, exc_info=not known)
             finally:
                 with suppress(LockError):  # the step took longer than the lock lasts
                     lock.release()
@@ -88,9 +107,12 @@ class Batches:
             return face(ticket, status, cancelling_at=cancelled)
         progress = self.steps.progress(started)
         finished = progress is not None and progress.state == "finished"
+        problem = progress.problem if progress and progress.state == "paused" else ""
+        paused = BatchErrors(data=[BatchError(code="paused", message=problem)])
         return face(
             ticket,
             "cancelling" if cancelled else "finalizing" if finished else "in_progress",
+            errors=paused if problem else None,
             in_progress_at=started.at,
             cancelling_at=cancelled,
             request_counts=_counts(started, progress),

@@ -181,13 +181,18 @@ def test_calls_go_before_a_bulk_run(plant: Plant, url: str) -> None:
     assert plant.premises.run("cancel", run, "--broker", plant.broker).returncode == 0
 
 
-def line(number: int) -> str:
-    body = {"prompt": f"picture {number}"}
-    return json.dumps({"custom_id": f"{number}", "method": "POST", "url": GENERATE, "body": body})
+def line(number: int, name: str = "", **more: Any) -> str:
+    body = {"prompt": f"picture {number}"} | more
+    name = name or f"{number}"
+    return json.dumps({"custom_id": name, "method": "POST", "url": GENERATE, "body": body})
 
 
 def batch(url: str, lines: int) -> Any:
-    content = "\n".join(map(line, range(lines))).encode()
+    return send(url, *map(line, range(lines)))
+
+
+def send(url: str, *lines: str) -> Any:
+    content = "\n".join(lines).encode()
     api = f"{url}/openai/v1"
     file = httpx.post(f"{api}/files", data={"purpose": "batch"}, files={"file": ("a", content)})
     body = {
@@ -243,6 +248,27 @@ def test_cancelled_batch_keeps_what_it_has(url: str) -> None:
     assert len(results(url, found["output_file_id"])) == counts["completed"]
     (last,) = results(url, found["error_file_id"])[-1:]
     assert last["error"]["code"] == "batch_cancelled"
+
+
+def test_batches_of_one_content_are_apart(plant: Plant, url: str) -> None:
+    with plant.frozen():
+        first, second = batch(url, 4), batch(url, 4)
+        for made in (first, second):
+            ticket = plant.premises.store / "batches" / "default" / made["id"] / "ticket.json"
+            eventually(lambda t=ticket: t.with_name("started.json").exists())
+        assert httpx.post(f"{url}/openai/v1/batches/{first['id']}/cancel").status_code == 200
+        assert ended(url, first["id"])["request_counts"]["completed"] == 0
+    found = ended(url, second["id"])
+    assert (found["status"], found["request_counts"]["completed"]) == ("completed", 4)
+
+
+def test_a_line_that_cannot_be_written_fails_its_batch_alone(url: str) -> None:
+    bad, good = send(url, line(0), line(1, "x" * 511, n=2)), batch(url, 2)
+    found = ended(url, bad["id"])
+    assert found["status"] == "failed"
+    assert [(one["line"], one["code"]) for one in found["errors"]["data"]] == [(2, "invalid_line")]
+    assert "custom_id" in found["errors"]["data"][0]["message"]
+    assert ended(url, good["id"])["status"] == "completed"
 
 
 def test_late_batch_expires(plant: Plant, url: str) -> None:
