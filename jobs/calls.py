@@ -6,6 +6,7 @@ seconds, so nothing else must remember a call: whatever dies or is lost, the nex
     <prefix>calls:<model>      sorted set: "<group>:<call id>" → when it may be taken
     <prefix>call:<id>          "<seal> <JSON of the call>"; gone once it is answered, withdrawn or
                                too late
+    <prefix>call-takes:<id>    how often a worker has taken it
     <prefix>calls-of:<team>    sorted set: call id → its deadline
     <prefix>answer:<id>        list of one answer, the record's row; expires soon
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from threading import Event, Thread
 from typing import Any, cast
@@ -32,6 +33,7 @@ from jobs.seals import Seal
 WAKE_SECONDS = 2.0
 CLAIM_SECONDS = 3.0  # a dead worker's calls may be taken again after that
 RENEW_SECONDS = 0.5
+TAKES = 3  # a call that was taken so often without an answer is given up
 ANSWER_SECONDS = 60  # how long an answer waits for whoever asked
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Answer:
     seconds_render: float = 0.0
 
 
+_Taken = tuple[bytes, bytes, int, bytes]  # its set, its member, how often taken before, its body
 _CALL = TypeAdapter(Call)
 _ANSWER = TypeAdapter(Answer)
 
@@ -97,6 +100,9 @@ class CallKeys:
     def call(self, call_id: str) -> str:
         return f"{self.prefix}call:{call_id}"
 
+    def takes(self, call_id: str) -> str:
+        return f"{self.prefix}call-takes:{call_id}"
+
     def team(self, team: str) -> str:
         return f"{self.prefix}calls-of:{team}"
 
@@ -105,8 +111,10 @@ class CallKeys:
 
 
 # KEYS: the waiting sets of some models. ARGV: seconds of the claim, what the key of a call begins
-# with, then the width of each model. Takes the oldest call that may be taken, and those of its
-# group that fit beside it; without those whose caller has gone or whose deadline has passed.
+# with, what that of its takes begins with, then the width of each model.
+# Takes the oldest call that may be taken, and those of its group that fit beside it; one that was
+# taken before goes alone, as it may have killed its worker. Calls whose caller has gone or whose
+# deadline has passed are dropped.
 TAKE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -119,15 +127,18 @@ for i, key in ipairs(KEYS) do
 end
 if not chosen then return false end
 local taken = {}
-local key, width, group = KEYS[chosen], tonumber(ARGV[2 + chosen]), nil
+local key, width, group = KEYS[chosen], tonumber(ARGV[3 + chosen]), nil
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now)) do
-  local its_group = string.sub(member, 1, 16)
-  if #taken < width and (not group or its_group == group) then
-    local body = redis.call('GET', ARGV[2] .. string.sub(member, 18))
+  local its_group, id = string.sub(member, 1, 16), string.sub(member, 18)
+  local before = tonumber(redis.call('GET', ARGV[3] .. id) or 0)
+  if #taken < width and (not group or (its_group == group and before == 0)) then
+    local body = redis.call('GET', ARGV[2] .. id)
     if body then
       redis.call('ZADD', key, now + ARGV[1], member)
-      taken[#taken + 1] = {key, member, body}
+      redis.call('SET', ARGV[3] .. id, before + 1, 'EX', 3600)
+      taken[#taken + 1] = {key, member, before, body}
       group = its_group
+      if before > 0 then break end
     else
       redis.call('ZREM', key, member)
     end
@@ -152,20 +163,27 @@ class Calls:
         widths: the models to look for, and how many requests a batch of each may have.
         """
         sets = [self._keys.waiting(model) for model in widths]
-        beginning = self._keys.call("")
-        found = self._take(sets, [CLAIM_SECONDS, beginning, *widths.values()])
-        taken = cast("list[tuple[bytes, bytes, bytes]] | None", found)
-        if taken is None:
-            return []
-        calls = []
-        for waiting, member, body in taken:
+        beginnings = [self._keys.call(""), self._keys.takes("")]
+        while True:
+            found = self._take(sets, [CLAIM_SECONDS, *beginnings, *widths.values()])
+            if found is None:
+                return []
+            if calls := list(self._wanted(cast("list[_Taken]", found))):
+                return calls
+
+    def _wanted(self, taken: list[_Taken]) -> Iterator[Call]:
+        for waiting, member, before, body in taken:
             try:
-                calls.append(decode_call(body, self._seal))
+                call = decode_call(body, self._seal)
             except ValueError as error:
                 log.error("A call was dropped: %s", error)
                 self._client.zrem(waiting, member)
-        # None is left if all were unwanted; others may wait.
-        return calls or self.take(widths)
+                continue
+            if before < TAKES:
+                yield call
+            else:
+                message = f"the worker died {before} times while it was rendered"
+                self.answer(call, asdict(Answer("failed", "worker_died", message)))
 
     @contextmanager
     def keep(self, calls: Sequence[Call]) -> Iterator[None]:
@@ -197,7 +215,7 @@ class Calls:
         with self._client.pipeline() as pipe:
             pipe.zrem(self._keys.waiting(call.request.key.model), call.member)
             pipe.zrem(self._keys.team(call.team), call.id)
-            pipe.delete(self._keys.call(call.id))
+            pipe.delete(self._keys.call(call.id), self._keys.takes(call.id))
             pipe.rpush(answer, orjson.dumps(row))
             pipe.ltrim(answer, 0, 0)
             pipe.expire(answer, ANSWER_SECONDS)

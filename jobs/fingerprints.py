@@ -15,9 +15,7 @@ import orjson
 from platformdirs import user_cache_path
 
 from jobs.errors import FatalError
-from jobs.models import Adapter, ControlNet, Model, ModelTable
-
-NULL_REPO = "null:"
+from jobs.models import NULL_REPO, Adapter, ControlNet, Model, ModelTable
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _HASHED = {".json", ".txt", ".model", ".safetensors"}  # what a pipeline is loaded from

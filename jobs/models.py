@@ -23,6 +23,8 @@ from jobs.requests import MAX_INPUTS, PixelSize
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
+NULL_REPO = "null:"  # of models without weights (worker/null.py)
+
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
@@ -150,6 +152,12 @@ class ModelTable:
     models: dict[str, Model]
     folder: Path
     closed: bool = False
+
+    @property
+    def usual(self) -> list[str]:
+        """What workers serve when nobody says: all that draw, the default first."""
+        drawing = [name for name, model in self.models.items() if model.repo != NULL_REPO]
+        return sorted(drawing or self.models, key=lambda name: name != self.default)
 
     def get(self, name: str) -> Model:
         """The model of that name, folder or repository.

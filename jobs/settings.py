@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     batch_seconds: Annotated[
         float, Field(gt=0, description="Seconds until a batch counts as hung and its process ends")
     ] = 900.0
+    models_kept: Annotated[
+        int, Field(ge=1, description="Models that stay loaded in a device process")
+    ] = 2
     upload_threads: Annotated[
         int, Field(ge=1, le=256, description="Threads that encode and store images, a worker")
     ] = 8

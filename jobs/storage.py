@@ -73,7 +73,10 @@ class Storage:
     def write(self, path: str, data: bytes) -> None:
         """Store `data` under `path`; a reader sees the old content or the new, never a mixture."""
         target = self._full(path)
-        self._attempt(path, lambda: self._put(target, data))
+        try:
+            self._attempt(path, lambda: self._put(target, data))
+        except FileNotFoundError as error:  # the bucket
+            raise classify(error, self.name(path)) from error
 
     def _put(self, target: str, data: bytes) -> None:
         if self.local_root is None:

@@ -10,7 +10,6 @@ import typer
 
 from jobs.children import EXIT_FATAL
 from jobs.errors import ImagemillError
-from jobs.fingerprints import NULL_REPO
 from jobs.models import load_models
 from jobs.settings import load_settings
 from worker.devices import choose_devices
@@ -56,14 +55,7 @@ def worker(
     try:
         settings = load_settings(broker, models_file)
         table = load_models(settings.models)
-        served = (
-            models.split(",")
-            if models
-            else sorted(
-                (name for name in table.models if table.models[name].repo != NULL_REPO),
-                key=lambda name: name != table.default,
-            )
-        )
+        served = models.split(",") if models else table.usual
         # Only models that were asked for must be there: a table may list more than is downloaded.
         required = served if models else []
         code = Supervisor(settings, table, choose_devices(devices, workers), served, required).run()

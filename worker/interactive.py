@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 
+import redis
+
 from jobs.calls import Answer, Call
-from jobs.errors import ImagemillError
+from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.storage import open_storage
 from worker.output import Shelf
 from worker.render import Rendered
@@ -28,13 +30,14 @@ def serve_calls(shop: Workshop) -> bool:
         return False
     with shop.calls.keep(calls):
         try:
-            renderer = shop.renderers.get(calls[0].request.key.model)
-            loader = shop.loader(open_storage(calls[0].out))
-            batch = loader.load([call.request for call in calls])
-            with watchdog(shop.batch_seconds):
-                rendered = renderer.render(batch)
-        except ImagemillError as error:
-            log.error("Interactive calls: %s", error)
+            rendered = _render(shop, calls)
+        except redis.RedisError:
+            raise
+        except Exception as error:  # of whatever kind: a bulk run must not suffer from it
+            log.log(
+                logging.ERROR, "Interactive calls: %s", error,
+                exc_info=not isinstance(error, ImagemillError),
+            )  # fmt: skip
             for call in calls:
                 _fail(shop, call, error)
             return True
@@ -45,6 +48,13 @@ def serve_calls(shop: Workshop) -> bool:
         for one in stored:
             one.result()
     return True
+
+
+def _render(shop: Workshop, calls: list[Call]) -> list[Rendered]:
+    renderer = shop.renderers.get(calls[0].request.key.model)
+    batch = shop.loader(open_storage(calls[0].out)).load([call.request for call in calls])
+    with watchdog(shop.batch_seconds):
+        return renderer.render(batch)
 
 
 def _answer(shop: Workshop, call: Call, one: Rendered) -> None:
@@ -58,5 +68,9 @@ def _answer(shop: Workshop, call: Call, one: Rendered) -> None:
         shop.calls.answer(call, record.row())
 
 
-def _fail(shop: Workshop, call: Call, error: ImagemillError) -> None:
-    shop.calls.answer(call, asdict(Answer("failed", "unavailable", error.message)))
+def _fail(shop: Workshop, call: Call, error: Exception) -> None:
+    """Tell the caller no more than it needs: messages of storage name places of ours."""
+    message = "the worker's log says why"
+    if isinstance(error, FatalError | TransientError):
+        message = "model or storage are not available; the worker's log says why"
+    shop.calls.answer(call, asdict(Answer("failed", "unavailable", message)))

@@ -1,7 +1,8 @@
-"""What torch says when memory runs out."""
+"""What torch says when memory runs out, or the device is lost."""
 
 from __future__ import annotations
 
+import gc
 import re
 
 import torch
@@ -24,3 +25,14 @@ def out_of_memory(error: RuntimeError) -> MemoryError:
         return MemoryError(str(error))
     needed = round(float(found[1]) * _UNITS[found[2]])
     return MemoryError(f"{needed} bytes more were needed: {error}")
+
+
+def is_device_lost(error: RuntimeError) -> bool:
+    """Whether nothing works on the device any more: from a CUDA fault no process recovers."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
+def give_back() -> None:
+    """Free what nothing refers to any more, on the GPU too."""
+    gc.collect()
+    torch.cuda.empty_cache()

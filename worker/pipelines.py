@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ from jobs.requests import BatchKey
 from worker.adapters import Adapters
 from worker.calls import arguments, check
 from worker.inputs import Prepared
-from worker.memory import is_out_of_memory, out_of_memory
+from worker.memory import is_device_lost, is_out_of_memory, out_of_memory
 from worker.placement import loading_options, place, set_scheduler, tune
 from worker.prompts import PromptLimit, prompt_limit
 from worker.variants import Variants
 from worker.versions import installed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,6 +62,10 @@ class PipelineRenderer:
         try:
             images = variant.pipeline(**call).images
         except RuntimeError as error:
+            if is_device_lost(error):
+                log.exception("The device is lost: this process ends")
+                # At once: the chunk goes back, and worker/suspects.py finds out whose fault it is.
+                os._exit(1)
             if not is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
@@ -100,6 +108,7 @@ def load_pipeline(
     Raises:
         FatalError: the weights are missing or damaged, there is no such device, or an option of
             the model does not work.
+        MemoryError: the device has too little memory.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise FatalError(
@@ -126,9 +135,14 @@ def load_pipeline(
             f"model {model.repo}: {type(pipeline).__name__} renders one request a call",
             "Set its batch_width to 1 in models.toml.",
         )
-    place(pipeline, model.options, device)
-    for control in controls:
-        control.to(device)
+    try:
+        place(pipeline, model.options, device)
+        for control in controls:
+            control.to(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error) from error
     tune(pipeline, model.options)
     return PipelineRenderer(
         Variants(pipeline, controls, family, model.options, device),

@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from jobs.fingerprints import NULL_REPO, fingerprint
-from jobs.models import ModelTable
+from jobs.errors import FatalError
+from jobs.fingerprints import fingerprint
+from jobs.models import NULL_REPO, ModelTable
 from worker.render import BatchRenderer, Renderer
-
-KEPT = 2  # models that stay loaded in a process
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Renderers:
-    """The loaded models of one device process, most recently used last."""
+    """The loaded models of one device process, most recently used last, at most `kept`."""
 
     table: ModelTable
     device: str
+    kept: int
     _loaded: OrderedDict[str, BatchRenderer] = field(default_factory=OrderedDict)
 
     def get(self, name: str) -> BatchRenderer:
         """The model of that name, loaded on first use.
 
         Raises:
-            FatalError: its weights are missing or damaged, or the device is not there.
+            FatalError: its weights are missing or damaged, the device is not there or too small.
         """
         if name not in self._loaded:
-            while len(self._loaded) >= KEPT:
+            while len(self._loaded) >= self.kept:
                 self._loaded.popitem(last=False)
+            gc.collect()  # pipelines are cycles
             started = time.perf_counter()
-            self._loaded[name] = BatchRenderer(self._load(name))
+            self._loaded[name] = BatchRenderer(self._fit(name))
             log.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
         self._loaded.move_to_end(name)
         return self._loaded[name]
+
+    def _fit(self, name: str) -> Renderer:
+        """Load a model, without the others if it does not fit beside them."""
+        try:
+            return self._load(name)
+        except MemoryError as error:
+            if not self._loaded:
+                raise FatalError(
+                    f"model {name} does not fit into the device's memory: {error}",
+                    "Give it a smaller dtype, offload or quantization (docs/models.md).",
+                ) from error
+        from worker.memory import give_back
+
+        self._loaded.clear()
+        give_back()
+        return self._fit(name)
 
     def _load(self, name: str) -> Renderer:
         model = self.table.get(name)

@@ -82,7 +82,7 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
         for batch in shop.loader(storage).ahead(ordered, eager=not suspects.careful):
             if shop.stopping.is_set() or not shop.runs.is_running(work.run_id, work.run.epoch):
                 raise Interrupted
-            while serve_calls(shop):
+            while not shop.stopping.is_set() and serve_calls(shop):
                 pass  # whoever waits for a single image goes first
             with suspects.watch(batch.requests):
                 with watchdog(shop.batch_seconds):

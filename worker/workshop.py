@@ -78,7 +78,9 @@ def workshop() -> Workshop:
         runs=Runs(client, settings.key_prefix, seal),
         calls=Calls(client, settings.key_prefix, seal),
         dispatcher=Dispatcher(make_app(settings)),
-        renderers=Renderers(load_models(settings.models), conf.imagemill_device),
+        renderers=Renderers(
+            load_models(settings.models), conf.imagemill_device, settings.models_kept
+        ),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
         batch_seconds=settings.batch_seconds,
         # Apart from those that store: a slow host must not hold images up.

@@ -25,26 +25,12 @@ class Caller:
 
 
 Token = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+Team = Annotated[
+    str | None, Header(description="ID of team to run requests as (optional parameter).")
+]
 
 
-async def admit(facade: Used, token: Token) -> Caller:
-    """The caller of an endpoint that is open as long as there are no keys at all.
-
-    Raises:
-        ApiError: 401, 403 or 429.
-    """
-    if not facade.keys.all():  # clients that must have a token send one all the same
-        return await _within_rate(facade, Caller(OPEN_TEAM))
-    return await admit_key(facade, token, None)
-
-
-async def admit_key(
-    facade: Used,
-    token: Token,
-    x_friendli_team: Annotated[
-        str | None, Header(description="ID of team to run requests as (optional parameter).")
-    ] = None,
-) -> Caller:
+async def admit_key(facade: Used, token: Token, x_friendli_team: Team = None) -> Caller:
     """The caller of an endpoint that always needs a key.
 
     Raises:
@@ -67,6 +53,18 @@ async def _within_rate(facade: Facade, caller: Caller) -> Caller:
         wait = max(1, math.ceil(stats.reset_time - time.time()))
         raise ApiError(429, "rate_limited", f"more than {facade.rate}; wait {wait} s", "", wait)
     return caller
+
+
+async def admit(facade: Used, token: Token, x_friendli_team: Team = None) -> Caller:
+    """The caller of an endpoint that is open as long as there was no key at all.
+
+    Raises:
+        ApiError: 401, 403 or 429.
+    """
+    if not facade.keys.all() and not facade.keys.guarded:
+        # Clients that must have a token send one all the same.
+        return await _within_rate(facade, Caller(OPEN_TEAM))
+    return await admit_key(facade, token, x_friendli_team)
 
 
 Admitted = Annotated[Caller, Depends(admit)]

@@ -19,7 +19,7 @@ from jobs.layout import EXTENSIONS
 from jobs.requests import MAX_SEED, Body, ImageInput, Task
 from jobs.requests import Request as Rendering
 from producer.api.admission import Caller
-from producer.api.errors import ApiError
+from producer.api.errors import RETRY_SECONDS, ApiError
 from producer.api.facade import Facade, in_thread
 from producer.api.reading import Source
 from producer.manifest import BatchLine
@@ -151,8 +151,10 @@ async def _call(facade: Facade, caller: Caller, request: Rendering, workers: int
     if answer.status == "rejected":
         raise InvalidRequest("", answer.message, answer.code)
     if answer.status != "done":
-        status = 503 if answer.code == "unavailable" else 500
-        raise ApiError(status, answer.code, f"the image could not be rendered: {answer.message}")
+        message = f"the image could not be rendered: {answer.message}"
+        if answer.code == "unavailable":
+            raise ApiError(503, answer.code, message, "", RETRY_SECONDS)
+        raise ApiError(500, answer.code, message)
     data = await in_thread(facade.storage.read, path)
     return Picture(request, path, data, answer.seconds_render)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from fastapi import APIRouter
@@ -10,6 +11,8 @@ from pydantic import BaseModel
 from jobs.errors import ImagemillError
 from producer.api.errors import RETRY_SECONDS, ApiError, ErrorBody, declared
 from producer.api.facade import Used, in_thread
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["Health"])
 
@@ -33,7 +36,9 @@ async def ready(facade: Used) -> Health:
     try:
         await in_thread(facade.storage.list, "")
     except ImagemillError as error:
-        raise ApiError(503, "no_storage", error.message, "", RETRY_SECONDS) from error
+        log.warning("The store: %s", error)
+        message = "the store does not answer; the facade's log says why"
+        raise ApiError(503, "no_storage", message, "", RETRY_SECONDS) from error
     if not any([await facade.workers(model) for model in facade.table.models]):
         raise ApiError(503, "no_worker", "no worker is there", "", RETRY_SECONDS)
     return Health()

@@ -39,10 +39,15 @@ _KEYS = TypeAdapter(list[Key])
 
 @dataclass
 class KeyRing:
-    """All keys of a deployment: those of IMAGEMILL_API_KEYS, and the keys file as it is now."""
+    """All keys of a deployment: those of IMAGEMILL_API_KEYS, and the keys file as it is now.
+
+    guarded: there was a key once, so that nobody may come in without one, even when the last one
+    is revoked.
+    """
 
     fixed: list[Key]
     file: Path
+    guarded: bool = False
     _stamp: tuple[int, int] | None = None
     _stored: list[Key] = field(default_factory=list)
 
@@ -59,7 +64,9 @@ class KeyRing:
                 self._stored, self._stamp = read_keys(self.file), stamp
         except FileNotFoundError:
             self._stored, self._stamp = [], None
-        return self.fixed + self._stored
+        keys = self.fixed + self._stored
+        self.guarded = self.guarded or bool(keys)
+        return keys
 
     def find(self, token: str) -> Key | None:
         """The key of a token. Takes the same time whichever it is."""

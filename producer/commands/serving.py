@@ -58,7 +58,6 @@ def up(
     insecure: Insecure = False,
 ) -> None:
     """Start all on this machine, until Ctrl-C: private broker, workers, HTTP facade."""
-    from jobs.fingerprints import NULL_REPO
     from jobs.models import load_models
     from producer.api.server import check_exposure, run_server
     from producer.embedded import Crew, embedded
@@ -66,9 +65,7 @@ def up(
     settings = _settings(store, None, models_file)
     check_exposure(settings, host, insecure)
     table = load_models(settings.models)
-    drawing = [name for name, model in table.models.items() if model.repo != NULL_REPO]
-    usual = sorted(drawing or table.models, key=lambda name: name != table.default)
-    served = models.split(",") if models else usual
+    served = models.split(",") if models else table.usual
     with embedded(settings, Crew(devices, workers)) as children:
         children.serve(served)
         run_server(children.settings, host, port, insecure, children.check)

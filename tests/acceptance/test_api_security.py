@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.facades import Facade, make_premises, picture
+from tests.facades import Facade, make_premises, picture, stop
 
 GENERATE = "/v1/images/generations"
 EDIT = "/v1/images/edits"
@@ -166,6 +168,8 @@ def test_teams_do_not_see_each_other(facade: Facade) -> None:
         assert facade.get(path).status_code == 200
         assert facade.get(path, facade.green).status_code == 404
     assert facade.get(files, facade.green).json()["data"] == []
+    other = {"Authorization": f"Bearer {facade.red}", "X-Friendli-Team": "blue"}
+    assert httpx.get(facade.url + files, headers=other).json()["data"] == []
     batch = {
         "input_file_id": made["id"],
         "endpoint": GENERATE,
@@ -216,6 +220,20 @@ def test_open_doors_need_a_key_or_a_word(tmp_path: Any) -> None:
     refused = premises.run("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 2
     assert "--insecure" in refused.stderr
+
+
+def test_revoking_the_last_key_opens_no_door(tmp_path: Path) -> None:
+    premises = make_premises(tmp_path)
+    server, url = premises.serve("serve", "--broker", "redis://127.0.0.1:1")
+    try:
+        files = f"{url}/openai/v1/files"
+        premises.key("red")
+        assert httpx.get(files).status_code == 401
+        (key,) = json.loads((tmp_path / "keys.json").read_text())
+        assert premises.run("keys", "revoke", key["id"]).returncode == 0
+        assert httpx.get(files).status_code == 401
+    finally:
+        stop(server, premises.log("serve"))
 
 
 def test_taken_port_is_named(facade: Facade) -> None:

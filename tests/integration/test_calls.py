@@ -73,6 +73,23 @@ def test_a_call_of_somebody_else_is_dropped(client: redis.Redis, body: bytes) ->
     assert client.zscore(KEYS.waiting("null"), make_call("a").member) is None
 
 
+def test_a_call_whose_workers_die_is_given_up(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLAIM_SECONDS", 0)
+    calls = Calls(client, "t:", NO_SEAL)
+    for number, name in enumerate("ab", 1):
+        add(client, make_call(name), number)
+    assert [call.id for call in calls.take({"null": 4})] == ["a", "b"]
+    # From now on each goes alone, the oldest claim first.
+    seen = [[call.id for call in calls.take({"null": 4})] for _ in range(4)]
+    assert sorted(seen) == [["a"], ["a"], ["b"], ["b"]]
+    assert calls.take({"null": 4}) == []
+    for name in "ab":
+        (row,) = client.lrange(KEYS.answer(name), 0, -1)
+        assert decode_answer(row).code == "worker_died"
+
+
 def test_claims_run_out_unless_they_are_kept(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

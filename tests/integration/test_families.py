@@ -31,7 +31,8 @@ from tests.pipelines import tiny
 from worker.calls import arguments
 from worker.inputs import Prepared
 from worker.pipelines import load_pipeline
-from worker.render import BatchRenderer, Rendered
+from worker.render import BatchRenderer, Rendered, Renderer
+from worker.renderers import Renderers
 
 WIDTH = 4
 ROWS = {
@@ -446,6 +447,41 @@ def test_out_of_memory(studio: Studio, fits: int, widths: list[int]) -> None:
     else:
         assert [result.code for result in rendered] == ["out_of_memory"] * 3
         assert rendered[0].message.startswith("2684354560 bytes more were needed")
+
+
+def test_a_lost_device_ends_the_process(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = studio.load("sd", ROWS["sd"])
+    pipeline = renderer.renderer.variants.base  # type: ignore[attr-defined]
+
+    def fault(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    codes: list[int] = []
+    monkeypatch.setattr(pipeline, "encode_prompt", fault)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    renderer.render([ask()])
+    assert codes == [1]
+
+
+def test_models_that_do_not_fit_together_take_turns(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = studio.table("sd", f'{ROWS["sd"]}\n[models.other]\nrepo = "null:"')
+    renderers = Renderers(table, "cpu", kept=2)
+    load = Renderers._load
+
+    def tight(self: Renderers, name: str) -> Renderer:
+        if self._loaded or name == "sd":
+            raise MemoryError("2684354560 bytes more were needed")
+        return load(self, name)
+
+    renderers.get("other")
+    monkeypatch.setattr(Renderers, "_load", tight)
+    with pytest.raises(FatalError, match="sd does not fit into the device's memory"):
+        renderers.get("sd")
+    assert not renderers._loaded
+    renderers.get("other")
+    assert list(renderers._loaded) == ["other"]
 
 
 # --- Options ----------------------------------------------------------------------------------
