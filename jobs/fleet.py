@@ -1,11 +1,13 @@
 """Which workers live: each device process says so every few seconds, in Redis.
 
 <prefix>worker:<name>          JSON of a Worker; expires when its process is gone
+<prefix>workers                set: names, those of some that are gone among them
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import orjson
 import redis
@@ -37,17 +39,33 @@ class Fleet:
 
     def report(self, worker: Worker) -> None:
         """Say that a worker lives, for the next EXPIRE_SECONDS."""
-        self.client.set(self._key(worker.name), orjson.dumps(worker), ex=EXPIRE_SECONDS)
+        with self.client.pipeline() as pipe:
+            pipe.set(self._key(worker.name), orjson.dumps(worker), ex=EXPIRE_SECONDS)
+            pipe.sadd(self._names, worker.name)
+            pipe.execute()
 
     def forget(self, worker: Worker) -> None:
         """Say that a worker ended."""
-        self.client.delete(self._key(worker.name))
+        with self.client.pipeline() as pipe:
+            pipe.delete(self._key(worker.name))
+            pipe.srem(self._names, worker.name)
+            pipe.execute()
 
     def workers(self) -> list[Worker]:
         """The workers that live, by name."""
-        keys = sorted(self.client.scan_iter(match=self._key("*"), count=1000))
-        values = self.client.mget(keys) if keys else []
-        return [_WORKER.validate_json(value) for value in values if value is not None]
+        found = cast("set[bytes]", self.client.smembers(self._names))
+        names = sorted(name.decode() for name in found)
+        if not names:
+            return []
+        values = self.client.mget([self._key(name) for name in names])
+        reports = dict(zip(names, values, strict=True))
+        if gone := [name for name, report in reports.items() if report is None]:
+            self.client.srem(self._names, *gone)  # one that lives comes back with its next report
+        return [_WORKER.validate_json(report) for report in reports.values() if report is not None]
+
+    @property
+    def _names(self) -> str:
+        return f"{self.prefix}workers"
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}worker:{name}"

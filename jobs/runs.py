@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import orjson
 import redis
 
 from jobs.errors import FatalError
@@ -35,7 +36,7 @@ class Progress:
 
     problem: why the run is paused, and what to do; empty if it was not. retries: attempts at
     chunks beyond the first; deaths: those among the attempts that no worker has ended; suspects:
-    requests that may have killed a worker.
+    requests that may have killed a worker; models: what the run needs workers for.
     """
 
     run_id: str
@@ -51,6 +52,7 @@ class Progress:
     retries: int = 0
     deaths: int = 0
     suspects: int = 0
+    models: tuple[str, ...] = ()
 
     @property
     def settled(self) -> int:
@@ -93,6 +95,7 @@ class Runs:
                 key,
                 mapping={
                     "out": out,
+                    "models": orjson.dumps(plan.models),
                     "seal": self.seal.sign(plan.run_id, out),
                     "state": "running",
                     "requests": plan.requests,
@@ -111,7 +114,11 @@ class Runs:
             return int(pipe.execute()[1])
 
     def progress(self, run_id: str) -> Progress | None:
-        """Where the run stands; None if Redis does not know it."""
+        """Where the run stands; None if Redis does not know it.
+
+        Raises:
+            FatalError: somebody else has written its output location.
+        """
         key = self._key(run_id)
         with self.client.pipeline() as pipe:
             pipe.hgetall(key)
@@ -122,6 +129,7 @@ class Runs:
         if not fields:
             return None
         text = {name.decode(): value.decode() for name, value in fields.items()}
+        self._check(run_id, text["out"], text.get("seal", ""))
         under_way = [tuple(map(int, value.split())) for value in busy]
         return Progress(
             run_id=run_id,
@@ -137,6 +145,7 @@ class Runs:
             retries=int(text.get("retries", 0)),
             deaths=int(text.get("deaths", 0)),
             suspects=int(suspects),
+            models=tuple(orjson.loads(text["models"])),
         )
 
     def location(self, run_id: str, epoch: int) -> str | None:
@@ -149,12 +158,16 @@ class Runs:
         if found is None:
             return None
         out, signature = ((value or b"").decode("utf-8", "replace") for value in found)
+        self._check(run_id, out, signature)
+        return out
+
+    def _check(self, run_id: str, out: str, signature: str) -> None:
         if not self.seal.fits(signature, run_id, out):
             raise FatalError(
-                "the broker's record of this run was not written by this installation",
-                "Give all producers and workers the same IMAGEMILL_BROKER_SECRET, then resume it.",
+                f"the broker's record of run {run_id} was not written by this installation",
+                "Give all producers and workers the same IMAGEMILL_BROKER_SECRET, then resume the "
+                "run by its output location.",
             )
-        return out
 
     def is_running(self, run_id: str, epoch: int) -> bool:
         """False as soon as the run is paused, cancelled, finished or started anew."""

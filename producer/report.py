@@ -97,6 +97,9 @@ def show_statuses(statuses: Sequence[Status]) -> None:
         if s.retries:
             counts = [_count(s.deaths, "death"), _count(s.suspects, "suspected request")]
             show(f"{s.run_id}: {s.retries:,} chunks tried again, {', '.join(counts)}")
+        if s.unserved:
+            names = ",".join(s.unserved)
+            show(f"{s.run_id}: no worker serves {names}: imagemill worker --models {names}")
         if s.problem:
             show(f"{s.run_id}: {s.problem}")
 

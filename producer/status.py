@@ -10,7 +10,8 @@ from typing import Literal
 from jobs.backlog import Backlog
 from jobs.dataset import Summary, planned, read_summary, write_summary
 from jobs.dispatch import chunks_done
-from jobs.errors import TransientError, UsageError
+from jobs.errors import FatalError, TransientError, UsageError
+from jobs.fleet import Fleet
 from jobs.plan import Plan, read_plan
 from jobs.runs import Progress
 from jobs.storage import Storage, open_storage
@@ -25,7 +26,8 @@ class Status:
     """One run. From storage, `done` counts all settled requests until the run has finished.
 
     state: as in jobs.runs, or "unfinished" where only storage knows the run; problem: why it is
-    paused; source: who said so. retries, deaths, suspects: as in jobs.runs, 0 from storage.
+    paused; source: who said so. retries, deaths, suspects: as in jobs.runs, 0 from storage;
+    unserved: models that it waits for, as no worker has them.
     """
 
     run_id: str
@@ -41,6 +43,7 @@ class Status:
     retries: int = 0
     deaths: int = 0
     suspects: int = 0
+    unserved: tuple[str, ...] = ()
 
 
 def look(name: str, known: Installation) -> Status:
@@ -51,21 +54,25 @@ def look(name: str, known: Installation) -> Status:
         TransientError: a run id was given and the broker cannot be reached.
     """
     if _RUN_ID.fullmatch(name):
-        return _of_progress(_progress(name, known))
+        return _of_progress(_progress(name, known), known)
     storage = open_storage(name)
     run_id = stored_run(storage)
     with suppress(TransientError), known.reached():
         progress = known.runs.progress(run_id)
         if progress and progress.out == storage.uri:
-            return _of_progress(progress)
+            return _of_progress(progress, known)
     return _of_storage(storage, run_id)
 
 
 def list_runs(known: Installation) -> list[Status]:
     """The runs that the broker knows, newest first."""
+    found: list[Status] = []
     with known.reached():
-        found = [known.runs.progress(run_id) for run_id in known.runs.listed()]
-    return [_of_progress(progress) for progress in found if progress]
+        for run_id in known.runs.listed():
+            with suppress(FatalError):  # not of this installation
+                if progress := known.runs.progress(run_id):
+                    found.append(_of_progress(progress, known))
+    return found
 
 
 def quarantined(known: Installation) -> int:
@@ -102,7 +109,7 @@ def cancel(name: str, known: Installation) -> Status:
         known.runs.set_state(run_id, "cancelled")
     storage = open_storage(progress.out)
     write_summary(storage, replace(_summary(storage, run_id), state="cancelled"))
-    return _of_progress(replace(progress, state="cancelled"))
+    return _of_progress(replace(progress, state="cancelled"), known)
 
 
 def resume(name: str, known: Installation) -> Status:
@@ -117,9 +124,14 @@ def resume(name: str, known: Installation) -> Status:
     run_id = name if _RUN_ID.fullmatch(name) else stored_run(storage)
     summary = read_summary(storage)
     if summary and summary.run_id == run_id and summary.state == "finished":
-        raise UsageError(f"run {run_id} has finished already: {out}")
+        raise UsageError(
+            f"run {run_id} has finished already: {out}",
+            "If images failed, run or submit its manifest again: only those are tried.",
+        )
     known.ping()
-    launch(_plan(storage, run_id), storage, known.runs, known.dispatcher)
+    plan = _plan(storage, run_id)
+    write_summary(storage, planned(plan))  # it may have been cancelled
+    launch(plan, storage, known.runs, known.dispatcher)
     return look(out, known)
 
 
@@ -156,8 +168,8 @@ def _progress(run_id: str, known: Installation) -> Progress:
         progress = known.runs.progress(run_id)
     if progress is None:
         raise UsageError(
-            f"run {run_id} is not known to the broker",
-            "Name its output location: storage remembers it.",
+            f"run {run_id} is not known to the broker, so nothing of it is under way",
+            "imagemill status OUT tells what storage has of it, imagemill resume OUT goes on.",
         )
     return progress
 
@@ -166,7 +178,7 @@ def _unfinished(name: str, known: Installation) -> Progress:
     run_id = name if _RUN_ID.fullmatch(name) else stored_run(open_storage(name))
     progress = _progress(run_id, known)
     if progress.state == "finished":
-        raise UsageError(f"run {run_id} has finished already: {progress.out}")
+        raise UsageError(f"run {run_id} has finished already: {progress.out}", "Nothing to stop.")
     return progress
 
 
@@ -183,7 +195,13 @@ def _summary(storage: Storage, run_id: str) -> Summary:
     return summary if summary and same else planned(_plan(storage, run_id))
 
 
-def _of_progress(progress: Progress) -> Status:
+def _of_progress(progress: Progress, known: Installation) -> Status:
+    unserved: set[str] = set()
+    if progress.state == "running":
+        fleet = Fleet(known.runs.client, known.runs.prefix)
+        with known.reached():
+            served = {model for worker in fleet.workers() for model in worker.models}
+        unserved = set(progress.models) - served
     return Status(
         run_id=progress.run_id,
         out=progress.out,
@@ -198,6 +216,7 @@ def _of_progress(progress: Progress) -> Status:
         retries=progress.retries,
         deaths=progress.deaths,
         suspects=progress.suspects,
+        unserved=tuple(sorted(unserved)),
     )
 
 

@@ -95,6 +95,12 @@ class Site:
         storage = self.storage(run_id)
         return [row for name in (METADATA, ERRORS) for row in read_part(storage, name)]
 
+    def records(self, run_id: str) -> list[str]:
+        """The job ids of all records of a run's parts."""
+        storage, folder = self.storage(run_id), layout.parts(run_id)
+        names = storage.list(folder)
+        return [row["job_id"] for name in names for row in read_part(storage, f"{folder}/{name}")]
+
     def plan(
         self, run_id: str, model: str, seeds: list[int], chunk: int, shard: int = 4096
     ) -> Plan:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import redis
 from celery import shared_task
@@ -90,8 +90,11 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
                 output.take(rendered)  # encoded and stored while the next one renders
             shop.runs.report(work.run_id, work.number, done_before + output.taken, failed_before)
         records = output.records()
-    except (Interrupted, redis.RedisError):
-        work.store_interrupted(output.records())
+    except TransientError:
+        raise  # storage is away
+    except Exception:
+        with suppress(ImagemillError):
+            work.store_interrupted(output.records())
         raise
     work.store_done(records)
     return settled | output.settled

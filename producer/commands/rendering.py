@@ -100,6 +100,7 @@ def submit(
         show_json(look(submission.run_id, known))
     else:
         show(submission.run_id)
+        _warn(submission.run_id, known)
 
 
 def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> None:
@@ -110,6 +111,7 @@ def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> No
     from producer.report import say
 
     started = time.monotonic()
+    _warn(run_id, known)
     with known.reached():
         try:
             with display(quiet) as shown:
@@ -122,6 +124,16 @@ def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> No
         raise typer.Exit(1)
     summary = final_summary(open_storage(progress.out), run_id)
     end(Outcome(progress.out, summary, True, time.monotonic() - started), quiet, as_json)
+
+
+def _warn(run_id: str, known: Installation) -> None:
+    """Say so if a run waits for workers that nobody has started."""
+    from producer.report import say
+    from producer.status import look
+
+    if unserved := look(run_id, known).unserved:
+        names = ",".join(unserved)
+        say(f"No worker serves {names} yet. To start one: imagemill worker --models {names}")
 
 
 def end(outcome: Outcome, quiet: bool, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from jobs.backlog import Backlog
 from jobs.broker import connect
+from jobs.errors import FatalError
 from jobs.settings import Settings
 from tests.chaos.ledger import Ledger
 from tests.chaos.proxies import tls_link
@@ -86,8 +87,10 @@ def test_seals(site: Site, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> N
     # A run of theirs, and a way to have a worker of ours look at it.
     epoch = theirs.runs.open(theirs.plan("theirs", "null", [1], chunk=1), "/tmp", [])
     ours.dispatcher.render("theirs", epoch, 0, "null", [0])
-    eventually(lambda: ours.progress("theirs").state == "paused")
-    assert "was not written by this installation" in ours.progress("theirs").problem
+    state = f"{ours.settings.key_prefix}run:theirs"
+    eventually(lambda: ours.client.hget(state, "state") == b"paused")
+    with pytest.raises(FatalError, match="was not written by this installation"):
+        ours.progress("theirs")
     ledger.times = 2
 
 
