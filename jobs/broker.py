@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import redis
+import redis.asyncio
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, PrefixedStrictRedis, QoS, Transport
 
@@ -114,8 +115,20 @@ def transport_options(settings: Settings) -> dict[str, Any]:
 
 def connect(settings: Settings) -> redis.Redis:
     """A plain client for the same server, made without connecting."""
+    url, options = address(settings)
+    return redis.Redis.from_url(url, **options)
+
+
+def connect_async(settings: Settings) -> redis.asyncio.Redis:
+    """The same for an event loop."""
+    url, options = address(settings)
+    return redis.asyncio.Redis.from_url(url, **options)
+
+
+def address(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The server's URL as redis-py writes it, and the options of a connection."""
     url = settings.broker.replace("redis+socket://", "unix://", 1)
     options = dict(SOCKET_TIMEOUTS)
     if url.startswith("unix://"):
         del options["socket_keepalive"]  # a TCP matter; redis-py refuses it here
-    return redis.Redis.from_url(url, **options)
+    return url, options

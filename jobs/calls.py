@@ -1,7 +1,7 @@
 """Interactive calls: requests whose callers wait. Live state in Redis alone, none of it lasting.
 
-A facade adds a call and waits for its answer. While it waits it wakes workers again, every few
-seconds, so nothing else must remember a call: whatever dies or is lost, the next wake finds it.
+A facade puts a call here and waits for its answer. While it waits it wakes workers again, every
+few seconds, so nothing else must remember a call: whatever dies or is lost, the next wake finds it.
 
     <prefix>calls:<model>      sorted set: "<group>:<call id>" → when it may be taken
     <prefix>call:<id>          "<seal> <JSON of the call>"; gone once it is answered, withdrawn or
@@ -22,19 +22,26 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from threading import Event, Thread
 from typing import Any, cast
+from uuid import uuid4
 
 import orjson
 import redis
+import redis.asyncio
+from celery import Celery
 from pydantic import TypeAdapter
 
+from jobs.app import INTERACTIVE, queue_name
+from jobs.dispatch import wake_message
 from jobs.requests import Request
 from jobs.seals import Seal
 
-WAKE_SECONDS = 2.0
+WAKE_SECONDS = 2.0  # as long as a call waits, a worker is woken so often
 CLAIM_SECONDS = 3.0  # a dead worker's calls may be taken again after that
 RENEW_SECONDS = 0.5
 TAKES = 3  # a call that was taken so often without an answer is given up
 ANSWER_SECONDS = 60  # how long an answer waits for whoever asked
+
+_MESSAGE_ID = "message-id"  # stands in a wake message that others are made from
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +115,105 @@ class CallKeys:
 
     def answer(self, call_id: str) -> str:
         return f"{self.prefix}answer:{call_id}"
+
+
+# KEYS: the calls that wait for the model, those of the team, the call's body, the model's queue.
+# ARGV: member, id, body, seconds to live, most for the model, most for the team, a wake message.
+# Returns what is full: "" (the call was put there), "model" or "team", and how many are before it.
+PUT = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+local waiting = redis.call('ZCARD', KEYS[1])
+if waiting >= tonumber(ARGV[5]) then return {'model', waiting} end
+if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[6]) then return {'team', waiting} end
+redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[4])
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[4] * 2)
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+redis.call('LPUSH', KEYS[4], ARGV[7])
+return {'', waiting}
+"""
+
+
+class QueueFull(Exception):
+    """Too many calls wait: `scope` is "model" or "team", `ahead` counts those of the model."""
+
+    def __init__(self, scope: str, ahead: int) -> None:
+        super().__init__(f"too many calls of this {scope} are waiting")
+        self.ahead = ahead
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """For how long a call may wait, and how many may at a time."""
+
+    seconds: int
+    model: int
+    team: int
+
+
+class CallQueue:
+    """A facade's side of the calls. Raises redis.RedisError when Redis is away."""
+
+    def __init__(
+        self, client: redis.asyncio.Redis, prefix: str, limits: CallLimits, seal: Seal, app: Celery
+    ) -> None:
+        self.client = client
+        self._prefix = prefix
+        self._keys = CallKeys(prefix)
+        self._limits = limits
+        self._seal = seal
+        self._app = app
+        self._put = client.register_script(PUT)
+        self._wake_messages: dict[str, bytes] = {}
+
+    async def put(self, call: Call) -> None:
+        """Queue a call, and wake a worker.
+
+        Raises:
+            QueueFull: the call was not queued.
+        """
+        model = call.request.key.model
+        full, ahead = await self._put(
+            [
+                self._keys.waiting(model), self._keys.team(call.team), self._keys.call(call.id),
+                self._queue(model),
+            ],
+            [
+                call.member, call.id, encode_call(call, self._seal), self._limits.seconds,
+                self._limits.model, self._limits.team, self._wake_message(model),
+            ],
+        )  # fmt: skip
+        if full:
+            raise QueueFull(full.decode(), ahead)
+
+    async def wait(self, call: Call) -> Answer:
+        """The answer to a call, however long it takes."""
+        model = call.request.key.model
+        while True:
+            found = await self.client.blpop([self._keys.answer(call.id)], timeout=WAKE_SECONDS)
+            if found:
+                return decode_answer(found[1])
+            await self.client.lpush(self._queue(model), self._wake_message(model))
+
+    async def withdraw(self, call: Call) -> None:
+        """Remove a call that waits. One that is being rendered ends unheard."""
+        async with self.client.pipeline() as pipe:
+            pipe.zrem(self._keys.waiting(call.request.key.model), call.member)
+            pipe.zrem(self._keys.team(call.team), call.id)
+            pipe.delete(self._keys.call(call.id))
+            await pipe.execute()
+
+    def _queue(self, model: str) -> str:
+        return self._prefix + queue_name(INTERACTIVE, model)
+
+    def _wake_message(self, model: str) -> bytes:
+        """One of its own each time, from one that was made once: that takes a millisecond."""
+        if model not in self._wake_messages:
+            self._wake_messages[model] = wake_message(self._app, model, _MESSAGE_ID, self._seal)
+        return self._wake_messages[model].replace(_MESSAGE_ID.encode(), uuid4().hex.encode())
 
 
 # KEYS: the waiting sets of some models. ARGV: seconds of the claim, what the key of a call begins

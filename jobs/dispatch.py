@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import orjson
 import redis
 from celery import Celery
+from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
-from jobs import layout
 from jobs.app import BULK, FEEDS, INTERACTIVE, make_queue
 from jobs.errors import TransientError
-from jobs.messages import FEED, FINALIZE, RENDER, WAKE
+from jobs.messages import FEED, FINALIZE, RENDER, WAKE, sign
 from jobs.plan import Plan
+from jobs.records import chunks_done
 from jobs.runs import Runs
+from jobs.seals import Seal
 from jobs.storage import Storage
 
 
@@ -48,10 +51,6 @@ class Dispatcher:
         """Queue the writing of the dataset, on any queue that a worker of the run reads."""
         self._send(FINALIZE, make_queue(BULK, model), [(run_id, epoch)])
 
-    def wake(self, model: str) -> None:
-        """Have a worker look for interactive calls (jobs.calls)."""
-        self._send(WAKE, make_queue(INTERACTIVE, model), [()])
-
     def _send(self, task: str, queue: Queue, messages: list[tuple[object, ...]]) -> None:
         try:
             # One round trip for many messages: three times as fast as one by one.
@@ -68,10 +67,21 @@ class Dispatcher:
             ) from error
 
 
-def chunks_done(storage: Storage, run_id: str) -> set[tuple[int, int]]:
-    """(shard, chunk) of every chunk that is complete, as storage says."""
-    names = storage.list(layout.parts(run_id))
-    return {found for name in names if (found := layout.chunk_of_done_part(name))}
+def wake_message(app: Celery, model: str, message_id: str, seal: Seal) -> bytes:
+    """The message that has a worker look for interactive calls, as Celery puts it into Redis.
+
+    For scripts that do more in the same step (jobs.calls): to send it takes 2 ms, a fifth of what
+    a call costs.
+    """
+    queue = make_queue(INTERACTIVE, model)
+    with Connection("memory://") as connection:  # type: ignore[no-untyped-call]
+        app.send_task(
+            WAKE, queue=queue, connection=connection, task_id=message_id, ignore_result=True
+        )
+        message = connection.default_channel._get(queue.name)
+    message["properties"]["delivery_tag"] = message_id
+    sign(message, seal)
+    return orjson.dumps(message)
 
 
 def start_run(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> int | None:

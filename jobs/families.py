@@ -1,6 +1,6 @@
 """What differs between families of diffusion pipelines: one table, an entry a family. No torch.
 
-Everything that is not written here is the same for all of them (worker/calls.py).
+Everything that is not written here is the same for all of them (worker/arguments.py).
 docs/add-a-model-family.md shows how to add one.
 """
 

@@ -148,3 +148,9 @@ def parts_by_shard(storage: Storage, run_id: str) -> dict[int, list[str]]:
         if name.endswith(".jsonl"):
             found.setdefault(layout.shard_of_part(name), []).append(f"{folder}/{name}")
     return found
+
+
+def chunks_done(storage: Storage, run_id: str) -> set[tuple[int, int]]:
+    """(shard, chunk) of every chunk that is complete, as storage says."""
+    names = storage.list(layout.parts(run_id))
+    return {found for name in names if (found := layout.chunk_of_done_part(name))}

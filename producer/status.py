@@ -9,10 +9,10 @@ from typing import Literal
 
 from jobs.backlog import Backlog
 from jobs.dataset import Summary, planned, read_summary, write_summary
-from jobs.dispatch import chunks_done
 from jobs.errors import FatalError, TransientError, UsageError
 from jobs.fleet import Fleet
 from jobs.plan import Plan, read_plan
+from jobs.records import chunks_done
 from jobs.runs import Progress
 from jobs.storage import Storage, open_storage
 from producer.installation import Installation

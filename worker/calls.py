@@ -1,111 +1,76 @@
-"""What a pipeline is called with for a batch of requests. What differs by family: jobs.families."""
+"""Interactive calls, as a worker serves them: take → load → render → encode, store → answer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from dataclasses import asdict
 
-import numpy as np
-import torch
-from PIL import ImageOps
-from PIL.Image import Image, Resampling
+import redis
 
-from jobs.errors import InvalidRequest
-from jobs.families import Family
-from jobs.requests import BatchKey, Request
-from worker.inputs import Prepared
+from jobs.calls import Answer, Call
+from jobs.errors import FatalError, ImagemillError, TransientError
+from jobs.storage import open_storage
+from worker.output import Shelf
+from worker.render import Rendered
+from worker.watchdog import watchdog
+from worker.workshop import Workshop
 
-Arguments = dict[str, object]
-
-
-def arguments(
-    family: Family, accepted: Collection[str], key: BatchKey, batch: list[Prepared]
-) -> Arguments:
-    """Arguments of a diffusers pipeline; what is left out stays at the pipeline's own default.
-
-    accepted: names of the pipeline's arguments; key: of all requests of the batch.
-    """
-    requests = [one.request for one in batch]
-    call: Arguments = {
-        "prompt": [request.prompt for request in requests],
-        "num_inference_steps": key.steps,
-        "generator": generators(requests),
-        "output_type": "np",
-        **{name: value for name, value in family.arguments.items() if name in accepted},
-    }
-    if "width" in accepted:  # else the pipeline takes the size of its input
-        call |= {"width": key.width, "height": key.height}
-    if family.area:
-        call[family.area] = key.width * key.height
-    if key.guidance_scale is not None:
-        call[family.guidance] = key.guidance_scale
-    if key.negative:
-        call["negative_prompt"] = [request.negative_prompt for request in requests]
-    elif family.empty_negative is not None:
-        call["negative_prompt"] = [family.empty_negative] * len(requests)
-    if key.strength is not None:
-        call["strength"] = key.strength
-    if key.inputs:
-        call["image"] = _inputs(family, key, batch)
-    return call | _control(family, key, batch)
+log = logging.getLogger(__name__)
 
 
-def check(family: Family, key: BatchKey) -> None:
-    """Refuse what pipelines of the family cannot do, where the models table did not know it.
+def serve_calls(shop: Workshop) -> bool:
+    """Render one batch of calls that wait, and answer each of them. False if none waits.
 
     Raises:
-        InvalidRequest: it names the field.
+        redis.RedisError: Redis is away; the calls are taken again later.
     """
-    asked = {
-        key.task: "image" if key.task == "edit" else "model",
-        "negative_prompt": "negative_prompt" if key.negative else "",
-        "strength": "strength" if key.strength is not None else "",
-    }
-    for capability, field in asked.items():
-        if field and capability not in family.takes:
-            raise InvalidRequest(field, f"pipelines of this family do not take it: {capability}")
+    table = shop.renderers.table
+    calls = shop.calls.take({name: table.get(name).batch_width for name in shop.models})
+    if not calls:
+        return False
+    with shop.calls.keep(calls):
+        try:
+            rendered = _render(shop, calls)
+        except redis.RedisError:
+            raise
+        except Exception as error:  # of whatever kind: a bulk run must not suffer from it
+            log.log(
+                logging.ERROR, "Interactive calls: %s", error,
+                exc_info=not isinstance(error, ImagemillError),
+            )  # fmt: skip
+            for call in calls:
+                _fail(shop, call, error)
+            return True
+        stored = [
+            shop.executor.submit(_answer, shop, call, one)
+            for call, one in zip(calls, rendered, strict=True)
+        ]
+        for one in stored:
+            one.result()
+    return True
 
 
-def active_controls(key: BatchKey) -> tuple[int, ...]:
-    """The ControlNets that take part, by their number: a weight of 0 leaves one out for good."""
-    return tuple(number for number, weight in enumerate(key.controlnet_weights) if weight)
+def _render(shop: Workshop, calls: list[Call]) -> list[Rendered]:
+    renderer = shop.renderers.get(calls[0].request.key.model)
+    batch = shop.loader(open_storage(calls[0].out)).load([call.request for call in calls])
+    with watchdog(shop.batch_seconds):
+        return renderer.render(batch)
 
 
-def generators(requests: list[Request]) -> list[torch.Generator]:
-    """One a request, so that its noise does not depend on its neighbours.
-
-    On the CPU, because the same seed then gives the same noise for every kind of device.
-    """
-    return [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-
-
-def _inputs(family: Family, key: BatchKey, batch: list[Prepared]) -> list[Image]:
-    if family.inputs > 1:
-        (one,) = batch
-        return list(one.images)
-    return [_fit(one.images[0], key) for one in batch]
+def _answer(shop: Workshop, call: Call, one: Rendered) -> None:
+    shelf = Shelf(open_storage(call.out), shop.name, 1)
+    try:
+        record = shelf.put(one, call.path)
+    except ImagemillError as error:
+        log.error("Call %s: %s", call.id, error)
+        _fail(shop, call, error)
+    else:
+        shop.calls.answer(call, record.row())
 
 
-def _control(family: Family, key: BatchKey, batch: list[Prepared]) -> Arguments:
-    """Control images as tensors in [0, 1], the one form in which several may have a batch each."""
-    active = active_controls(key)
-    if not active:
-        return {}
-    images = [_tensor([_fit(one.controls[number], key) for one in batch]) for number in active]
-    weights = [key.controlnet_weights[number] for number in active]
-    # Beside the image of an edit the argument has the same name everywhere.
-    name = "control_image" if key.inputs else family.control
-    alone = len(active) == 1
-    return {
-        name: images[0] if alone else images,
-        "controlnet_conditioning_scale": weights[0] if alone else weights,
-    }
-
-
-def _fit(image: Image, key: BatchKey) -> Image:
-    """Scaled to cover the output's size and cropped around the middle: nothing is distorted."""
-    return ImageOps.fit(image, (key.width, key.height), Resampling.LANCZOS)
-
-
-def _tensor(images: list[Image]) -> torch.Tensor:
-    pixels = np.stack([np.asarray(image, np.float32) for image in images]) / 255
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+def _fail(shop: Workshop, call: Call, error: Exception) -> None:
+    """Tell the caller no more than it needs: messages of storage name places of ours."""
+    message = "the worker's log says why"
+    if isinstance(error, FatalError | TransientError):
+        message = "model or storage are not available; the worker's log says why"
+    shop.calls.answer(call, asdict(Answer("failed", "unavailable", message)))

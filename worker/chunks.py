@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jobs import layout
-from jobs.dispatch import chunks_done
 from jobs.errors import FatalError
 from jobs.plan import Chunk, Plan, read_plan, read_shard
-from jobs.records import Record, Status, read_part, write_part
+from jobs.records import Record, Status, chunks_done, read_part, write_part
 from jobs.requests import BatchKey, Request
 from jobs.runs import Attempt
 from jobs.storage import Storage, open_storage

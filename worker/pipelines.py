@@ -21,7 +21,7 @@ from jobs.models import ControlNet, Model, ModelTable
 from jobs.records import Stack
 from jobs.requests import BatchKey
 from worker.adapters import Adapters
-from worker.calls import arguments, check
+from worker.arguments import arguments, check
 from worker.inputs import Prepared
 from worker.memory import is_device_lost, is_out_of_memory, out_of_memory
 from worker.placement import loading_options, place, set_scheduler, tune

@@ -15,12 +15,12 @@ from celery.signals import worker_process_init
 
 from jobs.children import die_with_parent
 from jobs.dataset import write_dataset
-from jobs.dispatch import chunks_done, next_shard, start_run
+from jobs.dispatch import next_shard, start_run
 from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.messages import FEED, FINALIZE, RENDER, WAKE
-from jobs.records import Status
+from jobs.records import Status, chunks_done
+from worker.calls import serve_calls
 from worker.chunks import Work, count
-from worker.interactive import serve_calls
 from worker.output import Output
 from worker.parent import READY_SIGNAL, STOP_SIGNAL
 from worker.suspects import Suspects

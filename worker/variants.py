@@ -12,7 +12,7 @@ from jobs.errors import InvalidRequest
 from jobs.families import Family
 from jobs.options import Options
 from jobs.requests import BatchKey
-from worker.calls import active_controls
+from worker.arguments import active_controls
 from worker.placement import place
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from jobs.calls import WAKE_SECONDS, Answer, Call, CallKeys, decode_answer, encode_call
+from jobs.calls import Call, QueueFull
 from jobs.errors import InvalidRequest
 from jobs.inputs import check_image, load_input, open_image, store_input
 from jobs.layout import EXTENSIONS
@@ -25,24 +25,6 @@ from producer.api.reading import Source
 from producer.manifest import BatchLine
 
 T = TypeVar("T")
-
-# KEYS: the calls that wait for the model, those of the team, the call's body.
-# ARGV: member, id, body, seconds to live, most for the model, most for the team.
-# Returns what is full: "" (the call was added), "model" or "team", and how many wait for the model.
-ADD = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-local waiting = redis.call('ZCARD', KEYS[1])
-if waiting >= tonumber(ARGV[5]) then return {'model', waiting} end
-if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[6]) then return {'team', waiting} end
-redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[4])
-redis.call('ZADD', KEYS[1], now, ARGV[1])
-redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[4] * 2)
-redis.call('EXPIRE', KEYS[2], ARGV[4])
-return {'', waiting}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +68,20 @@ async def render(facade: Facade, caller: Caller, order: Order, request: Request)
 
 async def _render(facade: Facade, caller: Caller, order: Order) -> list[Picture]:
     # Before its inputs are fetched: a wrong field is refused at once.
-    draft = await facade.resolve(_line(order, order.images, order.controls, 0))
-    workers = await facade.require_worker(draft.key.model)
-    images = await _store_inputs(facade, order.images, "image")
-    controls = await _store_inputs(facade, order.controls, "control_images")
-    requests = [
-        await facade.resolve(_line(order, images, controls, number))
-        for number in range(order.count)
-    ]
+    requests = await _resolve(facade, order, order.images, order.controls)
+    workers = await facade.require_worker(requests[0].key.model)
+    if order.images or order.controls:
+        images = await _store_inputs(facade, order.images, "image")
+        controls = await _store_inputs(facade, order.controls, "control_images")
+        requests = await _resolve(facade, order, images, controls)
     return list(await _gather([_call(facade, caller, one, workers) for one in requests]))
+
+
+async def _resolve(
+    facade: Facade, order: Order, images: Sequence[Source], controls: Sequence[Source]
+) -> list[Rendering]:
+    lines = [_line(order, images, controls, number) for number in range(order.count)]
+    return [await facade.resolve(line) for line in lines]
 
 
 def _line(
@@ -142,11 +129,15 @@ async def _call(facade: Facade, caller: Caller, request: Rendering, workers: int
     name = f"{request.custom_id}.{EXTENSIONS[request.format]}"
     path = f"calls/{caller.team}/{now:%Y-%m-%d}/{name}"
     call = Call(request.custom_id, caller.team, request, facade.storage.uri, path)
-    await _add(facade, call, workers)
     try:
-        answer = await _wait(facade, call)
+        await facade.calls.put(call)
+        answer = await facade.calls.wait(call)
+    except QueueFull as full:
+        seconds = full.ahead * facade.table.get(request.key.model).seconds_per_image / workers
+        wait = min(60, max(1, math.ceil(seconds)))
+        raise ApiError(429, "queue_full", str(full), "", wait) from None
     except BaseException:  # above all: cancelled, as its caller has gone or its time is over
-        await asyncio.shield(_withdraw(facade, call))
+        await asyncio.shield(facade.calls.withdraw(call))
         raise
     if answer.status == "rejected":
         raise InvalidRequest("", answer.message, answer.code)
@@ -157,52 +148,6 @@ async def _call(facade: Facade, caller: Caller, request: Rendering, workers: int
         raise ApiError(500, answer.code, message)
     data = await in_thread(facade.storage.read, path)
     return Picture(request, path, data, answer.seconds_render)
-
-
-async def _add(facade: Facade, call: Call, workers: int) -> None:
-    """Queue a call.
-
-    Raises:
-        ApiError: 429, as too many wait.
-    """
-    settings, keys = facade.settings, CallKeys(facade.settings.key_prefix)
-    model = call.request.key.model
-    full, ahead = await facade.redis.register_script(ADD)(
-        [keys.waiting(model), keys.team(call.team), keys.call(call.id)],
-        [
-            call.member, call.id, encode_call(call, facade.known.runs.seal),
-            math.ceil(settings.call_seconds),
-            settings.model_calls, settings.team_calls,
-        ],
-    )  # fmt: skip
-    if full:
-        seconds = ahead * facade.table.get(model).seconds_per_image / workers
-        raise ApiError(
-            429,
-            "queue_full",
-            f"too many calls of this {full.decode()} are waiting",
-            "",
-            min(60, max(1, math.ceil(seconds))),
-        )
-
-
-async def _withdraw(facade: Facade, call: Call) -> None:
-    """Remove a call that waits. One that is being rendered ends unheard."""
-    keys = CallKeys(facade.settings.key_prefix)
-    async with facade.redis.pipeline() as pipe:
-        pipe.zrem(keys.waiting(call.request.key.model), call.member)
-        pipe.zrem(keys.team(call.team), call.id)
-        pipe.delete(keys.call(call.id))
-        await pipe.execute()
-
-
-async def _wait(facade: Facade, call: Call) -> Answer:
-    answer = CallKeys(facade.settings.key_prefix).answer(call.id)
-    while True:
-        await in_thread(facade.known.dispatcher.wake, call.request.key.model)
-        found = await facade.redis.blpop([answer], timeout=WAKE_SECONDS)
-        if found:
-            return decode_answer(found[1])
 
 
 async def _gather(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, TypeVar, TypeVarTuple, cast
 
 import anyio
-import redis.asyncio
+import redis
 from fastapi import Depends, Request
 from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from jobs.broker import SOCKET_TIMEOUTS
+from jobs.broker import address, connect_async
+from jobs.calls import CallLimits, CallQueue
 from jobs.errors import ImagemillError, UsageError
 from jobs.fingerprints import route_digest
 from jobs.fleet import Fleet
@@ -55,7 +57,7 @@ class Facade:
     table: ModelTable
     storage: Storage
     known: Installation
-    redis: redis.asyncio.Redis
+    calls: CallQueue
     keys: KeyRing
     signer: Signer
     limiter: FixedWindowRateLimiter
@@ -127,7 +129,7 @@ class Facade:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.redis.aclose()
+        await self.calls.client.aclose()
         self.known.runs.client.close()
 
 
@@ -150,11 +152,7 @@ def open_facade(settings: Settings, table: ModelTable) -> Facade:
         rate = parse(settings.team_rate)
     except ValueError as error:
         raise UsageError(f"setting team_rate: {error}", "Write for example 6000/minute.") from error
-    unix = settings.broker.replace("redis+socket://", "unix://", 1)
-    options = dict(SOCKET_TIMEOUTS)
-    if unix.startswith("unix://"):
-        del options["socket_keepalive"]
-    limits_uri = "async+" + unix.replace("unix://", "redis+unix://", 1)
+    url, options = address(settings)
     # Nobody may name a repository or a folder from outside.
     closed = replace(table, closed=True)
     storage, known = open_storage(settings.store), installation(settings)
@@ -165,12 +163,18 @@ def open_facade(settings: Settings, table: ModelTable) -> Facade:
         table=closed,
         storage=storage,
         known=known,
-        redis=redis.asyncio.Redis.from_url(unix, **options),
+        calls=CallQueue(
+            connect_async(settings),
+            settings.key_prefix,
+            CallLimits(math.ceil(settings.call_seconds), settings.model_calls, settings.team_calls),
+            known.runs.seal,
+            known.dispatcher.app,
+        ),
         keys=make_ring(settings.api_keys, settings.keys_file),
         signer=signer,
         limiter=FixedWindowRateLimiter(
             RedisStorage(
-                limits_uri,
+                "async+" + url.replace("unix://", "redis+unix://", 1),
                 implementation="redispy",
                 key_prefix=f"{settings.key_prefix}rate",
                 **options,

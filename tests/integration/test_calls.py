@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 import orjson
 import pytest
 import redis
 
 from jobs import calls as module
-from jobs.broker import connect
-from jobs.calls import Call, CallKeys, Calls, decode_answer, encode_call
+from jobs.app import INTERACTIVE, make_app, queue_name
+from jobs.broker import connect, connect_async
+from jobs.calls import (
+    Call,
+    CallKeys,
+    CallLimits,
+    CallQueue,
+    Calls,
+    QueueFull,
+    decode_answer,
+    encode_call,
+)
+from jobs.messages import WAKE, parse
 from jobs.requests import BatchKey, Request
 from jobs.seals import NO_SEAL, Seal
 from jobs.settings import Settings
 from tests.support import eventually
 
 KEYS = CallKeys("t:")
+LIMITS = CallLimits(60, 7, 6)
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -28,33 +46,42 @@ def make_call(name: str, model: str = "null", width: int = 64) -> Call:
     return Call(name, "team", request, "/out", f"calls/{name}.png")
 
 
-def add(client: redis.Redis, call: Call, at: float) -> None:
-    """What a facade does."""
-    client.set(KEYS.call(call.id), encode_call(call, NO_SEAL), ex=60)
-    client.zadd(KEYS.waiting(call.request.key.model), {call.member: at})
+Put = Callable[[Call], None]
 
 
-def test_oldest_first_and_only_what_fits_together(client: redis.Redis) -> None:
+@pytest.fixture
+def put(broker: str) -> Put:
+    """Puts a call as a facade does; the next one is younger."""
+    return lambda call: asyncio.run(_with_queue(broker, lambda queue: queue.put(call)))
+
+
+async def _with_queue(broker: str, action: Callable[[CallQueue], Awaitable[T]]) -> T:
+    settings = Settings(broker=broker, key_prefix="t:")
+    async with connect_async(settings) as connection:
+        return await action(CallQueue(connection, "t:", LIMITS, NO_SEAL, make_app(settings)))
+
+
+def test_oldest_first_and_only_what_fits_together(client: redis.Redis, put: Put) -> None:
     names = ["a", "b", "wide", "c", "d"]
     added = {name: make_call(name, width=128 if name == "wide" else 64) for name in names}
-    for at, name in enumerate(names, 2):
-        add(client, added[name], at)
-    add(client, make_call("first", "other"), 1)
+    put(make_call("first", "other"))
+    for name in names:
+        put(added[name])
     calls = Calls(client, "t:", NO_SEAL)
     widths = {"null": 3, "other": 1}
     taken = [[call.id for call in calls.take(widths)] for _ in range(5)]
     assert taken == [["first"], ["a", "b", "c"], ["wide"], ["d"], []]
 
 
-def test_a_call_comes_back_as_it_was(client: redis.Redis) -> None:
+def test_a_call_comes_back_as_it_was(client: redis.Redis, put: Put) -> None:
     call = make_call("a")
-    add(client, call, 1)
+    put(call)
     assert Calls(client, "t:", NO_SEAL).take({"null": 4}) == [call]
 
 
-def test_withdrawn_calls_are_dropped(client: redis.Redis) -> None:
-    add(client, make_call("a"), 1)
-    add(client, make_call("b", width=128), 2)
+def test_withdrawn_calls_are_dropped(client: redis.Redis, put: Put) -> None:
+    put(make_call("a"))
+    put(make_call("b", width=128))
     client.delete(KEYS.call("a"))
     assert [call.id for call in Calls(client, "t:", NO_SEAL).take({"null": 4})] == ["b"]
     assert client.zcard(KEYS.waiting("null")) == 1
@@ -63,23 +90,23 @@ def test_withdrawn_calls_are_dropped(client: redis.Redis) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"\xff", b" {}", b"no seal", encode_call(make_call("a"), Seal(b"x"))]
 )
-def test_a_call_of_somebody_else_is_dropped(client: redis.Redis, body: bytes) -> None:
+def test_a_call_of_somebody_else_is_dropped(client: redis.Redis, put: Put, body: bytes) -> None:
     seal = Seal(b"secret")
-    add(client, make_call("a"), 1)
+    for name in "ab":
+        put(make_call(name))
     client.set(KEYS.call("a"), body)
-    client.zadd(KEYS.waiting("null"), {make_call("b").member: 2})
     client.set(KEYS.call("b"), encode_call(make_call("b"), seal))
     assert Calls(client, "t:", seal).take({"null": 1}) == [make_call("b")]
     assert client.zscore(KEYS.waiting("null"), make_call("a").member) is None
 
 
 def test_a_call_whose_workers_die_is_given_up(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    client: redis.Redis, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CLAIM_SECONDS", 0)
     calls = Calls(client, "t:", NO_SEAL)
-    for number, name in enumerate("ab", 1):
-        add(client, make_call(name), number)
+    for name in "ab":
+        put(make_call(name))
     assert [call.id for call in calls.take({"null": 4})] == ["a", "b"]
     # From now on each goes alone, the oldest claim first.
     seen = [[call.id for call in calls.take({"null": 4})] for _ in range(4)]
@@ -91,11 +118,11 @@ def test_a_call_whose_workers_die_is_given_up(
 
 
 def test_claims_run_out_unless_they_are_kept(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    client: redis.Redis, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CLAIM_SECONDS", 0.6)
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
-    add(client, make_call("a"), 1)
+    put(make_call("a"))
     mine, other = Calls(client, "t:", NO_SEAL), Calls(client, "t:", NO_SEAL)
     taken = mine.take({"null": 1})
     with mine.keep(taken):
@@ -105,9 +132,9 @@ def test_claims_run_out_unless_they_are_kept(
     assert eventually(lambda: other.take({"null": 1}), 5) == taken
 
 
-def test_one_answer_is_heard(client: redis.Redis) -> None:
+def test_one_answer_is_heard(client: redis.Redis, put: Put) -> None:
     call = make_call("a")
-    add(client, call, 1)
+    put(call)
     calls = Calls(client, "t:", NO_SEAL)
     calls.take({"null": 1})
     calls.answer(call, {"status": "done", "seconds_render": 1.5, "seed": "7"})
@@ -117,3 +144,46 @@ def test_one_answer_is_heard(client: redis.Redis) -> None:
     assert orjson.loads(found)["seed"] == "7"
     assert decode_answer(found).seconds_render == 1.5
     assert not client.exists(KEYS.waiting("null"), KEYS.call("a"))
+
+
+def test_a_call_wakes_a_worker_again_and_again(
+    broker: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAKE_SECONDS", 0.1)
+    call, name = make_call("a"), "t:" + queue_name(INTERACTIVE, "null")
+
+    async def call_and_answer(queue: CallQueue) -> None:
+        await queue.put(call)
+        waiting = asyncio.create_task(queue.wait(call))
+        while await queue.client.llen(name) < 3:
+            await asyncio.sleep(0.01)
+        Calls(client, "t:", NO_SEAL).answer(call, {"status": "done"})
+        assert (await waiting).status == "done"
+
+    asyncio.run(_with_queue(broker, call_and_answer))
+    wakes = client.lrange(name, 0, -1)
+    assert {parse(wake) for wake in wakes} == {(WAKE, ())}
+    assert len({orjson.loads(wake)["properties"]["delivery_tag"] for wake in wakes}) == len(wakes)
+
+
+def test_so_many_calls_may_wait(client: redis.Redis, put: Put) -> None:
+    for name in "abcdef":
+        put(make_call(name))
+    with pytest.raises(QueueFull, match="this team") as full:
+        put(make_call("g"))
+    assert full.value.ahead == 6
+    client.delete(KEYS.team("team"))
+    put(make_call("g"))
+    with pytest.raises(QueueFull, match="this model"):
+        put(make_call("h"))
+    assert not client.exists(KEYS.call("h"))
+
+
+def test_a_withdrawn_call_leaves_nothing(broker: str, client: redis.Redis) -> None:
+    async def come_and_go(queue: CallQueue) -> None:
+        await queue.put(make_call("a"))
+        await queue.withdraw(make_call("a"))
+
+    asyncio.run(_with_queue(broker, come_and_go))
+    assert client.keys() == [b"t:" + queue_name(INTERACTIVE, "null").encode()]
+    assert Calls(client, "t:", NO_SEAL).take({"null": 4}) == []

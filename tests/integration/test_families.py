@@ -28,7 +28,7 @@ from jobs.fingerprints import fingerprint, route_digest
 from jobs.models import ModelTable, load_models
 from jobs.requests import BatchKey, Request
 from tests.pipelines import tiny
-from worker.calls import arguments
+from worker.arguments import arguments
 from worker.inputs import Prepared
 from worker.pipelines import load_pipeline
 from worker.render import BatchRenderer, Rendered, Renderer
