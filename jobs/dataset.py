@@ -19,6 +19,7 @@ from jobs import layout
 from jobs.errors import FatalError
 from jobs.plan import Plan, read_shard
 from jobs.records import encode_part, parts_by_shard, read_part
+from jobs.requests import Request
 from jobs.storage import Storage
 
 RunState = Literal["running", "cancelled", "finished"]
@@ -122,7 +123,11 @@ def write_dataset(storage: Storage, plan: Plan) -> Summary:
     with storage.writer(layout.METADATA) as images, storage.writer(layout.ERRORS) as errors:
         for row in _invalid_rows(storage, plan):
             errors.write(encode_part([row]))
-        for rows in _rows_by_shard(storage, plan):
+        for shard in rows_by_shard(storage, plan):
+            # The index is the plan's: a reused record may stand on another line now.
+            rows = [row | {"index": request.index} for request, row in shard if row]
+            if len(rows) < len(shard):
+                raise IncompleteRun(plan.run_id, len(shard) - len(rows))
             images.write(encode_part(row for row in rows if row["status"] == "done"))
             errors.write(encode_part(row for row in rows if row["status"] != "done"))
             tally.add(rows)
@@ -136,8 +141,10 @@ def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[dict[str, Any]]:
         yield from read_part(storage, layout.invalid(plan.run_id))
 
 
-def _rows_by_shard(storage: Storage, plan: Plan) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each shard in manifest order, exactly one a request."""
+def rows_by_shard(
+    storage: Storage, plan: Plan
+) -> Iterator[list[tuple[Request, dict[str, Any] | None]]]:
+    """The requests of each shard in manifest order, each with its record's row if there is one."""
     parts = parts_by_shard(storage, plan.run_id)
     for number in range(len(plan.shards)):
         found: dict[str, dict[str, Any]] = {}
@@ -145,11 +152,7 @@ def _rows_by_shard(storage: Storage, plan: Plan) -> Iterator[list[dict[str, Any]
             for row in read_part(storage, part):
                 found.setdefault(row["job_id"], row)
         requests = sorted(read_shard(storage, plan.run_id, number), key=lambda r: r.index)
-        missing = sum(request.job_id not in found for request in requests)
-        if missing:
-            raise IncompleteRun(plan.run_id, missing)
-        # The index is the plan's: a reused record may stand on another line now.
-        yield [found[request.job_id] | {"index": request.index} for request in requests]
+        yield [(request, found.get(request.job_id)) for request in requests]
 
 
 STACK_FIELDS = (

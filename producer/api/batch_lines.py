@@ -8,15 +8,15 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import IO, Any, Literal
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from jobs.dataset import rows_by_shard
 from jobs.errors import InvalidRequest, LineError
-from jobs.plan import Plan, read_shard
-from jobs.records import parts_by_shard, read_part
+from jobs.plan import Plan
 from jobs.requests import Body, ImageInput, Request
 from jobs.storage import Storage
 from producer.api.errors import ApiError, error_json
@@ -150,7 +150,7 @@ def results(
     storage: the run's output; unfinished: the code of requests without a record, for example
     "batch_expired"; shows: for each response_format, how an image is shown.
     """
-    rows = _rows(storage, plan)
+    rows = chain.from_iterable(rows_by_shard(storage, plan))
     for raw in asked:
         wanted = _ASKED.validate_json(raw)
         own = list(islice(rows, wanted.images))
@@ -183,18 +183,6 @@ def _result(
 
 def _dump(line: dict[str, Any]) -> bytes:
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _rows(storage: Storage, plan: Plan) -> Iterator[tuple[Request, dict[str, Any] | None]]:
-    """Each request of a run in manifest order, with its record's row if there is one."""
-    parts = parts_by_shard(storage, plan.run_id)
-    for number in range(len(plan.shards)):
-        found: dict[str, dict[str, Any]] = {}
-        for part in parts.get(number, []):
-            for row in read_part(storage, part):
-                found.setdefault(row["job_id"], row)
-        for request in sorted(read_shard(storage, plan.run_id, number), key=lambda r: r.index):
-            yield request, found.get(request.job_id)
 
 
 def b64_of(storage: Storage) -> Show:

@@ -129,16 +129,16 @@ class BatchStore:
         except FileNotFoundError as error:
             raise ApiError(404, "not_found", f"there is no batch {batch_id!r}") from error
 
-    def listed(self, team: str) -> list[str]:
-        """The ids of a team's batches, newest first."""
-        return self.storage.list(f"batches/{team}")[::-1]
+    def ids(self, team: str) -> list[str]:
+        """The ids of a team's batches."""
+        return self.storage.list(f"batches/{team}")
 
     def unfinished(self) -> list[tuple[str, str]]:
         """(team, id) of every batch that has not ended."""
         return [
             (team, batch_id)
             for team in self.storage.list("batches")
-            for batch_id in self.listed(team)
+            for batch_id in self.ids(team)
             if not self.storage.exists(f"batches/{team}/{batch_id}/final.json")
         ]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Literal
 
@@ -48,6 +48,19 @@ def check_id(name: str) -> str:
     if not _ID.fullmatch(name):
         raise ApiError(404, "not_found", f"there is no {name[:64]!r}")
     return name
+
+
+def follow(ids: Iterable[str], after: str | None, newest_first: bool) -> list[str]:
+    """The ids in order of their time that come after one, which may be gone by now.
+
+    Raises:
+        ApiError: 404, as `after` is no id.
+    """
+    ordered = sorted(ids, reverse=newest_first)
+    if after is None:
+        return ordered
+    check_id(after)
+    return [one for one in ordered if (one < after if newest_first else one > after)]
 
 
 @contextmanager
@@ -104,9 +117,14 @@ def read_file(storage: Storage, team: str, file_id: str, max_bytes: int) -> byte
     return storage.read(content_path(team, file_id))
 
 
-def list_files(storage: Storage, team: str) -> Iterator[OpenAIFile]:
-    """A team's files, oldest first."""
-    for file_id in storage.list(f"files/{team}"):
+def list_files(
+    storage: Storage, team: str, after: str | None, newest_first: bool
+) -> Iterator[OpenAIFile]:
+    """A team's files in order of their time, each read when its turn comes.
+
+    after: the id that they follow (see `follow`).
+    """
+    for file_id in follow(storage.list(f"files/{team}"), after, newest_first):
         try:
             yield find_file(storage, team, file_id)
         except ApiError:

@@ -14,8 +14,8 @@ from producer.api.batch_lines import Endpoint
 from producer.api.batch_store import Batch, Ticket
 from producer.api.errors import OpenAIErrorBody, declared
 from producer.api.facade import Used, in_thread
-from producer.api.filing import find_file, new_id
-from producer.api.openai_files import ExpiresAfter, page
+from producer.api.filing import find_file, follow, new_id
+from producer.api.openai_files import ExpiresAfter
 from producer.api.reading import Given, StrictRoute
 
 WINDOW_SECONDS = 24 * 3600
@@ -89,8 +89,9 @@ async def list_all(
     """The team's batches."""
 
     def read() -> tuple[list[Batch], bool]:
-        ids, more = page(facade.batches.store.listed(caller.team), after, limit)
-        return [facade.batches.get(caller.team, batch_id) for batch_id in ids], more
+        ids = follow(facade.batches.store.ids(caller.team), after, newest_first=True)
+        found = [facade.batches.get(caller.team, batch_id) for batch_id in ids[:limit]]
+        return found, len(ids) > limit
 
     batches, more = await in_thread(read)
     if not batches:

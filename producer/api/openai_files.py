@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from itertools import islice
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
@@ -32,8 +32,6 @@ router = APIRouter(
     route_class=StrictRoute,
     responses=declared(OpenAIErrorBody),
 )
-
-T = TypeVar("T")
 
 
 class ExpiresAfter(Given):
@@ -147,23 +145,14 @@ async def list_all(
     """The team's files."""
 
     def read() -> list[OpenAIFile]:
-        found = [
-            file
-            for file in list_files(facade.storage, caller.team)
-            if purpose is None or file.purpose == purpose
-        ]
-        return found if order == "asc" else found[::-1]
+        files = list_files(facade.storage, caller.team, after, order == "desc")
+        wanted = (file for file in files if purpose in (None, file.purpose))
+        return list(islice(wanted, limit + 1))
 
-    files, more = page(await in_thread(read), after, limit)
+    found = await in_thread(read)
+    files = found[:limit]
     first, last = (files[0].id, files[-1].id) if files else ("", "")
-    return ListFilesResponse(data=files, first_id=first, last_id=last, has_more=more)
-
-
-def page(items: list[T], after: str | None, limit: int) -> tuple[list[T], bool]:
-    """The items that follow the one with the id `after`, at most `limit`; and if there are more."""
-    ids = [getattr(item, "id", item) for item in items]
-    start = ids.index(after) + 1 if after in ids else 0
-    return list(islice(items, start, start + limit)), len(items) > start + limit
+    return ListFilesResponse(data=files, first_id=first, last_id=last, has_more=len(found) > limit)
 
 
 @router.get("/{file_id}", response_model_exclude_none=True)

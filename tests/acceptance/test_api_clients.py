@@ -198,11 +198,16 @@ def test_openai_batch_refused(client: OpenAI) -> None:
 
 
 def test_openai_files(client: OpenAI) -> None:
-    first, second = (upload(client, [line(i)]) for i in range(2))
+    first, second, third = (upload(client, [line(i)]) for i in range(3))
     listed = [file.id for file in client.files.list(purpose="batch")]
-    assert listed.index(second) < listed.index(first)
+    assert listed[:3] == [third, second, first]
+    newer = client.files.list(order="asc", after=first, limit=1)
+    assert ([file.id for file in newer.data], newer.has_more) == ([second], True)
+    client.files.delete(second)
     page = client.files.list(purpose="batch", limit=1, after=second)
     assert [file.id for file in page.data] == [first]
+    with pytest.raises(openai.NotFoundError):
+        client.files.list(after="first")
     assert client.files.content(first).text == json.dumps(line(0))
     assert client.files.delete(first).deleted
     with pytest.raises(openai.NotFoundError):
