@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 from base64 import b64decode, b64encode
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -35,8 +36,13 @@ def friendli(facade: Facade) -> SyncFriendli:
 
 
 @pytest.fixture(scope="module")
-def client(facade: Facade) -> OpenAI:
-    return OpenAI(base_url=f"{facade.url}/openai/v1", api_key=facade.red, max_retries=0)
+def client(facade: Facade) -> Iterator[OpenAI]:
+    with _openai(facade, facade.red) as client:
+        yield client
+
+
+def _openai(facade: Facade, key: str) -> OpenAI:
+    return OpenAI(base_url=f"{facade.url}/openai/v1", api_key=key, max_retries=0)
 
 
 def test_friendli_container(facade: Facade, friendli: SyncFriendli) -> None:
@@ -123,8 +129,7 @@ def test_openai_errors(facade: Facade, client: OpenAI) -> None:
         generate(model="gpt-image-1")
     with pytest.raises(openai.UnprocessableEntityError, match="less than or equal to 10"):
         generate(n=11)
-    stranger = OpenAI(base_url=f"{facade.url}/openai/v1", api_key="wrong", max_retries=0)
-    with pytest.raises(openai.AuthenticationError):
+    with _openai(facade, "wrong") as stranger, pytest.raises(openai.AuthenticationError):
         stranger.images.generate(prompt="x")
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_1")
