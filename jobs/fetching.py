@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from socket import SOCK_STREAM, gaierror, getaddrinfo
+from socket import EAI_AGAIN, SOCK_STREAM, gaierror, getaddrinfo
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import httpcore
 from tenacity import (
@@ -30,6 +30,7 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 TOTAL_SECONDS = 30.0  # all attempts together
 
+_SAFE = "/%:?#[]@!$&'()*+,;=~"  # may stand in a URL; what is encoded already stays as it is
 _TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))  # RFC 6052, RFC 8215
 
 
@@ -57,7 +58,7 @@ def fetch(url: str, max_bytes: int, hosts: frozenset[str] = frozenset()) -> byte
     Raises:
         Unreachable, Forbidden, TooLarge: see there. Messages never hold what the other side said.
     """
-    guard = _Guard(hosts, time.monotonic() + TOTAL_SECONDS)
+    guard = _Guard(frozenset(map(str.lower, hosts)), time.monotonic() + TOTAL_SECONDS)
     retrying = Retrying(
         retry=retry_if_exception_type(_Passing),
         stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(TOTAL_SECONDS),
@@ -70,20 +71,20 @@ def fetch(url: str, max_bytes: int, hosts: frozenset[str] = frozenset()) -> byte
 def _follow(guard: _Guard, url: str, max_bytes: int) -> bytes:
     with httpcore.ConnectionPool(network_backend=guard) as pool:
         for _ in range(1 + REDIRECTS):
-            _check_scheme(url)
+            _check(url)
             try:
                 content = _get(pool, url, max_bytes)
+                if isinstance(content, bytes):
+                    return content
+                url = urljoin(url, content)
             except (httpcore.NetworkError, httpcore.TimeoutException) as error:
                 raise _Passing(str(error) or "no answer in time") from error
             except (httpcore.ProtocolError, UnicodeError, ValueError) as error:
                 raise Unreachable("no proper HTTP answer") from error
-            if isinstance(content, bytes):
-                return content
-            url = urljoin(url, content)
     raise Unreachable(f"more than {REDIRECTS} redirects")
 
 
-def _check_scheme(url: str) -> None:
+def _check(url: str) -> None:
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -100,12 +101,12 @@ def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int) -> bytes | str
     # Identity: a compressed answer could be a bomb, and images gain nothing from it.
     headers = [("Accept", "image/*"), ("Accept-Encoding", "identity"), ("User-Agent", "imagemill")]
     timeout = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS}
-    target = httpcore.URL(url.partition("#")[0].encode("ascii"))
+    target = httpcore.URL(_encoded(url))
     extensions = {"timeout": timeout}
     with pool.stream("GET", target, headers=headers, extensions=extensions) as response:
         answer = {name.lower(): value for name, value in response.headers}
         if response.status in (301, 302, 303, 307, 308) and b"location" in answer:
-            return answer[b"location"].decode("latin-1")
+            return quote(answer[b"location"], _SAFE)
         if response.status in (408, 429) or response.status >= 500:
             raise _Passing(f"HTTP status {response.status}")
         if response.status != 200:
@@ -118,6 +119,14 @@ def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int) -> bytes | str
             if len(content) > max_bytes:
                 raise TooLarge
         return bytes(content)
+
+
+def _encoded(url: str) -> str:
+    """A URL as it goes over the wire: without its fragment, all of it ASCII."""
+    parts = urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = quote(parts.path, _SAFE), quote(parts.query, _SAFE)
+    return urlunsplit((parts.scheme, host, path, query, ""))
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,9 @@ class _Guard(httpcore.NetworkBackend):
         try:
             found = getaddrinfo(name, port, type=SOCK_STREAM)
         except (gaierror, UnicodeError) as error:
-            raise Unreachable(f"host {name} is not known") from error
+            passing = isinstance(error, gaierror) and error.errno == EAI_AGAIN
+            kind = _Passing if passing else Unreachable
+            raise kind(f"host {name} is not known") from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         # One private address among public ones is a trick, so all are checked before any is used.
         if not self.hosts and not all(_is_public(address) for address in addresses):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
-from jobs.errors import InvalidRequest
+from jobs.errors import ImagemillError, InvalidRequest
 from jobs.inputs import InputPolicy, load_input, open_image
 from jobs.requests import Request
 from jobs.storage import Storage
@@ -89,6 +89,11 @@ class Loader:
             controls = tuple(self._open(one, "control_images") for one in request.control_images)
         except InvalidRequest as problem:
             return Prepared(request, problem=problem)
+        except ImagemillError:
+            raise  # the storage of the run
+        except Exception as error:  # whatever somebody else's bytes make a decoder do
+            reason = f"could not be read: {type(error).__name__}"
+            return Prepared(request, problem=InvalidRequest("image", reason, "input_not_an_image"))
         return Prepared(request, images, controls, None, time.perf_counter() - started)
 
     def _open(self, reference: str, field: str) -> Image:

@@ -144,12 +144,24 @@ def test_redirects_are_followed_and_checked(server: Any) -> None:
     server.answers |= {
         "/1": redirect("/2"), "/2": redirect("/3"), "/3": redirect("/red.png"),
         "/4": redirect("/1"), "/file": redirect("file:///etc/passwd"),
-        "/away": redirect("http://169.254.169.254/"),
+        "/away": redirect("http://169.254.169.254/"), "/broken": redirect("http://["),
     }  # fmt: skip
     assert load_input(f"{server.url}/1", LOCAL) == RED
     assert code(f"{server.url}/4", LOCAL) == "input_unreachable"
     assert code(f"{server.url}/file", LOCAL) == "input_forbidden"
     assert code(f"{server.url}/away", LOCAL) == "input_forbidden"
+    assert code(f"{server.url}/broken", LOCAL) == "input_unreachable"
+
+
+def test_urls_that_people_write_are_encoded(server: Any) -> None:
+    server.answers |= {
+        "/K%C3%A4se%20a%2Fb.png?x=%C3%A9&y=1": content(RED),
+        "/moved": redirect("/Käse a%2Fb.png?x=é&y=1".encode().decode("latin-1")),
+    }
+    assert load_input(f"{server.url}/Käse a%2Fb.png?x=é&y=1#part", LOCAL) == RED
+    assert load_input(f"{server.url}/moved", LOCAL) == RED
+    shouted = InputPolicy(hosts=frozenset({"LOCALHOST"}))
+    assert load_input(server.url.replace("127.0.0.1", "LocalHost") + "/red.png", shouted) == RED
 
 
 def test_errors_of_the_other_side(server: Any) -> None:
