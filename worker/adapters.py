@@ -74,6 +74,9 @@ class Adapters:
                     str(source), adapter_name=name, use_safetensors=True, **where
                 )
         except Exception as error:  # every library in there has errors of its own
+            # It may lie in one half of the pipeline: no later image may show it.
+            self.pipeline.unload_lora_weights()
+            self._loaded.clear()
             raise FatalError(
                 f"adapter {name} does not load from {source}: {type(error).__name__}: {error}",
                 "Check its row in models.toml and its files, then resume the run.",

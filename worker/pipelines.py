@@ -68,7 +68,6 @@ class PipelineRenderer:
                 os._exit(1)
             if not is_out_of_memory(error):
                 raise
-            torch.cuda.empty_cache()
             raise out_of_memory(error) from error
         pixels = np.asarray(images, np.float32)
         if pixels.shape[1:3] != (key.height, key.width):

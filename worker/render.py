@@ -74,9 +74,12 @@ class BatchRenderer:
 
     Pads each batch by repeating its last request. Where memory is short the width is halved, and
     stays so for that batch key as long as the process lives; records tell the width.
+
+    make_room: frees what else lies in the device's memory; true if there was something.
     """
 
     renderer: Renderer
+    make_room: Callable[[], bool] = lambda: False
     _widths: dict[BatchKey, int] = field(default_factory=dict)
 
     def width(self, key: BatchKey) -> int:
@@ -121,18 +124,33 @@ class BatchRenderer:
         except ImagemillError:
             raise
         except MemoryError as error:
-            if width > 1:
-                log.warning("Out of memory at width %d: going on with %d", width, width // 2)
-                self._widths[key] = width // 2
-                return self._render(batch)
-            return [self.ended(batch[0], "failed", "out_of_memory", str(error), started)]
+            code, message = "out_of_memory", str(error)
         except Exception as error:
-            if len(batch) > 1:  # at the same width: the others' pixels stay what they are
-                half = len(batch) // 2
-                return [*self._render(batch[:half]), *self._render(batch[half:])]
-            log.exception("Request %s failed", batch[0].request.job_id)
-            message = f"{type(error).__name__}: {error}"
-            return [self.ended(batch[0], "failed", "render_error", message, started)]
+            if len(batch) == 1:
+                log.exception("Request %s failed", batch[0].request.job_id)
+            code, message = "render_error", f"{type(error).__name__}: {error}"
+        else:
+            return self._done(batch, images, width, started)
+        # Not inside of a handler: an error holds on to all that its call had in memory.
+        if code == "out_of_memory" and (self.make_room() or self._narrow(key, width)):
+            return self._render(batch)
+        if len(batch) > 1:  # at the same width: the others' pixels stay what they are
+            half = len(batch) // 2
+            return [*self._render(batch[:half]), *self._render(batch[half:])]
+        return [self.ended(batch[0], "failed", code, message, started)]
+
+    def _narrow(self, key: BatchKey, width: int) -> bool:
+        """Halve the width of such batches for good; False if it is 1 already."""
+        if width == 1:
+            return False
+        log.warning("Out of memory at width %d: going on with %d", width, width // 2)
+        self._widths[key] = width // 2
+        return True
+
+    def _done(
+        self, batch: list[Prepared], images: NDArray[np.float32], width: int, started: float
+    ) -> list[Rendered]:
+        key = batch[0].request.key
         share = (time.perf_counter() - started) / len(batch)
         stack = at_width(self.renderer.stack_for(key), width)
         return [

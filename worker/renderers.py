@@ -7,6 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 
 from jobs.errors import FatalError
 from jobs.fingerprints import fingerprint
@@ -36,7 +37,7 @@ class Renderers:
                 self._loaded.popitem(last=False)
             gc.collect()  # pipelines are cycles
             started = time.perf_counter()
-            self._loaded[name] = BatchRenderer(self._fit(name))
+            self._loaded[name] = BatchRenderer(self._fit(name), partial(self._make_room, name))
             log.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
         self._loaded.move_to_end(name)
         return self._loaded[name]
@@ -46,16 +47,24 @@ class Renderers:
         try:
             return self._load(name)
         except MemoryError as error:
-            if not self._loaded:
-                raise FatalError(
-                    f"model {name} does not fit into the device's memory: {error}",
-                    "Give it a smaller dtype, offload or quantization (docs/models.md).",
-                ) from error
+            problem = str(error)
+        if self._make_room(name):
+            return self._fit(name)
+        raise FatalError(
+            f"model {name} does not fit into the device's memory: {problem}",
+            "Give it a smaller dtype, offload or quantization (docs/models.md).",
+        )
+
+    def _make_room(self, name: str) -> bool:
+        """Drop every model but one, and free what nothing refers to; false if there was none."""
         from worker.memory import give_back
 
-        self._loaded.clear()
+        others = [other for other in self._loaded if other != name]
+        for other in others:
+            log.warning("Dropping model %s: %s needs the memory", other, name)
+            del self._loaded[other]
         give_back()
-        return self._fit(name)
+        return bool(others)
 
     def _load(self, name: str) -> Renderer:
         model = self.table.get(name)

@@ -345,6 +345,26 @@ def test_adapters_that_do_not_fit_leave_and_come_back(studio: Studio) -> None:
     assert same(one(renderer, ask()), base)
 
 
+def test_an_adapter_that_loads_half_way_leaves_no_trace(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.part("sd")
+    part = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
+    renderer = studio.load("sd", ROWS["sd"], part)
+    base = one(renderer, ask())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no such layer")
+
+    pipeline = renderer.renderer.adapters.pipeline  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pipeline), "load_lora_into_text_encoder", refuse)
+        with pytest.raises(FatalError, match="no such layer"):
+            renderer.render([adapted("ink")])
+    assert same(one(renderer, ask()), base)
+    assert not same(one(renderer, adapted("ink")), base)
+
+
 def test_an_adapter_works_with_edits_and_controlnets(studio: Studio) -> None:
     studio.part("sd")
     parts = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -106,6 +107,31 @@ def test_a_request_too_big_for_the_device_fails_alone() -> None:
     rendered = BatchRenderer(Fake(fault)).render(prepared(1, 2))
     assert [one.code for one in rendered] == ["out_of_memory", "out_of_memory"]
     assert all(one.pixels is None for one in rendered)
+
+
+def test_other_models_go_before_the_width_does() -> None:
+    room = [True, False]
+
+    def fault(_: list[int]) -> None:
+        if room:
+            raise MemoryError("no")
+
+    (one,) = BatchRenderer(Fake(fault), lambda: room.pop(0)).render(prepared(1))
+    assert (one.code, one.stack.batch_width) == ("", 2)
+
+
+def test_a_failed_call_holds_no_memory_during_the_next() -> None:
+    used: list[weakref.ref[NDArray[np.float32]]] = []
+
+    def fault(_: list[int]) -> None:
+        assert all(reference() is None for reference in used)
+        activations = np.zeros(8, np.float32)
+        used.append(weakref.ref(activations))
+        raise MemoryError("no")
+
+    rendered = BatchRenderer(Fake(fault)).render(prepared(1, 2, 3, 4))
+    assert [one.code for one in rendered] == ["out_of_memory"] * 4
+    assert len(used) == 6
 
 
 def test_pixels_that_are_no_numbers_are_no_image() -> None:
