@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
+from jobs.errors import UsageError
+
 EXIT_FATAL = 78  # EX_CONFIG of sysexits.h: starting the program again cannot help
 
 _PR_SET_PDEATHSIG = 1
@@ -22,7 +24,12 @@ def start(
     """Start a program that the kernel kills when this process is gone, even by kill -9.
 
     environment: all of it; log: takes what the program prints, else our own stdout and stderr do.
+
+    Raises:
+        UsageError: this is not Linux.
     """
+    if sys.platform != "linux":
+        raise UsageError("workers and the private broker need Linux", "Start them there.")
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

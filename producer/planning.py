@@ -19,6 +19,7 @@ from multiprocessing import get_context
 import numpy as np
 import numpy.typing as npt
 
+from jobs.children import die_with_parent
 from jobs.errors import InvalidRequest, LineError
 from jobs.fingerprints import route_digest
 from jobs.models import ModelTable
@@ -202,7 +203,7 @@ def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Bl
     pending: deque[tuple[Block, Future[PlannedBlock]]] = deque()
     # Spawned: storage clients and their threads do not survive a fork.
     # Blocks hold no cycles, and collecting garbage among millions of live objects is slow.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_child) as pool:
         try:
             for block in blocks:
                 pending.append((block, pool.submit(planner.plan, block)))
@@ -214,6 +215,12 @@ def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Bl
                 yield first, future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_child() -> None:
+    """A killed command must leave no process behind that waits for work for ever."""
+    gc.disable()
+    die_with_parent()
 
 
 class _Seen:

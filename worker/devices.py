@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ class Device:
 def choose_devices(wanted: str, cpu_workers: int | None = None) -> list[Device]:
     """The devices that `--devices` names: "auto", "cpu" or numbers of GPUs ("0,1").
 
+    Where CUDA_VISIBLE_DEVICES is set, only its entries are there to be chosen.
+
     cpu_workers: how many processes share the CPU; 1 when not given.
 
     Raises:
@@ -42,13 +45,28 @@ def choose_devices(wanted: str, cpu_workers: int | None = None) -> list[Device]:
         if number not in gpus:
             raise UsageError(
                 f"--devices {wanted}: no GPU {number!r}; found: {', '.join(gpus) or 'none'}",
-                "Use auto, cpu or numbers that `nvidia-smi -L` lists.",
+                "Use auto, cpu or numbers that `nvidia-smi -L` and CUDA_VISIBLE_DEVICES list.",
             )
-    return [Device(f"gpu{number}", number) for number in numbers]
+    return [
+        Device(f"gpu{number if number.isdigit() else gpus.index(number)}", number)
+        for number in numbers
+    ]
 
 
 def find_gpus() -> list[str]:
-    """The numbers of the GPUs that the driver sees; none without a driver."""
+    """The GPUs that the driver sees and CUDA_VISIBLE_DEVICES allows, as that variable names them.
+
+    Numbers, or what it holds itself: "GPU-…" and "MIG-…" are names as well.
+    """
+    numbers = _numbers()
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None or not numbers:
+        return numbers
+    entries = [entry.strip() for entry in allowed.split(",")]
+    return [one for one in entries if one in numbers or one.startswith(("GPU-", "MIG-"))]
+
+
+def _numbers() -> list[str]:
     try:
         listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True

@@ -1,7 +1,7 @@
 """Keeps one process a device alive: starts it pinned, starts it again when it dies, stops it.
 
 The supervisor imports neither Celery nor torch, so it costs little and nothing in it can hang.
-A process that ends by its own fault soon after each start is given up, and so are all the others.
+A process that ends by its own fault soon after each start is given up; the others go on.
 """
 
 from __future__ import annotations
@@ -78,18 +78,21 @@ class Supervisor:
                 stop_by = time.monotonic() + self.settings.shutdown_timeout + KILL_SECONDS
                 for child in crew:
                     child.terminate()
-            for child in crew:
-                if child.ended() == EXIT_FATAL:
-                    return EXIT_FATAL  # it has said why on stderr
-                if stop_by is None:
-                    if child.early_ends >= EARLY_ENDS:
-                        log.error(
-                            "Worker %s ended %d times soon after its start; the last lines above "
-                            "say why. It is not started again.",
-                            child.device.name, EARLY_ENDS,
-                        )  # fmt: skip
-                        return EXIT_FATAL
+            for child in list(crew):
+                child.look()
+                if stop_by is not None:
+                    continue
+                if child.early_ends >= EARLY_ENDS:
+                    log.error(
+                        "Worker %s ended %d times soon after its start; the last lines above "
+                        "say why. It is not started again.",
+                        child.device.name, EARLY_ENDS,
+                    )  # fmt: skip
+                    crew.remove(child)
+                else:
                     child.start_when_due()
+            if not crew:
+                return EXIT_FATAL
             if stop_by is not None:
                 if not any(child.is_alive for child in crew):
                     return 0
@@ -107,6 +110,8 @@ class Supervisor:
     def _environment(self, device: Device) -> dict[str, str]:
         pinned = {
             "CUDA_VISIBLE_DEVICES": device.visible,
+            # The numbers of nvidia-smi; CUDA's own begin with the fastest.
+            "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
             # What cuBLAS needs to give the same bits for the same input.
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         }
@@ -153,10 +158,10 @@ class _Child:
         if self.process is None and time.monotonic() >= self.due:
             self.start()
 
-    def ended(self) -> int | None:
-        """The exit code, told once; sets when the process is due to start again."""
+    def look(self) -> None:
+        """Notice if the process has ended, and set when it is due to start again."""
         if self.process is None or (code := self.process.poll()) is None:
-            return None
+            return
         self.kill()
         steady = time.monotonic() - self.started > STEADY_SECONDS
         itself = code > 0 or -code in _OWN_FAULTS  # else it was killed, and is not to blame
@@ -168,12 +173,8 @@ class _Child:
         else:
             self.delay = 1.0
         self.due = time.monotonic() + self.delay
-        if code not in (0, EXIT_FATAL):
-            log.error(
-                "Worker %s ended (%s); it starts again in %.0f s.",
-                self.device.name, reason(code), self.delay,
-            )  # fmt: skip
-        return code
+        if code:
+            log.error("Worker %s ended (%s).", self.device.name, reason(code))
 
     def terminate(self) -> None:
         if self.process:

@@ -42,6 +42,26 @@ def test_auto_is_every_gpu() -> None:
 
 
 @pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("allowed", "found"),
+    [
+        ("1", [Device("gpu1", "1")]),
+        ("1, 7", [Device("gpu1", "1")]),
+        ("GPU-2,GPU-1", [Device("gpu0", "GPU-2"), Device("gpu1", "GPU-1")]),
+        ("", [Device("cpu0", "")]),
+        ("-1", [Device("cpu0", "")]),
+    ],
+)
+def test_only_what_is_visible_is_used(
+    allowed: str, found: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert choose_devices("auto") == found
+    with pytest.raises(UsageError, match="no GPU '0'"):
+        choose_devices("0")
+
+
+@pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("wanted", ["2", "0,0", "gpu", "", "0, 1"])
 def test_a_gpu_that_is_not_there_is_refused(wanted: str) -> None:
     with pytest.raises(UsageError, match="--devices"):
