@@ -27,11 +27,10 @@ from uuid import uuid4
 import orjson
 import redis
 import redis.asyncio
-from celery import Celery
 from pydantic import TypeAdapter
 
 from jobs.app import INTERACTIVE, queue_name
-from jobs.dispatch import wake_message
+from jobs.dispatch import Dispatcher
 from jobs.requests import Request
 from jobs.seals import Seal
 
@@ -41,7 +40,7 @@ RENEW_SECONDS = 0.5
 TAKES = 3  # a call that was taken so often without an answer is given up
 ANSWER_SECONDS = 60  # how long an answer waits for whoever asked
 
-_MESSAGE_ID = "message-id"  # stands in a wake message that others are made from
+_MESSAGE_ID = "$id"  # in the wake message that others are made from; no model's queue has a "$"
 
 log = logging.getLogger(__name__)
 
@@ -158,14 +157,19 @@ class CallQueue:
     """A facade's side of the calls. Raises redis.RedisError when Redis is away."""
 
     def __init__(
-        self, client: redis.asyncio.Redis, prefix: str, limits: CallLimits, seal: Seal, app: Celery
+        self,
+        client: redis.asyncio.Redis,
+        prefix: str,
+        limits: CallLimits,
+        seal: Seal,
+        dispatcher: Dispatcher,
     ) -> None:
         self.client = client
         self._prefix = prefix
         self._keys = CallKeys(prefix)
         self._limits = limits
         self._seal = seal
-        self._app = app
+        self._dispatcher = dispatcher
         self._put = client.register_script(PUT)
         self._wake_messages: dict[str, bytes] = {}
 
@@ -212,7 +216,7 @@ class CallQueue:
     def _wake_message(self, model: str) -> bytes:
         """One of its own each time, from one that was made once: that takes a millisecond."""
         if model not in self._wake_messages:
-            self._wake_messages[model] = wake_message(self._app, model, _MESSAGE_ID, self._seal)
+            self._wake_messages[model] = self._dispatcher.wake_message(model, _MESSAGE_ID)
         return self._wake_messages[model].replace(_MESSAGE_ID.encode(), uuid4().hex.encode())
 
 

@@ -30,6 +30,16 @@ steps = 8
 threads = 1
 seconds_per_image = 0.01
 
+[models.slow]
+repo = "null:"
+takes = ["generate"]
+batch_width = 4
+size = [64, 64]
+steps = 8
+threads = 1
+seconds_per_image = 0.01
+options = { sleep = 0.25 }
+
 [models.plain]
 repo = "null:"
 takes = ["generate"]

@@ -27,7 +27,7 @@ from producer.api.batch_store import (
     Ticket,
 )
 from producer.api.errors import ApiError
-from producer.api.filing import content_path, find_file, new_file, read_file
+from producer.api.filing import content_path, find_file, new_file, part_id, read_file
 from producer.api.openai_bodies import ImageRefParam
 from producer.api.signing import Signer
 from producer.installation import Installation
@@ -59,11 +59,12 @@ class Steps:
             return True
         started = self.store.started(ticket)
         progress = self.progress(started) if started else None
-        if progress and progress.state == "cancelled":  # perhaps by `imagemill cancel`
+        late = time.time() >= ticket.expires_at
+        if progress and progress.state == "cancelled" and not late:  # by `imagemill cancel`
             self.store.cancel(ticket)
         cancelled = self.store.cancelled_at(ticket)
         stopped: Literal["cancelled", "expired"] | None = (
-            "cancelled" if cancelled else "expired" if time.time() >= ticket.expires_at else None
+            "cancelled" if cancelled else "expired" if late else None
         )
         if started is None:
             if stopped:
@@ -104,8 +105,6 @@ class Steps:
                 )
         except (ApiError, InvalidRequest, UsageError) as error:
             return self._fail(ticket, [LineError(0, "", "input_file_id", error.message)])
-        except FatalError as error:  # it would be the same the next time
-            return self._fail(ticket, [LineError(0, "", "", error.message)])
         self.store.start(ticket, Started(run_id, int(time.time()), found.requests))
         self._launch(ticket, run_id)
         return False
@@ -168,9 +167,16 @@ class Steps:
             ):
                 kind = "output" if done else "error"
                 if kind not in files:
-                    name = f"{ticket.id}_{kind}.jsonl"
+                    # Ids of the batch's own: a second attempt replaces the first one's files.
                     files[kind] = stack.enter_context(
-                        new_file(storage, ticket.team, name, "batch_output", ticket.output_seconds)
+                        new_file(
+                            storage,
+                            ticket.team,
+                            f"{ticket.id}_{kind}.jsonl",
+                            "batch_output",
+                            ticket.output_seconds,
+                            part_id(ticket.id, 0 if done else 1),
+                        )
                     )
                 files[kind][1].write(line)
                 counts.completed += done

@@ -168,7 +168,7 @@ def open_facade(settings: Settings, table: ModelTable) -> Facade:
             settings.key_prefix,
             CallLimits(math.ceil(settings.call_seconds), settings.model_calls, settings.team_calls),
             known.runs.seal,
-            known.dispatcher.app,
+            known.dispatcher,
         ),
         keys=make_ring(settings.api_keys, settings.keys_file),
         signer=signer,

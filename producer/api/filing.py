@@ -43,6 +43,11 @@ def new_id(kind: Literal["file-", "batch_"]) -> str:
     return f"{kind}{time.time_ns():016x}{secrets.token_hex(8)}"
 
 
+def part_id(batch_id: str, number: int) -> str:
+    """The id of a batch's output file: always the same, and as old as the batch."""
+    return f"file-{batch_id.removeprefix('batch_')[:-1]}{number}"
+
+
 def check_id(name: str) -> str:
     """The id itself. Raises ApiError 404 for what is none and so must not become a path."""
     if not _ID.fullmatch(name):
@@ -70,14 +75,15 @@ def new_file(
     filename: str,
     purpose: Purpose,
     seconds: int | None = None,
+    file_id: str | None = None,
 ) -> Iterator[tuple[OpenAIFile, IO[bytes]]]:
     """A file and where its content is written; it exists when the block ends without an error.
 
-    seconds: until it expires; never when not given.
+    seconds: until it expires; never when not given. file_id: a new one when not given.
     """
     now = int(time.time())
     file = OpenAIFile(
-        id=new_id("file-"),
+        id=file_id or new_id("file-"),
         bytes=0,
         created_at=now,
         expires_at=None if seconds is None else now + seconds,

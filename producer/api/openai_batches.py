@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -90,8 +91,8 @@ async def list_all(
 
     def read() -> tuple[list[Batch], bool]:
         ids = follow(facade.batches.store.ids(caller.team), after, newest_first=True)
-        found = [facade.batches.get(caller.team, batch_id) for batch_id in ids[:limit]]
-        return found, len(ids) > limit
+        found = list(islice(facade.batches.listed(caller.team, ids), limit + 1))
+        return found[:limit], len(found) > limit
 
     batches, more = await in_thread(read)
     if not batches:

@@ -23,6 +23,7 @@ from jobs.calls import (
     decode_answer,
     encode_call,
 )
+from jobs.dispatch import Dispatcher
 from jobs.messages import WAKE, parse
 from jobs.requests import BatchKey, Request
 from jobs.seals import NO_SEAL, Seal
@@ -58,7 +59,8 @@ def put(broker: str) -> Put:
 async def _with_queue(broker: str, action: Callable[[CallQueue], Awaitable[T]]) -> T:
     settings = Settings(broker=broker, key_prefix="t:")
     async with connect_async(settings) as connection:
-        return await action(CallQueue(connection, "t:", LIMITS, NO_SEAL, make_app(settings)))
+        dispatcher = Dispatcher(make_app(settings))
+        return await action(CallQueue(connection, "t:", LIMITS, NO_SEAL, dispatcher))
 
 
 def test_oldest_first_and_only_what_fits_together(client: redis.Redis, put: Put) -> None:
