@@ -7,6 +7,7 @@ the fields of the models table that change pixels. Never loads weights or import
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -135,18 +136,16 @@ def _commit(repo: str, revision: str | None) -> str:
         return revision
     # Slow to import, and not needed for local folders.
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            repo, revision=revision, local_files_only=True, allow_patterns=["*.json"]
-        )
-        return Path(folder).name
-    except LocalEntryNotFoundError:
-        pass
-    try:
+        with suppress(LocalEntryNotFoundError):
+            folder = snapshot_download(
+                repo, revision=revision, local_files_only=True, allow_patterns=["*.json"]
+            )
+            return Path(folder).name
         return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of the hub, of its HTTP library, or that this is no repository
         raise FatalError(
             f"model {repo} is not on this machine, and the hub said {type(error).__name__}",
             "Download it first, or name a local folder in models.toml.",

@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import orjson
 from platformdirs import user_config_path
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from jobs.errors import UsageError
+
+
+def _check_broker(url: str) -> str:
+    parts = urlsplit(url)
+    known = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
+    if not known and not (parts.scheme == "redis+socket" and parts.path):
+        raise ValueError("must be redis://host, rediss://host or redis+socket:///path")
+    return url
 
 
 class Settings(BaseSettings):
@@ -29,7 +40,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IMAGEMILL_", frozen=True, extra="forbid")
 
     broker: Annotated[
-        str, Field(description="Redis URL: redis://, rediss:// or redis+socket:///path")
+        str,
+        Field(description="Redis URL: redis://, rediss:// or redis+socket:///path"),
+        AfterValidator(_check_broker),
     ] = "redis://127.0.0.1:6379/0"
     key_prefix: Annotated[
         str, Field(description="Prefix of every Redis key", pattern=r"^[A-Za-z0-9_.:-]+$")
@@ -128,15 +141,27 @@ def load_settings(broker: str | None = None, models: Path | None = None) -> Sett
     """Settings with the given options on top.
 
     Raises:
-        UsageError: a setting has a wrong type or range, or its name is unknown.
+        UsageError: a setting has a wrong type or range, its name is unknown, or the file is broken.
     """
+    named = os.environ.get("IMAGEMILL_SETTINGS")
+    if named and not Path(named).is_file():
+        raise UsageError(f"IMAGEMILL_SETTINGS names {named}, which is no file", "Correct it.")
     options = {"broker": broker, "models": models}
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        got = "" if name == "broker" else f" (got {first['input']!r})"  # it may hold a password
         raise UsageError(
-            f"setting {name}: {first['msg']} (got {first['input']!r})",
+            f"setting {name}: {first['msg']}{got}",
             f"Correct IMAGEMILL_{name.upper()} or imagemill.toml.",
+        ) from error
+    except SettingsError as error:
+        raise UsageError(
+            str(error), """Lists are JSON in variables: IMAGEMILL_INPUT_HOSTS='["a.example"]'."""
+        ) from error
+    except TOMLDecodeError as error:
+        raise UsageError(
+            f"{named or 'imagemill.toml'} is not TOML: {error}", "Correct it."
         ) from error

@@ -204,7 +204,7 @@ def test_what_cannot_work_ends_with_a_message(arguments: list[str], message: str
     done = subprocess.run(
         [sys.executable, "-m", "worker", *arguments], capture_output=True, text=True, timeout=30
     )
-    assert done.returncode == 78
+    assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
