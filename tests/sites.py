@@ -66,9 +66,9 @@ class Site:
         self.fleet = Fleet(self.client, self.settings.key_prefix)
         self.dispatcher = Dispatcher(make_app(self.settings))
 
-    def start_worker(self, models: str) -> subprocess.Popen[str]:
+    def start_worker(self, models: str, *options: str) -> subprocess.Popen[str]:
         """`imagemill worker` on the CPU."""
-        command = ["-m", "worker", "--devices", "cpu", "--models", models]
+        command = ["-m", "worker", "--devices", "cpu", "--models", models, *options]
         with self._log(len(self.workers)).open("w") as log:
             worker = subprocess.Popen(
                 [sys.executable, *command],

@@ -14,10 +14,8 @@ import pytest
 from tests.chaos.ledger import Ledger
 
 FAULTS = Path(__file__).parent / "faults"
+ROW = "chaos row"
 SEED = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
-
-
-TABLE: list[Ledger] = []
 
 
 @pytest.fixture
@@ -25,12 +23,14 @@ def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
     """The test's row, called by the test's docstring."""
     row = Ledger(request.node.function.__doc__.strip().rstrip("."))
     yield row
-    TABLE.append(row)
+    # A property of the report: it also reaches the terminal of tests that run side by side.
+    request.node.user_properties.append((ROW, str(row)))
 
 
 @pytest.fixture
 def dice(request: pytest.FixtureRequest) -> random.Random:
     """Random choices that CHAOS_SEED repeats."""
+    print(f"CHAOS_SEED={SEED}")  # shown when the test fails
     return random.Random(f"{SEED} {request.node.name}")
 
 
@@ -43,9 +43,16 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the table."""
-    if TABLE:
-        write = terminalreporter.write_line
-        write(f"\nCHAOS_SEED={SEED}")
-        write("| broken | times | lost | doubled | slowest recovery |\n|---|---|---|---|---|")
-        for row in TABLE:
-            write(str(row))
+    reports = [one for some in terminalreporter.stats.values() for one in some]
+    rows = [
+        text
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, text in report.user_properties
+        if name == ROW
+    ]
+    if rows:
+        terminalreporter.write_line("\n| broken | times | lost | doubled | slowest recovery |")
+        terminalreporter.write_line("|---|---|---|---|---|")
+        for row in rows:
+            terminalreporter.write_line(row)

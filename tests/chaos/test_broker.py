@@ -91,7 +91,14 @@ def test_restart_with_aof(build: Build, ledger: Ledger, how: signal.Signals) -> 
     recover(site, ledger, 25)
 
 
-@pytest.mark.parametrize("how", ["FLUSHALL", pytest.param("SIGKILL", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "FLUSHALL",
+        pytest.param("SIGKILL", marks=pytest.mark.chaos),
+        pytest.param("SIGTERM", marks=pytest.mark.chaos),
+    ],
+)
 def test_wiped(build: Build, ledger: Ledger, how: str) -> None:
     """broker."""
     ledger.fault = f"the broker forgets everything ({how}), then one resume"
@@ -100,18 +107,25 @@ def test_wiped(build: Build, ledger: Ledger, how: str) -> None:
     if how == "FLUSHALL":
         site.client.flushall()
     else:
-        valkey.stop()
+        valkey.stop(signal.Signals[how])
         valkey.start()
     eventually(lambda: site.runs.progress("run") is None)
     site.start(plan)  # all that `imagemill resume` does
     recover(site, ledger, 25)
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(30, marks=pytest.mark.chaos)])
-def test_frozen(build: Build, ledger: Ledger, seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "aof"),
+    [
+        (8, False),
+        pytest.param(30, False, marks=pytest.mark.chaos),
+        pytest.param(30, True, marks=pytest.mark.chaos),
+    ],
+)
+def test_frozen(build: Build, ledger: Ledger, seconds: int, aof: bool) -> None:
     """broker."""
-    ledger.fault = f"the broker is frozen (SIGSTOP) for {seconds} s"
-    valkey, site = build(False)
+    ledger.fault = f"the broker is frozen (SIGSTOP) for {seconds} s" + ", with AOF" * aof
+    valkey, site = build(aof)
     begin(site)
     valkey.send(signal.SIGSTOP)
     time.sleep(seconds)  # the fault itself
@@ -133,6 +147,8 @@ def test_full(build: Build, ledger: Ledger) -> None:
     _, site = build(False)
     begin(site)
     site.client.config_set("maxmemory", 1)
+    with pytest.raises(redis.OutOfMemoryError):
+        site.client.set("more", "memory")
     time.sleep(5)  # the fault itself
     site.client.config_set("maxmemory", 0)
     recover(site, ledger, 40)
@@ -146,7 +162,9 @@ def test_full(build: Build, ledger: Ledger) -> None:
         pytest.param("before an ack", marks=pytest.mark.chaos),
     ],
 )
-def test_blackhole(build: Build, ledger: Ledger, moment: str) -> None:
+def test_blackhole(
+    build: Build, ledger: Ledger, faults: pytest.MonkeyPatch, tmp_path: Path, moment: str
+) -> None:
     """network."""
     ledger.fault = f"the network swallows everything for 10 s {moment}"
     valkey, site = build(False)
@@ -159,10 +177,14 @@ def test_blackhole(build: Build, ledger: Ledger, moment: str) -> None:
         link.cut()
         site.start(site.plan("run", "slow", SEEDS, chunk=4))
     elif moment == "before an ack":
+        order = tmp_path / "order"
+        order.write_text("hold")
+        faults.setenv("CHAOS_ACK", str(order))
         site.start_worker("slow")
-        site.start(site.plan("run", "slow", SEEDS, chunk=1))
-        site.wait_for_images("run", 3)
+        site.start(site.plan("run", "slow", SEEDS, chunk=4))
+        eventually(lambda: order.read_text() == "held")
         link.cut()
+        order.unlink()
     else:
         begin(site)
         link.cut()

@@ -64,6 +64,7 @@ def hostile(good: dict[str, Any]) -> Iterator[bytes]:
         with_body([["nobody", 1, 0], {}, embed]),
         with_body([["nobody", 1, 0, "0"], {}, embed]),
         with_body([["nobody", 1, 0, -1], {}, embed]),
+        with_body([["nobody", 1, 0, 2**64], {}, embed]),
         with_body([["../../etc", 1, 0, 0], {}, embed]),
         with_body([["nobody", 1, 0, 0], {"run_id": "x"}, embed]),
         with_body([["nobody", 1, 0, 0], {}, embed | {"callbacks": [evil]}]),

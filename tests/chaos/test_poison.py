@@ -57,6 +57,18 @@ def test_broken_device(
     ledger.recovered(started)
 
 
+def test_a_broken_device_leaves_the_others_alone(site: Site, faults: pytest.MonkeyPatch) -> None:
+    faults.setenv("CHAOS_START", "parent cpu1")
+    worker = site.start_worker("slow", "--workers", "2")
+    site.start(site.plan("run", "slow", SEEDS, chunk=4))
+    eventually(lambda: "It is not started again" in site.log(worker), 60)
+    before = site.progress("run").settled
+    eventually(lambda: site.progress("run").settled > before or site.wait("run"))
+    assert worker.poll() is None
+    [member] = site.fleet.workers()
+    assert member.name.startswith("cpu0")
+
+
 def test_a_broken_device_ends_the_command(cli: Cli, faults: pytest.MonkeyPatch) -> None:
     faults.setenv("CHAOS_START", "parent")
     manifest = cli.manifest(*circles(4))

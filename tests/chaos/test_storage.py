@@ -37,6 +37,7 @@ def test_bad_answers(
         weather.share = 0
         ledger.check(site, "run", seeds)
     ledger.times = weather.spoilt
+    assert ledger.times
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.chaos)])

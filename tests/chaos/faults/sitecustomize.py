@@ -1,6 +1,9 @@
 """Faults of a worker's processes, by environment: Python imports this file at every start.
 
-CHAOS_START   the kind of process that dies at its start: "parent" or "pool"
+CHAOS_START   the kind of process that dies at its start: "parent" or "pool"; with a device behind
+              it ("parent cpu1") only that one's
+CHAOS_ACK     a path: what its file says ("kill" or "hold") happens once a chunk is stored and
+              before its message is acknowledged
 CHAOS_POISON  "<seed> <how>": what the null renderer does about that request: crash, eat or hang
 CHAOS_CLOCK   seconds that the clock is ahead
 CHAOS_DISK    a path: as long as something is there, the disk is full
@@ -17,9 +20,8 @@ words = " ".join(sys.orig_argv)
 is_pool = "spawn_main" in words
 is_parent = "worker.parent" in words
 
-if (is_parent and os.environ.get("CHAOS_START") == "parent") or (
-    is_pool and os.environ.get("CHAOS_START") == "pool"
-):
+kind, _, device = os.environ.get("CHAOS_START", "").partition(" ")
+if device in words and ((is_parent and kind == "parent") or (is_pool and kind == "pool")):
     sys.stderr.write("the driver of this device is broken\n")
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -58,3 +60,24 @@ if is_pool and "CHAOS_DISK" in os.environ:
         replace(source, target)
 
     os.replace = full
+
+if is_pool and "CHAOS_ACK" in os.environ:
+    from pathlib import Path
+
+    from worker.chunks import Work
+
+    store = Work.store_done
+    order = Path(os.environ["CHAOS_ACK"])
+
+    def stored(self, records):
+        store(self, records)
+        if order.exists() and order.read_text() == "kill":
+            order.unlink()
+            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order.exists():
+            order.write_text("held")
+        while order.exists():
+            time.sleep(0.02)
+
+    Work.store_done = stored
