@@ -103,7 +103,7 @@ def parse(raw: bytes, seal: Seal = NO_SEAL) -> tuple[str, tuple[Any, ...]]:
         task = envelope.headers.task
         if not seal.fits(envelope.headers.seal, task, envelope.body):
             raise ValueError("it was not sent by this installation: its seal is wrong")
-        return task, _ARGUMENTS[task].validate_json(orjson.dumps(arguments))
+        return task, _ARGUMENTS[task].validate_python(tuple(arguments))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

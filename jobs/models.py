@@ -60,7 +60,7 @@ class Model(BaseModel):
     max_inputs: images that one edit takes; strength: its default, the pipeline's own if None.
     adapters_mib: memory for adapters that stay loaded, least recently used ones leave first.
     threads: CPU threads of the device process, part of a result's identity on the CPU.
-    seconds_per_image: a guess that sizes chunks and estimates until a rate has been measured.
+    seconds_per_image: a guess that sizes chunks, and estimates until a rate has been measured.
     options: see jobs.options.
     """
 

@@ -70,20 +70,26 @@ class Storage:
         """The folder on this machine's disk; None for object stores and memory."""
         return self.root if isinstance(self.filesystem, LocalFileSystem) else None
 
-    def write(self, path: str, data: bytes) -> None:
-        """Store `data` under `path`; a reader sees the old content or the new, never a mixture."""
+    def write(self, path: str, data: bytes, durable: bool = True) -> None:
+        """Store `data` under `path`; a reader sees the old content or the new, never a mixture.
+
+        durable: after a power cut it is there or not, but never empty. On a local disk that takes
+        milliseconds, for images too many.
+        """
         target = self._full(path)
         try:
-            self._attempt(path, lambda: self._put(target, data))
+            self._attempt(path, lambda: self._put(target, data, durable))
         except FileNotFoundError as error:  # the bucket
             raise classify(error, self.name(path)) from error
 
-    def _put(self, target: str, data: bytes) -> None:
+    def _put(self, target: str, data: bytes, durable: bool) -> None:
         if self.local_root is None:
             self.filesystem.pipe_file(target, data)
             return
         with _renamed_into(target) as temporary, open(temporary, "wb") as file:
             file.write(data)
+            if durable:
+                _sync(file)
 
     @contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
@@ -96,6 +102,7 @@ class Storage:
             if self.local_root is not None:
                 with _renamed_into(target) as temporary, open(temporary, "wb", 1 << 20) as file:
                     yield file
+                    _sync(file)
                 return
             with tempfile.NamedTemporaryFile("wb", 1 << 20) as spool:
                 yield cast("IO[bytes]", spool)
@@ -207,6 +214,11 @@ class Storage:
             reraise=True,
         )
         return retrying(classified)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager

@@ -27,7 +27,8 @@ class Status:
 
     state: as in jobs.runs, or "unfinished" where only storage knows the run; problem: why it is
     paused; source: who said so. retries, deaths, suspects: as in jobs.runs, 0 from storage;
-    unserved: models that it waits for, as no worker has them.
+    unserved: models that it waits for, as no worker has them; quarantined: messages that were put
+    aside, of all runs together.
     """
 
     run_id: str
@@ -44,6 +45,7 @@ class Status:
     deaths: int = 0
     suspects: int = 0
     unserved: tuple[str, ...] = ()
+    quarantined: int = 0
 
 
 def look(name: str, known: Installation) -> Status:
@@ -131,7 +133,8 @@ def resume(name: str, known: Installation) -> Status:
     known.ping()
     plan = _plan(storage, run_id)
     write_summary(storage, planned(plan))  # it may have been cancelled
-    launch(plan, storage, known.runs, known.dispatcher)
+    with known.reached():
+        launch(plan, storage, known.runs, known.dispatcher)
     return look(out, known)
 
 
@@ -217,6 +220,7 @@ def _of_progress(progress: Progress, known: Installation) -> Status:
         deaths=progress.deaths,
         suspects=progress.suspects,
         unserved=tuple(sorted(unserved)),
+        quarantined=quarantined(known),
     )
 
 

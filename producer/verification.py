@@ -67,7 +67,8 @@ def verify(
         manifest.write_bytes(b"\n".join(orjson.dumps(as_line(row)) for row in rows))
         again = str(folder / "again")
         _copy_inputs(rows, open_storage(out), open_storage(again))
-        render(Job(str(manifest), again, table, PlanOptions()), settings, Crew(), display)
+        options = PlanOptions(stores=tuple(sorted(settings.input_stores)))
+        render(Job(str(manifest), again, table, options), settings, Crew(), display)
         return compare(rows, _rows_by_index(open_storage(again)))
 
 

@@ -109,7 +109,7 @@ class Work:
         write_part(self.run.storage, path, records)
 
     def store_interrupted(self, records: list[Record]) -> None:
-        """Write what an attempt has finished before it stops, so that nobody renders it again."""
+        """Write what an attempt has finished so far, so that nobody renders it again."""
         if records:
             token = uuid.uuid4().hex[:8]
             path = layout.interrupted_part(self.run_id, self.shard, self.chunk, token)

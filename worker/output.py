@@ -39,7 +39,7 @@ class Shelf:
         if one.pixels is not None:
             data = encode(one.pixels, request.format)
             encoded = time.perf_counter()
-            self.storage.write(path, data)
+            self.storage.write(path, data, durable=False)
             stored = time.perf_counter()
         return Record(
             request=request,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -28,6 +29,7 @@ from worker.watchdog import watchdog
 from worker.workshop import Workshop, workshop
 
 PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
+SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
     storage = work.run.storage
     output = Output(storage, shop.executor, work.shard, shop.name, work.attempt.number)
     suspects = Suspects(shop.runs, work, output, renderer)
+    saved = time.monotonic()
     try:
         # With care, inputs are loaded under watch: a decoder can crash as well.
         ordered = suspects.batches(requests)
@@ -89,6 +92,9 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
                     rendered = renderer.render(batch.wait())
                 output.take(rendered)  # encoded and stored while the next one renders
             shop.runs.report(work.run_id, work.number, done_before + output.taken, failed_before)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                work.store_interrupted(output.records())
+                saved = time.monotonic()
         records = output.records()
     except TransientError:
         raise  # storage is away

@@ -21,7 +21,10 @@ def fsck(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compare records and images both ways. Exits with 1 if anything is wrong and stays so."""
+    """Compare records and images both ways. Exits with 1 if anything is wrong and stays so.
+
+    With --repair, --json is about what stays wrong.
+    """
     from jobs.settings import load_settings
     from jobs.storage import open_storage
     from producer.embedded import Crew
@@ -32,21 +35,19 @@ def fsck(
 
     storage = open_storage(out)
     damage = inspect(storage)
+    show = (lambda _: None) if as_json or quiet else show_damage
+    show(damage)
+    if repair and not damage.is_none:
+        with display(quiet) as shown:
+            settings = load_settings(models=models_file)
+            damage = mend(storage, damage, settings, Crew(devices, workers), shown)
+        if not damage.is_none:
+            show(damage)
+        elif not quiet:
+            say("All is mended.")
     if as_json:
         show_json(damage)
-    elif not quiet:
-        show_damage(damage)
-    if damage.is_none:
-        return
-    if not repair:
-        say(f"imagemill fsck {out} --repair mends this.")
+    if not damage.is_none:
+        if not repair:
+            say(f"imagemill fsck {out} --repair mends this.")
         raise typer.Exit(1)
-    with display(quiet) as shown:
-        left = mend(
-            storage, damage, load_settings(models=models_file), Crew(devices, workers), shown
-        )
-    if not left.is_none:
-        show_damage(left)
-        raise typer.Exit(1)
-    if not quiet:
-        say("All is mended.")
