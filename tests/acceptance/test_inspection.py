@@ -5,7 +5,9 @@ from __future__ import annotations
 import orjson
 import pytest
 from PIL import Image
+from typer.main import get_command
 
+from producer.cli import make_cli
 from tests.support import Cli, circles, rows
 
 
@@ -81,7 +83,7 @@ def test_absent_dataset(cli: Cli, command: str) -> None:
     assert "to the end first" in cli(command, "nothing", code=2).stderr
 
 
-@pytest.mark.parametrize("command", ["run", "submit", "worker", "status", "plan", "verify"])
+@pytest.mark.parametrize("command", sorted(get_command(make_cli()).commands))
 def test_every_command_has_help(cli: Cli, command: str) -> None:
     assert f"Usage: imagemill {command}" in cli(command, "--help").stdout
 

@@ -21,7 +21,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The sha256 of each image of a run that nothing disturbed."""
     cli = Cli(tmp_path_factory.mktemp("undisturbed"), mark="")
     cli.manifest(*circles(REQUESTS))
-    cli(*COMMAND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cli.folder / "cache"))
+        cli(*COMMAND)
     return [row["sha256"] for row in rows(cli.folder / "out" / "metadata.jsonl")]
 
 

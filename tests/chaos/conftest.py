@@ -7,14 +7,12 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.chaos.ledger import Ledger
+from tests.chaos.ledger import ROW, Ledger
 
 FAULTS = Path(__file__).parent / "faults"
-ROW = "chaos row"
 SEED = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
 
 
@@ -39,20 +37,3 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The environment of workers that can be broken from within (faults/sitecustomize.py)."""
     monkeypatch.setenv("PYTHONPATH", str(FAULTS))
     return monkeypatch
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table."""
-    reports = [one for some in terminalreporter.stats.values() for one in some]
-    rows = [
-        text
-        for report in reports
-        if getattr(report, "when", "") == "teardown"
-        for name, text in report.user_properties
-        if name == ROW
-    ]
-    if rows:
-        terminalreporter.write_line("\n| broken | times | lost | doubled | slowest recovery |")
-        terminalreporter.write_line("|---|---|---|---|---|")
-        for row in rows:
-            terminalreporter.write_line(row)

@@ -8,6 +8,8 @@ from typing import Any
 
 from tests.sites import Site
 
+ROW = "chaos row"  # the name of the property that takes a row to the end of the report
+
 
 @dataclass
 class Ledger:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from jobs import layout
+from jobs.runs import State
 from tests.sites import DEMO, MODELS, Site
 from tests.support import alive, eventually, rows
 
@@ -181,11 +182,12 @@ def test_other_weights_pause_the_run_and_say_so(site: Site) -> None:
     assert plan.fingerprints["null"] in problem
 
 
-def test_a_paused_run_stops_after_its_batch(site: Site) -> None:
+@pytest.mark.parametrize("state", ["paused", "cancelled"])
+def test_a_stopped_run_ends_after_its_batch(site: Site, state: State) -> None:
     site.start_worker("slow")
     site.start(site.plan("run", "slow", list(range(100)), chunk=50))
     site.wait_for_images("run", 2)
-    site.runs.set_state("run", "cancelled")
+    site.runs.set_state("run", state)
     parts = site.folder / "run/_run/run/parts"
     eventually(lambda: parts.exists() and list(parts.iterdir()), 5)
     eventually(lambda: site.client.hlen(f"{site.settings.key_prefix}unacked") == 0, 5)

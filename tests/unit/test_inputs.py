@@ -258,6 +258,14 @@ def test_other_content_is_no_image(data: bytes) -> None:
     assert code(b64encode(data).decode()) == "input_not_an_image"
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_every_documented_format_is_read(image_format: str) -> None:
+    data = encoded(Image.new("RGB", (40, 20), "red"), image_format)
+    image = open_image(load_input(b64encode(data).decode(), PUBLIC), "image")
+    assert (image.size, image.mode) == ((40, 20), "RGB")
+    assert all(abs(a - b) < 3 for a, b in zip(image.getpixel((9, 9)), (255, 0, 0), strict=True))
+
+
 def test_truncated_image_is_damaged() -> None:
     noise = encoded(Image.effect_noise((64, 64), 90))
     with pytest.raises(InvalidRequest, match="damaged"):
