@@ -2,8 +2,9 @@
 
     python -m benchmarks.latency [--calls 200] [--model shapes]
 
-overhead: the whole HTTP call less the pipeline call in process, at the same width, threads and
-steps, in one run. wait under bulk: the call less its own rendering, in units of one batch.
+overhead: the whole HTTP call less the rendering as the worker measured it (Server-Timing). Beside
+it, from the same run, the pipeline's own time in a process that does nothing else, at the same
+width, threads and steps. wait under bulk: the call less its own rendering, in units of one batch.
 """
 
 from __future__ import annotations
