@@ -53,8 +53,8 @@ class Dispatcher:
     def wake_message(self, model: str, message_id: str) -> bytes:
         """What has a worker look for interactive calls, as Celery puts it into Redis.
 
-        Not sent but made, for scripts that do more in the same step (jobs.calls): sending takes
-        2 ms, a fifth of what a call costs.
+        Not sent but made, for scripts that do more in the same step (jobs.call_queue): to send it
+        takes 2 ms, a fifth of what a call costs.
         """
         queue = make_queue(INTERACTIVE, model)
         with Connection("memory://") as connection:  # type: ignore[no-untyped-call]

@@ -25,10 +25,10 @@ def serve_calls(shop: Workshop) -> bool:
         redis.RedisError: Redis is away; the calls are taken again later.
     """
     table = shop.renderers.table
-    calls = shop.calls.take({name: table.get(name).batch_width for name in shop.models})
+    calls = shop.claims.take({name: table.get(name).batch_width for name in shop.models})
     if not calls:
         return False
-    with shop.calls.keep(calls):
+    with shop.claims.keep(calls):
         try:
             rendered = _render(shop, calls)
         except redis.RedisError:
@@ -65,7 +65,7 @@ def _answer(shop: Workshop, call: Call, one: Rendered) -> None:
         log.error("Call %s: %s", call.id, error)
         _fail(shop, call, error)
     else:
-        shop.calls.answer(call, record.row())
+        shop.claims.answer(call, record.row())
 
 
 def _fail(shop: Workshop, call: Call, error: Exception) -> None:
@@ -73,4 +73,4 @@ def _fail(shop: Workshop, call: Call, error: Exception) -> None:
     message = "the worker's log says why"
     if isinstance(error, FatalError | TransientError):
         message = "model or storage are not available; the worker's log says why"
-    shop.calls.answer(call, asdict(Answer("failed", "unavailable", message)))
+    shop.claims.answer(call, asdict(Answer("failed", "unavailable", message)))

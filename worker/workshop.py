@@ -12,7 +12,7 @@ from celery import current_app
 
 from jobs.app import make_app
 from jobs.broker import connect
-from jobs.calls import Calls
+from jobs.call_claims import Claims
 from jobs.dispatch import Dispatcher
 from jobs.inputs import InputPolicy
 from jobs.models import load_models
@@ -38,7 +38,7 @@ class Workshop:
     name: str
     models: list[str]
     runs: Runs
-    calls: Calls
+    claims: Claims
     dispatcher: Dispatcher
     renderers: Renderers
     executor: ThreadPoolExecutor
@@ -76,7 +76,7 @@ def workshop() -> Workshop:
         name=conf.imagemill_worker,
         models=conf.imagemill_models,
         runs=Runs(client, settings.key_prefix, seal),
-        calls=Calls(client, settings.key_prefix, seal),
+        claims=Claims(client, settings.key_prefix, seal),
         dispatcher=Dispatcher(make_app(settings)),
         renderers=Renderers(
             load_models(settings.models), conf.imagemill_device, settings.models_kept

@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import BoundedSemaphore, Event, Thread
+from threading import BoundedSemaphore, Thread
 from typing import cast
 
 import redis
 from redis.exceptions import LockError
 
 from jobs.errors import ImagemillError
+from jobs.heartbeat import heartbeat
 from jobs.runs import Progress
 from producer.api.batch_steps import Steps
 from producer.api.batch_store import (
@@ -110,16 +111,19 @@ class Batches:
         except Exception as error:  # of whatever kind: the other batches go on
             known = isinstance(error, ImagemillError | redis.RedisError)
             log.warning("Batch %s: %s", batch_id, error, exc_info=not known)
-            # Its ticket may come a moment later than its name; later it was deleted.
             if name in self._due and isinstance(error, ApiError):
+                # Its ticket was deleted. The first time it may only come later than its name.
                 self._forget(name)
-            self._due[name] = time.monotonic() + RETRY_SECONDS
+            else:
+                self._due[name] = time.monotonic() + RETRY_SECONDS
         finally:
             self._under_way.discard(name)
             self._free.release()
 
     def _forget(self, name: bytes) -> None:
-        self.client.srem(f"{self.prefix}batches", name)
+        self._due.pop(name, None)
+        with suppress(redis.RedisError):  # then it is found, and forgotten, once more
+            self.client.srem(f"{self.prefix}batches", name)
 
     @contextmanager
     def _locked(self, batch_id: str) -> Iterator[bool]:
@@ -130,20 +134,14 @@ class Batches:
         if not lock.acquire():
             yield False
             return
-        done = Event()
-
-        def renew() -> None:
-            while not done.wait(LOCK_SECONDS / 3):
-                with suppress(redis.RedisError):
-                    lock.extend(LOCK_SECONDS, replace_ttl=True)
-
-        thread = Thread(target=renew, name="batch-lock", daemon=True)
-        thread.start()
         try:
-            yield True
+            with heartbeat(
+                "locks of batches",
+                LOCK_SECONDS / 3,
+                lambda: lock.extend(LOCK_SECONDS, replace_ttl=True),
+            ):
+                yield True
         finally:
-            done.set()
-            thread.join()
             with suppress(LockError):  # Redis was wiped
                 lock.release()
 

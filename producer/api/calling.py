@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from jobs.calls import Call, QueueFull
+from jobs.call_queue import QueueFull
+from jobs.calls import Call
 from jobs.errors import InvalidRequest
 from jobs.inputs import check_image, load_input, open_image, store_input
 from jobs.layout import EXTENSIONS

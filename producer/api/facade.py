@@ -20,7 +20,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
 from jobs.broker import address, connect_async
-from jobs.calls import CallLimits, CallQueue
+from jobs.call_queue import CallLimits, CallQueue
 from jobs.errors import ImagemillError, UsageError
 from jobs.fingerprints import route_digest
 from jobs.fleet import Fleet

@@ -10,19 +10,12 @@ import orjson
 import pytest
 import redis
 
-from jobs import calls as module
+from jobs import call_claims, call_queue
 from jobs.app import INTERACTIVE, make_app, queue_name
 from jobs.broker import connect, connect_async
-from jobs.calls import (
-    Call,
-    CallKeys,
-    CallLimits,
-    CallQueue,
-    Calls,
-    QueueFull,
-    decode_answer,
-    encode_call,
-)
+from jobs.call_claims import Claims
+from jobs.call_queue import CallLimits, CallQueue, QueueFull
+from jobs.calls import Call, CallKeys, decode_answer, encode_call
 from jobs.dispatch import Dispatcher
 from jobs.messages import WAKE, parse
 from jobs.requests import BatchKey, Request
@@ -69,7 +62,7 @@ def test_oldest_first_and_only_what_fits_together(client: redis.Redis, put: Put)
     put(make_call("first", "other"))
     for name in names:
         put(added[name])
-    calls = Calls(client, "t:", NO_SEAL)
+    calls = Claims(client, "t:", NO_SEAL)
     widths = {"null": 3, "other": 1}
     taken = [[call.id for call in calls.take(widths)] for _ in range(5)]
     assert taken == [["first"], ["a", "b", "c"], ["wide"], ["d"], []]
@@ -78,14 +71,14 @@ def test_oldest_first_and_only_what_fits_together(client: redis.Redis, put: Put)
 def test_a_call_comes_back_as_it_was(client: redis.Redis, put: Put) -> None:
     call = make_call("a")
     put(call)
-    assert Calls(client, "t:", NO_SEAL).take({"null": 4}) == [call]
+    assert Claims(client, "t:", NO_SEAL).take({"null": 4}) == [call]
 
 
 def test_withdrawn_calls_are_dropped(client: redis.Redis, put: Put) -> None:
     put(make_call("a"))
     put(make_call("b", width=128))
     client.delete(KEYS.call("a"))
-    assert [call.id for call in Calls(client, "t:", NO_SEAL).take({"null": 4})] == ["b"]
+    assert [call.id for call in Claims(client, "t:", NO_SEAL).take({"null": 4})] == ["b"]
     assert client.zcard(KEYS.waiting("null")) == 1
 
 
@@ -98,15 +91,15 @@ def test_a_call_of_somebody_else_is_dropped(client: redis.Redis, put: Put, body:
         put(make_call(name))
     client.set(KEYS.call("a"), body)
     client.set(KEYS.call("b"), encode_call(make_call("b"), seal))
-    assert Calls(client, "t:", seal).take({"null": 1}) == [make_call("b")]
+    assert Claims(client, "t:", seal).take({"null": 1}) == [make_call("b")]
     assert client.zscore(KEYS.waiting("null"), make_call("a").member) is None
 
 
 def test_a_call_whose_workers_die_is_given_up(
     client: redis.Redis, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CLAIM_SECONDS", 0)
-    calls = Calls(client, "t:", NO_SEAL)
+    monkeypatch.setattr(call_claims, "CLAIM_SECONDS", 0)
+    calls = Claims(client, "t:", NO_SEAL)
     for name in "ab":
         put(make_call(name))
     assert [call.id for call in calls.take({"null": 4})] == ["a", "b"]
@@ -122,10 +115,10 @@ def test_a_call_whose_workers_die_is_given_up(
 def test_claims_run_out_unless_they_are_kept(
     client: redis.Redis, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CLAIM_SECONDS", 0.6)
-    monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(call_claims, "CLAIM_SECONDS", 0.6)
+    monkeypatch.setattr(call_claims, "RENEW_SECONDS", 0.1)
     put(make_call("a"))
-    mine, other = Calls(client, "t:", NO_SEAL), Calls(client, "t:", NO_SEAL)
+    mine, other = Claims(client, "t:", NO_SEAL), Claims(client, "t:", NO_SEAL)
     taken = mine.take({"null": 1})
     with mine.keep(taken):
         score = client.zscore(KEYS.waiting("null"), taken[0].member)
@@ -137,7 +130,7 @@ def test_claims_run_out_unless_they_are_kept(
 def test_one_answer_is_heard(client: redis.Redis, put: Put) -> None:
     call = make_call("a")
     put(call)
-    calls = Calls(client, "t:", NO_SEAL)
+    calls = Claims(client, "t:", NO_SEAL)
     calls.take({"null": 1})
     calls.answer(call, {"status": "done", "seconds_render": 1.5, "seed": "7"})
     calls.answer(call, {"status": "failed", "code": "late"})
@@ -151,7 +144,7 @@ def test_one_answer_is_heard(client: redis.Redis, put: Put) -> None:
 def test_a_call_wakes_a_worker_again_and_again(
     broker: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WAKE_SECONDS", 0.1)
+    monkeypatch.setattr(call_queue, "WAKE_SECONDS", 0.1)
     call, name = make_call("a"), "t:" + queue_name(INTERACTIVE, "null")
 
     async def call_and_answer(queue: CallQueue) -> None:
@@ -159,7 +152,7 @@ def test_a_call_wakes_a_worker_again_and_again(
         waiting = asyncio.create_task(queue.wait(call))
         while await queue.client.llen(name) < 3:
             await asyncio.sleep(0.01)
-        Calls(client, "t:", NO_SEAL).answer(call, {"status": "done"})
+        Claims(client, "t:", NO_SEAL).answer(call, {"status": "done"})
         assert (await waiting).status == "done"
 
     asyncio.run(_with_queue(broker, call_and_answer))
@@ -188,4 +181,4 @@ def test_a_withdrawn_call_leaves_nothing(broker: str, client: redis.Redis) -> No
 
     asyncio.run(_with_queue(broker, come_and_go))
     assert client.keys() == [b"t:" + queue_name(INTERACTIVE, "null").encode()]
-    assert Calls(client, "t:", NO_SEAL).take({"null": 4}) == []
+    assert Claims(client, "t:", NO_SEAL).take({"null": 4}) == []
