@@ -154,7 +154,7 @@ def load_settings(broker: str | None = None, models: Path | None = None) -> Sett
         name = ".".join(str(part) for part in first["loc"])
         got = "" if name == "broker" else f" (got {first['input']!r})"  # it may hold a password
         raise UsageError(
-            f"setting {name}: {first['msg']}{got}",
+            f"setting {name}: {first['msg'].removeprefix('Value error, ')}{got}",
             f"Correct IMAGEMILL_{name.upper()} or imagemill.toml.",
         ) from error
     except SettingsError as error:

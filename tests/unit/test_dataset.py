@@ -1,9 +1,10 @@
 """Parts become a dataset in manifest order, one row a request, whatever parts there are."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,10 @@ from jobs import layout
 from jobs.dataset import IncompleteRun, read_summary, write_dataset
 from jobs.models import load_models
 from jobs.plan import Plan, read_shard
-from jobs.records import Record, Stack, Status, write_part
+from jobs.records import Record, Stack, Status, read_part, write_part
 from jobs.requests import Request
 from jobs.storage import Storage
+from producer import reuse
 from producer.resolution import PlanOptions
 from producer.submission import Job, identify, prepare
 
@@ -117,6 +119,28 @@ def test_another_manifest_reuses_what_it_shares(tmp_path: Path) -> None:
     after = rows(tmp_path / "o", "metadata.jsonl")
     assert [row["index"] for row in after] == list(range(10))
     assert after[1] == before["0"] | {"index": 1}
+
+
+def test_a_rerun_reads_the_newest_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, oldest = planned(tmp_path / "o", LINES)
+    finish(storage, oldest, lambda r: "failed" if r.index == 4 else "done")
+    write_dataset(storage, oldest)
+    storage, middle = planned(tmp_path / "o", LINES)
+    assert (middle.run_id != oldest.run_id, middle.reused) == (True, 8)
+    finish(storage, middle, lambda r: "failed" if r.index == 4 else None)
+    write_dataset(storage, middle)
+    read: list[str] = []
+
+    def noted(storage: Storage, path: str) -> Iterator[dict[str, Any]]:
+        read.append(path)
+        return read_part(storage, path)
+
+    monkeypatch.setattr(reuse, "read_part", noted)
+    storage, newest = planned(tmp_path / "o", LINES)
+    assert newest.reused == 8
+    assert {path.split("/")[1] for path in read} == {middle.run_id}
 
 
 def test_a_manifest_whose_every_image_exists_has_no_chunks(tmp_path: Path) -> None:
