@@ -7,11 +7,11 @@ tells the batch. Whoever was in it renders alone from then on, and after some de
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from jobs.requests import Request
+from jobs.requests import BatchKey, Request
 from jobs.runs import Runs
 from worker.chunks import Work
 from worker.inputs import Prepared
@@ -24,12 +24,15 @@ REQUEST_DEATHS = 3  # of which the last were those of this request alone
 
 @dataclass(frozen=True)
 class Suspects:
-    """The order and the care in which a chunk's requests are rendered at this attempt."""
+    """The order and the care in which a chunk's requests are rendered at this attempt.
+
+    renderer: the chunk's model; not held, as others may need its memory between two batches.
+    """
 
     runs: Runs
     work: Work
     output: Output
-    renderer: BatchRenderer
+    renderer: Callable[[], BatchRenderer]
 
     @property
     def careful(self) -> bool:
@@ -38,17 +41,20 @@ class Suspects:
     def batches(self, requests: list[Request]) -> Iterator[list[Request]]:
         """What is to be rendered. The guilty go to the output as failures instead."""
         if not self.careful or not requests:
-            yield from batches(requests, self.renderer.width)
+            yield from batches(requests, self._width)
             return
         deaths = self.runs.suspects(self.work.run_id, [request.job_id for request in requests])
         known = list(zip(requests, deaths, strict=True))
-        yield from batches([one for one, count in known if not count], self.renderer.width)
+        yield from batches([one for one, count in known if not count], self._width)
         yield from ([one] for one, count in known if 0 < count < REQUEST_DEATHS)
         for one, count in known:
             if count >= REQUEST_DEATHS:
                 message = f"the worker process died or hung {count} times while rendering this"
-                failure = self.renderer.ended(Prepared(one), "failed", "worker_died", message)
+                failure = self.renderer().ended(Prepared(one), "failed", "worker_died", message)
                 self.output.take([failure])
+
+    def _width(self, key: BatchKey) -> int:
+        return self.renderer().width(key)
 
     @contextmanager
     def watch(self, batch: list[Request]) -> Iterator[None]:

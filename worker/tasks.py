@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import redis
 from celery import shared_task
@@ -71,9 +72,9 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
     requests = [request for request in work.requests() if request.job_id not in settled]
     if not requests and work.is_done():
         return settled  # its part is there: an empty one must not take its place
-    renderer = shop.renderers.get(work.model)
+    renderer = partial(shop.renderers.get, work.model)
     for key in {request.key for request in requests}:
-        renderer.check_weights(key, work.planned_weights(key))
+        renderer().check_weights(key, work.planned_weights(key))
     done_before, failed_before = count(settled.values())
     storage = work.run.storage
     output = Output(storage, shop.executor, work.shard, shop.name, work.attempt.number)
@@ -89,7 +90,7 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
                 pass  # whoever waits for a single image goes first
             with suspects.watch(batch.requests):
                 with watchdog(shop.batch_seconds):
-                    rendered = renderer.render(batch.wait())
+                    rendered = renderer().render(batch.wait())
                 output.take(rendered)  # encoded and stored while the next one renders
             shop.runs.report(work.run_id, work.number, done_before + output.taken, failed_before)
             if time.monotonic() - saved > SAVE_SECONDS:
