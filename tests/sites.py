@@ -21,7 +21,7 @@ from jobs.fleet import Fleet
 from jobs.layout import ERRORS, METADATA
 from jobs.models import load_models
 from jobs.plan import Chunk, Plan, Shard, encode_shard, write_plan
-from jobs.records import read_part
+from jobs.records import parts_by_shard, read_part
 from jobs.requests import BatchKey, Request
 from jobs.runs import Progress, Runs
 from jobs.seals import make_seal
@@ -97,9 +97,10 @@ class Site:
 
     def records(self, run_id: str) -> list[str]:
         """The job ids of all records of a run's parts."""
-        storage, folder = self.storage(run_id), layout.parts(run_id)
-        names = storage.list(folder)
-        return [row["job_id"] for name in names for row in read_part(storage, f"{folder}/{name}")]
+        storage = self.storage(run_id)
+        # Not what a killed process was about to rename: no reader ever sees that.
+        parts = [part for some in parts_by_shard(storage, run_id).values() for part in some]
+        return [row["job_id"] for part in parts for row in read_part(storage, part)]
 
     def plan(
         self, run_id: str, model: str, seeds: list[int], chunk: int, shard: int = 4096
