@@ -64,7 +64,7 @@ class CallQueue:
         seal: Seal,
         dispatcher: Dispatcher,
     ) -> None:
-        self.client = client
+        self._client = client
         self._prefix = prefix
         self._keys = CallKeys(prefix)
         self._limits = limits
@@ -97,14 +97,14 @@ class CallQueue:
         """The answer to a call, however long it takes."""
         model = call.request.key.model
         while True:
-            found = await self.client.blpop([self._keys.answer(call.id)], timeout=WAKE_SECONDS)
+            found = await self._client.blpop([self._keys.answer(call.id)], timeout=WAKE_SECONDS)
             if found:
                 return decode_answer(found[1])
-            await self.client.lpush(self._queue(model), self._wake_message(model))
+            await self._client.lpush(self._queue(model), self._wake_message(model))
 
     async def withdraw(self, call: Call) -> None:
         """Remove a call that waits. One that is being rendered ends unheard."""
-        async with self.client.pipeline() as pipe:
+        async with self._client.pipeline() as pipe:
             pipe.zrem(self._keys.waiting(call.request.key.model), call.member)
             pipe.zrem(self._keys.team(call.team), call.id)
             pipe.delete(self._keys.call(call.id))

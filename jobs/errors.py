@@ -73,3 +73,8 @@ class TransientError(ImagemillError):
 
 class FatalError(ImagemillError):
     """Trying again cannot help until a person acts."""
+
+
+# What a person got wrong who typed a command: exit code 2, everywhere.
+USAGE_ERRORS = (UsageError, ManifestRefused, InvalidRequest)
+EXIT_USAGE = 2

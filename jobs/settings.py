@@ -121,9 +121,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The one place outside pydantic-settings that reads the environment: where the file is.
-        file = Path(os.environ.get("IMAGEMILL_SETTINGS", "imagemill.toml"))
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file())
 
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these same settings, but no secrets."""
@@ -143,9 +141,6 @@ def load_settings(broker: str | None = None, models: Path | None = None) -> Sett
     Raises:
         UsageError: a setting has a wrong type or range, its name is unknown, or the file is broken.
     """
-    named = os.environ.get("IMAGEMILL_SETTINGS")
-    if named and not Path(named).is_file():
-        raise UsageError(f"IMAGEMILL_SETTINGS names {named}, which is no file", "Correct it.")
     options = {"broker": broker, "models": models}
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
@@ -162,6 +157,13 @@ def load_settings(broker: str | None = None, models: Path | None = None) -> Sett
             str(error), """Lists are JSON in variables: IMAGEMILL_INPUT_HOSTS='["a.example"]'."""
         ) from error
     except TOMLDecodeError as error:
-        raise UsageError(
-            f"{named or 'imagemill.toml'} is not TOML: {error}", "Correct it."
-        ) from error
+        raise UsageError(f"{_file()} is not TOML: {error}", "Correct it.") from error
+
+
+def _file() -> Path:
+    """The settings file, which need not be there unless it is named."""
+    # The one place outside pydantic-settings that reads the environment.
+    named = os.environ.get("IMAGEMILL_SETTINGS")
+    if named and not Path(named).is_file():
+        raise UsageError(f"IMAGEMILL_SETTINGS names {named}, which is no file", "Correct it.")
+    return Path(named or "imagemill.toml")

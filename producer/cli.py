@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import ImagemillError, InvalidRequest, ManifestRefused, UsageError
+from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
 from producer.commands import checking, inspecting, rendering, serving, watching
 
 HERE = "Render on this machine"
@@ -78,4 +78,4 @@ def main() -> None:
         from producer.report import show_error
 
         show_error(error)
-        sys.exit(2 if isinstance(error, UsageError | ManifestRefused | InvalidRequest) else 1)
+        sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)

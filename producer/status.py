@@ -56,24 +56,24 @@ def look(name: str, known: Installation) -> Status:
         TransientError: a run id was given and the broker cannot be reached.
     """
     if _RUN_ID.fullmatch(name):
-        return _of_progress(_progress(name, known), known)
+        return _of_progress(_progress(name, known), _look_around(known))
     storage = open_storage(name)
     run_id = stored_run(storage)
     with suppress(TransientError), known.reached():
         progress = known.runs.progress(run_id)
         if progress and progress.out == storage.uri:
-            return _of_progress(progress, known)
+            return _of_progress(progress, _look_around(known))
     return _of_storage(storage, run_id)
 
 
 def list_runs(known: Installation) -> list[Status]:
     """The runs that the broker knows, newest first."""
-    found: list[Status] = []
+    found, around = list[Status](), _look_around(known)
     with known.reached():
         for run_id in known.runs.listed():
             with suppress(FatalError):  # not of this installation
                 if progress := known.runs.progress(run_id):
-                    found.append(_of_progress(progress, known))
+                    found.append(_of_progress(progress, around))
     return found
 
 
@@ -111,7 +111,7 @@ def cancel(name: str, known: Installation) -> Status:
         known.runs.set_state(run_id, "cancelled")
     storage = open_storage(progress.out)
     write_summary(storage, replace(_summary(storage, run_id), state="cancelled"))
-    return _of_progress(replace(progress, state="cancelled"), known)
+    return _of_progress(replace(progress, state="cancelled"), _look_around(known))
 
 
 def resume(name: str, known: Installation) -> Status:
@@ -198,13 +198,23 @@ def _summary(storage: Storage, run_id: str) -> Summary:
     return summary if summary and same else planned(_plan(storage, run_id))
 
 
-def _of_progress(progress: Progress, known: Installation) -> Status:
-    unserved: set[str] = set()
-    if progress.state == "running":
-        fleet = Fleet(known.runs.client, known.runs.prefix)
-        with known.reached():
-            served = {model for worker in fleet.workers() for model in worker.models}
-        unserved = set(progress.models) - served
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What is the same for all runs of an installation: models with workers, messages put aside."""
+
+    served: frozenset[str]
+    quarantined: int
+
+
+def _look_around(known: Installation) -> _Around:
+    with known.reached():
+        workers = Fleet(known.runs.client, known.runs.prefix).workers()
+    served = frozenset(model for worker in workers for model in worker.models)
+    return _Around(served, quarantined(known))
+
+
+def _of_progress(progress: Progress, around: _Around) -> Status:
+    unserved = set(progress.models) - around.served if progress.state == "running" else ()
     return Status(
         run_id=progress.run_id,
         out=progress.out,
@@ -220,7 +230,7 @@ def _of_progress(progress: Progress, known: Installation) -> Status:
         deaths=progress.deaths,
         suspects=progress.suspects,
         unserved=tuple(sorted(unserved)),
-        quarantined=quarantined(known),
+        quarantined=around.quarantined,
     )
 
 

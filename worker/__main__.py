@@ -9,13 +9,11 @@ from typing import Annotated
 import typer
 
 from jobs.children import EXIT_FATAL
-from jobs.errors import ImagemillError, InvalidRequest, UsageError
+from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
 from jobs.models import load_models
 from jobs.settings import load_settings
 from worker.devices import choose_devices
 from worker.supervisor import Supervisor
-
-EXIT_USAGE = 2
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -63,8 +61,7 @@ def worker(
         code = Supervisor(settings, table, choose_devices(devices, workers), served, required).run()
     except ImagemillError as error:
         typer.echo(str(error), err=True)
-        is_usage = isinstance(error, UsageError | InvalidRequest)
-        code = EXIT_USAGE if is_usage else EXIT_FATAL
+        code = EXIT_USAGE if isinstance(error, USAGE_ERRORS) else EXIT_FATAL
     sys.exit(code)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, TypeVar, TypeVarTuple, cast
 
 import anyio
-import redis
+import redis.asyncio
 from fastapi import Depends, Request
 from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage
@@ -57,6 +57,7 @@ class Facade:
     table: ModelTable
     storage: Storage
     known: Installation
+    redis: redis.asyncio.Redis
     calls: CallQueue
     keys: KeyRing
     signer: Signer
@@ -129,7 +130,7 @@ class Facade:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.calls.client.aclose()
+        await self.redis.aclose()
         self.known.runs.client.close()
 
 
@@ -157,14 +158,15 @@ def open_facade(settings: Settings, table: ModelTable) -> Facade:
     closed = replace(table, closed=True)
     storage, known = open_storage(settings.store), installation(settings)
     policy, signer = InputPolicy(hosts=settings.input_hosts), read_signer(settings.signing_file)
-    store = BatchStore(storage)
+    client, store = connect_async(settings), BatchStore(storage)
     return Facade(
         settings=settings,
         table=closed,
         storage=storage,
         known=known,
+        redis=client,
         calls=CallQueue(
-            connect_async(settings),
+            client,
             settings.key_prefix,
             CallLimits(math.ceil(settings.call_seconds), settings.model_calls, settings.team_calls),
             known.runs.seal,

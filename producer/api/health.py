@@ -32,7 +32,7 @@ async def alive() -> Health:
 @router.get("/readyz", responses=declared(ErrorBody, 400, 401, 403, 404, 413, 415, 422, 429, 500))
 async def ready(facade: Used) -> Health:
     """Broker, storage and at least one worker are there."""
-    await facade.calls.client.ping()
+    await facade.redis.ping()
     try:
         await in_thread(facade.storage.list, "")
     except ImagemillError as error:

@@ -150,7 +150,7 @@ def test_a_call_wakes_a_worker_again_and_again(
     async def call_and_answer(queue: CallQueue) -> None:
         await queue.put(call)
         waiting = asyncio.create_task(queue.wait(call))
-        while await queue.client.llen(name) < 3:
+        while client.llen(name) < 3:
             await asyncio.sleep(0.01)
         Claims(client, "t:", NO_SEAL).answer(call, {"status": "done"})
         assert (await waiting).status == "done"
