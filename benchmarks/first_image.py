@@ -15,17 +15,21 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import report, spread, write_manifest
-from jobs.models import load_models
+from jobs.models.table import load_models
 
 _PARTS = {
-    "imports of the command": "import producer.cli, producer.local, producer.submission",
+    "imports of the command": """
+import producer.cli
+import producer.local.whole
+import producer.planning.submission
+""",
     "private broker": """
 from jobs.settings import load_settings
-from producer.embedded import Crew, embedded
+from producer.local.embedded import Crew, embedded
 with embedded(load_settings(), Crew()):
     pass
 """,
-    "imports of the worker's parent": "import worker.parent, celery.apps.worker",
+    "imports of the worker's parent": "import worker.process.parent, celery.apps.worker",
     "imports of the device process": "import torch; from diffusers import StableDiffusionPipeline",
     "model load, imports included": """
 import sys, torch

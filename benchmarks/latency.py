@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from benchmarks.measure import report
-from jobs.models import Model, load_models
+from jobs.models.table import Model, load_models
 
 GENERATE = "/v1/images/generations"
 BULK_IMAGES = 4096

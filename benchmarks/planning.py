@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import report, write_manifest
-from jobs.models import load_models
-from producer.resolution import PlanOptions
-from producer.submission import Job, identify, prepare
+from jobs.models.table import load_models
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, prepare
 
 
 def main() -> None:

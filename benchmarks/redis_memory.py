@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import imagemill, report, write_manifest
-from jobs.broker import connect
-from jobs.runs import Runs
-from jobs.seals import NO_SEAL
+from jobs.broker.connection import connect
+from jobs.broker.runs import Runs
+from jobs.broker.seals import NO_SEAL
 from jobs.settings import load_settings
-from producer.embedded import Crew, embedded
+from producer.local.embedded import Crew, embedded
 
 _MB = 1 << 20
 

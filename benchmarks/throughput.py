@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.measure import imagemill, rate, report, rows, spread, write_manifest
-from jobs.models import Model, load_models
+from jobs.models.table import Model, load_models
 from jobs.settings import load_settings
 
 _LOOP = """

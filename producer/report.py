@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs import layout
 from jobs.errors import ImagemillError, ManifestRefused
-from producer.rates import Rates, estimate
+from jobs.output import layout
+from producer.local.rates import Rates, estimate
 
 if TYPE_CHECKING:  # so that a command loads only what it needs itself
-    from jobs.models import ModelTable
-    from producer.fsck import Damage
-    from producer.local import Outcome
-    from producer.status import Status
-    from producer.submission import Survey
-    from producer.verification import Verdict
+    from jobs.models.table import ModelTable
+    from producer.control.status import Status
+    from producer.local.whole import Outcome
+    from producer.planning.submission import Survey
+    from producer.upkeep.fsck import Damage
+    from producer.upkeep.verification import Verdict
 
 SHOWN_PATHS = 20
 

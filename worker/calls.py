@@ -7,12 +7,12 @@ from dataclasses import asdict
 
 import redis
 
-from jobs.calls import Answer, Call
+from jobs.calls.call import Answer, Call
 from jobs.errors import FatalError, ImagemillError, TransientError
-from jobs.storage import open_storage
-from worker.output import Shelf
+from jobs.output.storage import open_storage
+from worker.process.watchdog import watchdog
 from worker.render import Rendered
-from worker.watchdog import watchdog
+from worker.storing import Shelf
 from worker.workshop import Workshop
 
 log = logging.getLogger(__name__)

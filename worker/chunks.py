@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jobs import layout
+from jobs.broker.runs import Attempt
 from jobs.errors import FatalError
-from jobs.plan import Chunk, Plan, read_plan, read_shard
-from jobs.records import Record, Status, chunks_done, read_part, write_part
+from jobs.output import layout
+from jobs.output.plan import Chunk, Plan, read_plan, read_shard
+from jobs.output.records import Record, Status, chunks_done, read_part, write_part
+from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
-from jobs.runs import Attempt
-from jobs.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)

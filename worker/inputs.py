@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from PIL.Image import Image
 
 from jobs.errors import ImagemillError, InvalidRequest
-from jobs.inputs import InputPolicy, load_input, open_image
+from jobs.inputs.images import InputPolicy, load_input, open_image
+from jobs.inputs.stores import is_store_uri, read_store_uri
+from jobs.output.storage import Storage
 from jobs.requests import Request
-from jobs.storage import Storage
-from jobs.stores import is_store_uri, read_store_uri
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.fingerprints import Fingerprint
-from jobs.models import Model
-from jobs.records import Stack
+from jobs.models.fingerprints import Fingerprint
+from jobs.models.table import Model
+from jobs.output.records import Stack
 from jobs.requests import BatchKey
 from worker.inputs import Prepared
 from worker.versions import installed

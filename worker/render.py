@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.errors import FatalError, ImagemillError, InvalidRequest
-from jobs.records import Stack, Status
+from jobs.output.records import Stack, Status
 from jobs.requests import BatchKey, Request
 from worker.inputs import Prepared
 

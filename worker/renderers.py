@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from jobs.errors import FatalError
-from jobs.fingerprints import fingerprint
-from jobs.models import NULL_REPO, ModelTable
+from jobs.models.fingerprints import fingerprint
+from jobs.models.table import NULL_REPO, ModelTable
 from worker.render import BatchRenderer, Renderer
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Renderers:
 
     def _make_room(self, name: str) -> bool:
         """Drop every model but one, and free what nothing refers to; false if there was none."""
-        from worker.memory import give_back
+        from worker.pipelines.memory import give_back
 
         others = [other for other in self._loaded if other != name]
         for other in others:
@@ -74,6 +74,6 @@ class Renderers:
 
             return NullRenderer(model, weights)
         # Takes seconds: a worker that serves only the null model never imports torch.
-        from worker.pipelines import load_pipeline
+        from worker.pipelines.load import load_pipeline
 
         return load_pipeline(self.table, model, weights, self.device)

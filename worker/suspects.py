@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from jobs.broker.runs import Runs
 from jobs.requests import BatchKey, Request
-from jobs.runs import Runs
 from worker.chunks import Work
 from worker.inputs import Prepared
-from worker.output import Output
 from worker.render import BatchRenderer, batches
+from worker.storing import Output
 
 CHUNK_DEATHS = 3  # from so many on it is rendered with care
 REQUEST_DEATHS = 3  # of which the last were those of this request alone

@@ -15,18 +15,18 @@ from celery import shared_task
 from celery.exceptions import Reject
 from celery.signals import worker_process_init
 
+from jobs.broker.dispatch import next_shard, start_run
+from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
 from jobs.children import die_with_parent
-from jobs.dataset import write_dataset
-from jobs.dispatch import next_shard, start_run
 from jobs.errors import FatalError, ImagemillError, TransientError
-from jobs.messages import FEED, FINALIZE, RENDER, WAKE
-from jobs.records import Status, chunks_done
+from jobs.output.dataset import write_dataset
+from jobs.output.records import Status, chunks_done
 from worker.calls import serve_calls
 from worker.chunks import Work, count
-from worker.output import Output
-from worker.parent import READY_SIGNAL, STOP_SIGNAL
+from worker.process.parent import READY_SIGNAL, STOP_SIGNAL
+from worker.process.watchdog import watchdog
+from worker.storing import Output
 from worker.suspects import Suspects
-from worker.watchdog import watchdog
 from worker.workshop import Workshop, workshop
 
 PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back

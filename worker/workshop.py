@@ -10,16 +10,16 @@ from threading import Event
 
 from celery import current_app
 
-from jobs.app import make_app
-from jobs.broker import connect
-from jobs.call_claims import Claims
-from jobs.dispatch import Dispatcher
-from jobs.inputs import InputPolicy
-from jobs.models import load_models
-from jobs.runs import Runs
-from jobs.seals import make_seal
+from jobs.broker.app import make_app
+from jobs.broker.connection import connect
+from jobs.broker.dispatch import Dispatcher
+from jobs.broker.runs import Runs
+from jobs.broker.seals import make_seal
+from jobs.calls.claims import Claims
+from jobs.inputs.images import InputPolicy
+from jobs.models.table import load_models
+from jobs.output.storage import Storage
 from jobs.settings import load_settings
-from jobs.storage import Storage
 from worker.chunks import LiveRun, open_run
 from worker.inputs import Loader
 from worker.renderers import Renderers
@@ -71,7 +71,7 @@ def workshop() -> Workshop:
     """This process's own, made on first use."""
     settings = load_settings()
     client, seal = connect(settings), make_seal(settings)
-    conf = current_app.conf  # what worker/parent.py gave its pool process
+    conf = current_app.conf  # what worker/process/parent.py gave its pool process
     return Workshop(
         name=conf.imagemill_worker,
         models=conf.imagemill_models,

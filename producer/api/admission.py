@@ -10,9 +10,9 @@ from typing import Annotated
 from fastapi import Depends, Header
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from producer.api.errors import ApiError
+from producer.api.access.keys import OPEN_TEAM
 from producer.api.facade import Facade, Used
-from producer.api.keys import OPEN_TEAM
+from producer.api.wire.errors import ApiError
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="token")
 

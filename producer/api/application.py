@@ -12,14 +12,17 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.models import ModelTable
+from jobs.models.table import ModelTable
 from jobs.settings import Settings
-from producer.api import downloads, friendli, health, openai_batches, openai_files, openai_images
-from producer.api.bodies import ContainerImageEditBody, DedicatedImageEditBody
-from producer.api.errors import handle_errors
+from producer.api import health
 from producer.api.facade import open_facade
-from producer.api.openai_bodies import EditImageBodyJsonParam
-from producer.api.schema import document
+from producer.api.files import downloads
+from producer.api.friendli import endpoints as friendli
+from producer.api.friendli.bodies import ContainerImageEditBody, DedicatedImageEditBody
+from producer.api.openai import batches, files, images
+from producer.api.openai.bodies import EditImageBodyJsonParam
+from producer.api.wire.errors import handle_errors
+from producer.api.wire.schema import document
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +61,9 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     handle_errors(app)
     app.include_router(health.router)
     app.include_router(friendli.router, max_body_size=settings.body_bytes)
-    app.include_router(openai_images.router, max_body_size=settings.body_bytes)
-    app.include_router(openai_files.router, max_body_size=settings.file_bytes)
-    app.include_router(openai_batches.router, max_body_size=settings.body_bytes)
+    app.include_router(images.router, max_body_size=settings.body_bytes)
+    app.include_router(files.router, max_body_size=settings.file_bytes)
+    app.include_router(batches.router, max_body_size=settings.body_bytes)
     app.include_router(downloads.router)
     document(app, [ContainerImageEditBody, DedicatedImageEditBody, EditImageBodyJsonParam])
     app.add_middleware(AccessLog)

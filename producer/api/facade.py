@@ -19,25 +19,25 @@ from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from jobs.broker import address, connect_async
-from jobs.call_queue import CallLimits, CallQueue
+from jobs.broker.connection import address, connect_async
+from jobs.broker.fleet import Fleet
+from jobs.calls.waiting import CallLimits, CallQueue
 from jobs.errors import ImagemillError, UsageError
-from jobs.fingerprints import route_digest
-from jobs.fleet import Fleet
-from jobs.inputs import InputPolicy
-from jobs.models import ModelTable
+from jobs.inputs.images import InputPolicy
+from jobs.models.fingerprints import route_digest
+from jobs.models.table import ModelTable
+from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request as Rendering
 from jobs.settings import Settings
-from jobs.storage import Storage, open_storage
-from producer.api.batch_steps import Steps
-from producer.api.batch_store import BatchStore
-from producer.api.batches import Batches
-from producer.api.errors import RETRY_SECONDS, ApiError
-from producer.api.keys import KeyRing, make_ring
-from producer.api.signing import Signer, read_signer
-from producer.installation import Installation, installation
-from producer.manifest import BatchLine
-from producer.resolution import PlanOptions, Resolver, UnknownFingerprint
+from producer.api.access.keys import KeyRing, make_ring
+from producer.api.access.signing import Signer, read_signer
+from producer.api.openai.batch.steps import Steps
+from producer.api.openai.batch.store import BatchStore
+from producer.api.openai.batch.tending import Batches
+from producer.api.wire.errors import RETRY_SECONDS, ApiError
+from producer.control.installation import Installation, installation
+from producer.planning.manifest import BatchLine
+from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 FLEET_SECONDS = 1.0  # between two looks at the workers
 TEND_SECONDS = 1.0  # between two looks at the batches

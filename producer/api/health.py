@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from jobs.errors import ImagemillError
-from producer.api.errors import RETRY_SECONDS, ApiError, ErrorBody, declared
 from producer.api.facade import Used, in_thread
+from producer.api.wire.errors import RETRY_SECONDS, ApiError, ErrorBody, declared
 
 log = logging.getLogger(__name__)
 

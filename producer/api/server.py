@@ -12,10 +12,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from jobs.errors import ImagemillError, UsageError
-from jobs.models import load_models
+from jobs.models.table import load_models
 from jobs.settings import Settings
+from producer.api.access.keys import make_ring
 from producer.api.application import make_api
-from producer.api.keys import make_ring
 from producer.report import say
 
 STOP_SECONDS = 10  # calls under way may take so long to end

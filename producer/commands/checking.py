@@ -25,13 +25,13 @@ def fsck(
 
     With --repair, --json is about what stays wrong.
     """
+    from jobs.output.storage import open_storage
     from jobs.settings import load_settings
-    from jobs.storage import open_storage
-    from producer.embedded import Crew
-    from producer.fsck import inspect
-    from producer.fsck import repair as mend
-    from producer.progress import display
+    from producer.control.progress import display
+    from producer.local.embedded import Crew
     from producer.report import say, show_damage, show_json
+    from producer.upkeep.fsck import inspect
+    from producer.upkeep.fsck import repair as mend
 
     storage = open_storage(out)
     damage = inspect(storage)

@@ -19,13 +19,13 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """Check and count a manifest, estimate its time; enqueue nothing. Exits with 2 if invalid."""
-    from jobs.models import load_models
+    from jobs.models.table import load_models
     from jobs.settings import load_settings
-    from producer.progress import display
-    from producer.rates import estimate, rates_file, read_rates
+    from producer.control.progress import display
+    from producer.local.rates import estimate, rates_file, read_rates
+    from producer.planning.resolution import PlanOptions
+    from producer.planning.submission import survey
     from producer.report import show_json, show_survey
-    from producer.resolution import PlanOptions
-    from producer.submission import survey
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
@@ -62,7 +62,7 @@ def models(
     """Show the models table and what each model can do."""
     if context.invoked_subcommand:
         return
-    from jobs.models import load_models
+    from jobs.models.table import load_models
     from jobs.settings import load_settings
     from producer.report import show_json, show_models
 
@@ -82,8 +82,8 @@ def inspect(
     as_json: options.Json = False,
 ) -> None:
     """Print a row of models.toml for a pipeline, from its JSON files alone, not the weights."""
-    from producer.inspection import inspect_source
     from producer.report import show, show_json, toml_row
+    from producer.upkeep.inspection import inspect_source
 
     name, row = inspect_source(repo, revision)
     if as_json:
@@ -102,6 +102,6 @@ def sheet(
 ) -> None:
     """Draw a contact sheet: images of a dataset with their prompts, as one PNG."""
     from producer.report import show
-    from producer.sheet import write_sheet
+    from producer.upkeep.sheet import write_sheet
 
     show(write_sheet(out, images, to))

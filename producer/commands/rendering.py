@@ -12,8 +12,8 @@ import typer
 from producer.commands import options
 
 if TYPE_CHECKING:
-    from producer.installation import Installation
-    from producer.local import Outcome
+    from producer.control.installation import Installation
+    from producer.local.whole import Outcome
 
 
 def run(
@@ -31,14 +31,14 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Render a manifest: the whole job. Run again, it renders only what is missing."""
-    from jobs.models import load_models
+    from jobs.models.table import load_models
     from jobs.settings import load_settings
-    from producer.embedded import Crew
-    from producer.local import render
-    from producer.progress import display
+    from producer.control.progress import display
+    from producer.local.embedded import Crew
+    from producer.local.whole import render
+    from producer.planning.resolution import PlanOptions
+    from producer.planning.submission import Job
     from producer.report import say
-    from producer.resolution import PlanOptions
-    from producer.submission import Job
 
     settings = load_settings(models=models_file)
     stores = tuple(sorted(settings.input_stores))
@@ -68,15 +68,15 @@ def submit(
     as_json: options.Json = False,
 ) -> None:
     """Send a manifest to a running installation and print the run's id."""
-    from jobs.models import load_models
+    from jobs.models.table import load_models
     from jobs.settings import load_settings
-    from producer.installation import installation
-    from producer.local import Outcome
-    from producer.progress import display
+    from producer.control.installation import installation
+    from producer.control.progress import display
+    from producer.control.status import look
+    from producer.local.whole import Outcome
+    from producer.planning.resolution import PlanOptions
+    from producer.planning.submission import Job, identify, launch, prepare
     from producer.report import say, show, show_json
-    from producer.resolution import PlanOptions
-    from producer.status import look
-    from producer.submission import Job, identify, launch, prepare
 
     started = time.monotonic()
     settings = load_settings(broker, models_file)
@@ -105,9 +105,9 @@ def submit(
 
 def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> None:
     """Follow a run of an installation, then show its outcome."""
-    from jobs.storage import open_storage
-    from producer.local import Outcome, final_summary
-    from producer.progress import display, follow
+    from jobs.output.storage import open_storage
+    from producer.control.progress import display, follow
+    from producer.local.whole import Outcome, final_summary
     from producer.report import say
 
     started = time.monotonic()
@@ -128,8 +128,8 @@ def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> No
 
 def _warn(run_id: str, known: Installation) -> None:
     """Say so if a run waits for workers that nobody has started."""
+    from producer.control.status import look
     from producer.report import say
-    from producer.status import look
 
     if unserved := look(run_id, known).unserved:
         names = ",".join(unserved)
@@ -162,11 +162,11 @@ def verify(
     as_json: options.Json = False,
 ) -> None:
     """Render a sample of finished images again, compare bytes. Exits with 1 if any differ."""
-    from jobs.models import load_models
+    from jobs.models.table import load_models
     from jobs.settings import load_settings
-    from producer.progress import display
+    from producer.control.progress import display
     from producer.report import show_json, show_verdict
-    from producer.verification import verify as compare
+    from producer.upkeep.verification import verify as compare
 
     settings = load_settings(models=models_file)
     with display(quiet) as shown:

@@ -58,9 +58,9 @@ def up(
     insecure: Insecure = False,
 ) -> None:
     """Start all on this machine, until Ctrl-C: private broker, workers, HTTP facade."""
-    from jobs.models import load_models
+    from jobs.models.table import load_models
     from producer.api.server import check_exposure, run_server
-    from producer.embedded import Crew, embedded
+    from producer.local.embedded import Crew, embedded
 
     settings = _settings(store, None, models_file)
     check_exposure(settings, host, insecure)
@@ -86,7 +86,7 @@ def create(
     ] = None,
 ) -> None:
     """Make a key and print its token, which is shown only now."""
-    from producer.api.keys import OPEN_TEAM, create_key
+    from producer.api.access.keys import OPEN_TEAM, create_key
     from producer.report import say, show
 
     key, token = create_key(_settings().keys_file, team or [OPEN_TEAM])
@@ -98,7 +98,7 @@ def list_(as_json: options.Json = False) -> None:
     """Show all keys of the keys file: id, teams, when it was made."""
     from datetime import UTC, datetime
 
-    from producer.api.keys import read_keys
+    from producer.api.access.keys import read_keys
     from producer.report import show, show_json
 
     keys = read_keys(_settings().keys_file)
@@ -112,7 +112,7 @@ def list_(as_json: options.Json = False) -> None:
 
 def revoke(key: Annotated[str, typer.Argument(metavar="ID", help="A key's id.")]) -> None:
     """Remove a key; running facades refuse it from then on."""
-    from producer.api.keys import revoke_key
+    from producer.api.access.keys import revoke_key
     from producer.report import say
 
     revoke_key(_settings().keys_file, key)

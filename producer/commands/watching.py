@@ -11,7 +11,7 @@ from producer.commands import options
 from producer.commands.rendering import end, wait_for
 
 if TYPE_CHECKING:
-    from producer.status import Status
+    from producer.control.status import Status
 
 
 def status(
@@ -24,9 +24,9 @@ def status(
 ) -> None:
     """Show where a run stands; without an argument, all runs that the broker knows."""
     from jobs.settings import load_settings
-    from producer.installation import installation
+    from producer.control.installation import installation
+    from producer.control.status import list_runs, look, quarantined
     from producer.report import say, show_json, show_statuses
-    from producer.status import list_runs, look, quarantined
 
     known = installation(load_settings(broker))
     statuses = [look(run, known)] if run else list_runs(known)
@@ -45,11 +45,11 @@ def watch(
     as_json: options.Json = False,
 ) -> None:
     """Follow a run to its end."""
+    from jobs.output.storage import open_storage
     from jobs.settings import load_settings
-    from jobs.storage import open_storage
-    from producer.installation import installation
-    from producer.local import Outcome, final_summary
-    from producer.status import look
+    from producer.control.installation import installation
+    from producer.control.status import look
+    from producer.local.whole import Outcome, final_summary
 
     started = time.monotonic()
     known = installation(load_settings(broker))
@@ -64,8 +64,8 @@ def watch(
 def pause(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
     """Stop a run after the batches under way, to resume it later."""
     from jobs.settings import load_settings
-    from producer.installation import installation
-    from producer.status import pause as stop
+    from producer.control.installation import installation
+    from producer.control.status import pause as stop
 
     _show(stop(run, installation(load_settings(broker))), as_json)
 
@@ -73,8 +73,8 @@ def pause(run: options.Run, broker: options.Broker = None, as_json: options.Json
 def cancel(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
     """Stop a run after the batches under way. What is rendered stays; resume goes on."""
     from jobs.settings import load_settings
-    from producer.installation import installation
-    from producer.status import cancel as stop
+    from producer.control.installation import installation
+    from producer.control.status import cancel as stop
 
     _show(stop(run, installation(load_settings(broker))), as_json)
 
@@ -82,8 +82,8 @@ def cancel(run: options.Run, broker: options.Broker = None, as_json: options.Jso
 def resume(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
     """Send what is left of a run again, from storage: after cancel, a pause or a wiped broker."""
     from jobs.settings import load_settings
-    from producer.installation import installation
-    from producer.status import resume as restart
+    from producer.control.installation import installation
+    from producer.control.status import resume as restart
 
     _show(restart(run, installation(load_settings(broker))), as_json)
 

@@ -18,9 +18,9 @@ import pytest
 import redis
 from openai import OpenAI, RateLimitError
 
-from jobs.broker import connect
-from jobs.runs import Progress, Runs
-from jobs.seals import NO_SEAL
+from jobs.broker.connection import connect
+from jobs.broker.runs import Progress, Runs
+from jobs.broker.seals import NO_SEAL
 from jobs.settings import Settings
 from tests.facades import Premises, make_premises, stop
 from tests.support import eventually

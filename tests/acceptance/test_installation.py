@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.broker import connect
+from jobs.broker.connection import connect
 from jobs.settings import Settings
 from tests.support import Cli, circles, eventually, rows
 

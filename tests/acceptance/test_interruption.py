@@ -65,7 +65,7 @@ def _kill(cli: Cli, running: subprocess.Popen[str], victim: str) -> None:
     if victim == "run":
         running.kill()
         return
-    word = {"broker": "valkey-server", "worker": "worker.parent"}[victim]
+    word = {"broker": "valkey-server", "worker": "worker.process.parent"}[victim]
     (process,) = [p for p in cli.processes() if word in " ".join(p.cmdline())]
     process.kill()
 

@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import orjson
 
-from jobs import layout
-from jobs.records import read_part
-from jobs.storage import open_storage
+from jobs.output import layout
+from jobs.output.records import read_part
+from jobs.output.storage import open_storage
 from tests.facades import make_premises, picture, stop
 from tests.support import Cli, circles
 

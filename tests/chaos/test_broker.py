@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from jobs.plan import Plan
+from jobs.output.plan import Plan
 from jobs.settings import Settings
 from tests.chaos.ledger import Ledger
 from tests.chaos.proxies import Link

@@ -9,8 +9,8 @@ import orjson
 import psutil
 import pytest
 
-from producer.resolution import PlanOptions
-from producer.submission import Job, identify, launch, prepare
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, launch, prepare
 from tests.chaos.ledger import Ledger
 from tests.sites import Site
 from tests.support import Cli, circles, eventually, rows

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from jobs import messages
-from jobs.backlog import Backlog
+from jobs.broker import messages
+from jobs.broker.backlog import Backlog
 from tests.chaos.ledger import Ledger
 from tests.sites import Site
 from tests.support import eventually

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.fingerprints import fingerprint
-from jobs.models import load_models
+from jobs.models.fingerprints import fingerprint
+from jobs.models.table import load_models
 from jobs.requests import BatchKey, Request
 from tests.pipelines import tiny
 from worker.inputs import Prepared
-from worker.pipelines import load_pipeline
+from worker.pipelines.load import load_pipeline
 from worker.render import BatchRenderer
 
 pytestmark = pytest.mark.gpu

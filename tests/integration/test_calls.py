@@ -10,16 +10,16 @@ import orjson
 import pytest
 import redis
 
-from jobs import call_claims, call_queue
-from jobs.app import INTERACTIVE, make_app, queue_name
-from jobs.broker import connect, connect_async
-from jobs.call_claims import Claims
-from jobs.call_queue import CallLimits, CallQueue, QueueFull
-from jobs.calls import Call, CallKeys, decode_answer, encode_call
-from jobs.dispatch import Dispatcher
-from jobs.messages import WAKE, parse
+from jobs.broker.app import INTERACTIVE, make_app, queue_name
+from jobs.broker.connection import connect, connect_async
+from jobs.broker.dispatch import Dispatcher
+from jobs.broker.messages import WAKE, parse
+from jobs.broker.seals import NO_SEAL, Seal
+from jobs.calls import claims, waiting
+from jobs.calls.call import Call, CallKeys, decode_answer, encode_call
+from jobs.calls.claims import Claims
+from jobs.calls.waiting import CallLimits, CallQueue, QueueFull
 from jobs.requests import BatchKey, Request
-from jobs.seals import NO_SEAL, Seal
 from jobs.settings import Settings
 from tests.support import eventually
 
@@ -98,7 +98,7 @@ def test_a_call_of_somebody_else_is_dropped(client: redis.Redis, put: Put, body:
 def test_a_call_whose_workers_die_is_given_up(
     client: redis.Redis, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_claims, "CLAIM_SECONDS", 0)
+    monkeypatch.setattr(claims, "CLAIM_SECONDS", 0)
     calls = Claims(client, "t:", NO_SEAL)
     for name in "ab":
         put(make_call(name))
@@ -115,8 +115,8 @@ def test_a_call_whose_workers_die_is_given_up(
 def test_claims_run_out_unless_they_are_kept(
     client: redis.Redis, put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_claims, "CLAIM_SECONDS", 0.6)
-    monkeypatch.setattr(call_claims, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(claims, "CLAIM_SECONDS", 0.6)
+    monkeypatch.setattr(claims, "RENEW_SECONDS", 0.1)
     put(make_call("a"))
     mine, other = Claims(client, "t:", NO_SEAL), Claims(client, "t:", NO_SEAL)
     taken = mine.take({"null": 1})
@@ -144,16 +144,16 @@ def test_one_answer_is_heard(client: redis.Redis, put: Put) -> None:
 def test_a_call_wakes_a_worker_again_and_again(
     broker: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_queue, "WAKE_SECONDS", 0.1)
+    monkeypatch.setattr(waiting, "WAKE_SECONDS", 0.1)
     call, name = make_call("a"), "t:" + queue_name(INTERACTIVE, "null")
 
     async def call_and_answer(queue: CallQueue) -> None:
         await queue.put(call)
-        waiting = asyncio.create_task(queue.wait(call))
+        answered = asyncio.create_task(queue.wait(call))
         while client.llen(name) < 3:
             await asyncio.sleep(0.01)
         Claims(client, "t:", NO_SEAL).answer(call, {"status": "done"})
-        assert (await waiting).status == "done"
+        assert (await answered).status == "done"
 
     asyncio.run(_with_queue(broker, call_and_answer))
     wakes = client.lrange(name, 0, -1)

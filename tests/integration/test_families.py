@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.errors import FatalError
-from jobs.families import FAMILIES, GENERIC, family_of
-from jobs.fingerprints import fingerprint, route_digest
-from jobs.models import ModelTable, load_models
+from jobs.models.families import FAMILIES, GENERIC, family_of
+from jobs.models.fingerprints import fingerprint, route_digest
+from jobs.models.table import ModelTable, load_models
 from jobs.requests import BatchKey, Request
 from tests.pipelines import tiny
-from worker.arguments import arguments
 from worker.inputs import Prepared
-from worker.pipelines import load_pipeline
+from worker.pipelines.arguments import arguments
+from worker.pipelines.load import load_pipeline
 from worker.render import BatchRenderer, Rendered, Renderer
 from worker.renderers import Renderers
 
@@ -552,9 +552,9 @@ def test_an_attention_backend_reaches_diffusers(studio: Studio) -> None:
 _QUANTIZED = """
 import sys
 from pathlib import Path
-from jobs.fingerprints import fingerprint
-from jobs.models import load_models
-from worker.pipelines import load_pipeline
+from jobs.models.fingerprints import fingerprint
+from jobs.models.table import load_models
+from worker.pipelines.load import load_pipeline
 
 table = load_models(Path(sys.argv[1]))
 model = table.get("flux")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.errors import UsageError
-from producer.installation import installation
-from producer.status import look, pause, resume
+from producer.control.installation import installation
+from producer.control.status import look, pause, resume
 from tests.sites import Site
 from tests.support import eventually
 

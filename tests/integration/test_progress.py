@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.broker import connect
+from jobs.broker.connection import connect
+from jobs.broker.runs import Progress, Runs
+from jobs.broker.seals import NO_SEAL
 from jobs.errors import FatalError, TransientError
-from jobs.plan import Chunk, Plan, Shard
-from jobs.runs import Progress, Runs
-from jobs.seals import NO_SEAL
+from jobs.output.plan import Chunk, Plan, Shard
 from jobs.settings import Settings
-from producer.progress import follow
+from producer.control.progress import follow
 
 PLAN = Plan("0123456789ab", "m.jsonl", 0, "2026-01-01", {}, (Shard(8, (Chunk("null", 0, 8),)),))
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.broker import connect
-from jobs.plan import Chunk, Plan, Shard
-from jobs.runs import Attempt, Runs
-from jobs.seals import NO_SEAL
+from jobs.broker.connection import connect
+from jobs.broker.runs import Attempt, Runs
+from jobs.broker.seals import NO_SEAL
+from jobs.output.plan import Chunk, Plan, Shard
 from jobs.settings import Settings
 
 PLAN = Plan(

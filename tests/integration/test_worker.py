@@ -10,8 +10,8 @@ import sys
 import psutil
 import pytest
 
-from jobs import layout
-from jobs.runs import State
+from jobs.broker.runs import State
+from jobs.output import layout
 from tests.sites import DEMO, MODELS, Site
 from tests.support import alive, eventually, rows
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.models import load_models
+from jobs.models.table import load_models
 from jobs.settings import Settings
 from producer.api.application import make_api
 

@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from jobs.errors import UsageError
-from producer.api.errors import ApiError
-from producer.api.keys import create_key, make_ring, read_keys, revoke_key
-from producer.api.signing import read_signer
+from producer.api.access.keys import create_key, make_ring, read_keys, revoke_key
+from producer.api.access.signing import read_signer
+from producer.api.wire.errors import ApiError
 
 
 def test_tokens_are_found_and_kept_nowhere(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from producer.api.reading import parse_json
+from producer.api.wire.reading import parse_json
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs.dataset import Summary, write_summary
 from jobs.errors import LineError, ManifestRefused, UsageError
-from jobs.fingerprints import route_digest
-from jobs.models import load_models
-from jobs.records import Record, Stack, encode_part
+from jobs.models.fingerprints import route_digest
+from jobs.models.table import load_models
+from jobs.output.dataset import Summary, write_summary
+from jobs.output.records import Record, Stack, encode_part
+from jobs.output.storage import open_storage
 from jobs.requests import BatchKey, Request
-from jobs.storage import open_storage
-from producer.manifest import Line, parse_line
-from producer.progress import Pace
-from producer.rates import estimate, measure, read_rates
+from producer.control.progress import Pace
+from producer.local.rates import estimate, measure, read_rates
+from producer.planning.manifest import Line, parse_line
+from producer.planning.resolution import PlanOptions, Resolver
 from producer.report import show_error
-from producer.resolution import PlanOptions, Resolver
-from producer.sheet import Tile, draw_sheet, write_sheet
-from producer.verification import as_line, compare
+from producer.upkeep.sheet import Tile, draw_sheet, write_sheet
+from producer.upkeep.verification import as_line, compare
 
 TABLE = load_models()
 STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "test", 16, 1, "none 1")
@@ -82,7 +82,7 @@ def test_unreadable_rates_are_no_rates(tmp_path: Path) -> None:
 
 def test_pace_leaves_the_wait_out(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 50.0, 60.0, 61.0, 62.0])
-    monkeypatch.setattr("producer.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("producer.control.progress.time.monotonic", lambda: next(clock))
     pace = Pace()
     rates = [pace.rate(settled) for settled in (100, 100, 110, 120, 130)]
     assert rates == [None, None, 0.0, 10.0, 10.0]

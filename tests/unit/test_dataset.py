@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from jobs import layout
-from jobs.dataset import IncompleteRun, read_summary, write_dataset
-from jobs.models import load_models
-from jobs.plan import Plan, read_shard
-from jobs.records import Record, Stack, Status, read_part, write_part
+from jobs.models.table import load_models
+from jobs.output import layout
+from jobs.output.dataset import IncompleteRun, read_summary, write_dataset
+from jobs.output.plan import Plan, read_shard
+from jobs.output.records import Record, Stack, Status, read_part, write_part
+from jobs.output.storage import Storage
 from jobs.requests import Request
-from jobs.storage import Storage
-from producer import reuse
-from producer.resolution import PlanOptions
-from producer.submission import Job, identify, prepare
+from producer.planning import reuse
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, prepare
 
 STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "test", 4, 1, "none 1")
 

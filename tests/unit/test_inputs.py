@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs import fetching
 from jobs.errors import InvalidRequest
-from jobs.inputs import InputPolicy, load_input, open_image, store_input
-from jobs.storage import open_storage
+from jobs.inputs import fetching
+from jobs.inputs.images import InputPolicy, load_input, open_image, store_input
+from jobs.output.storage import open_storage
 
 LOCAL = InputPolicy(hosts=frozenset({"127.0.0.1", "localhost"}))
 PUBLIC = InputPolicy()

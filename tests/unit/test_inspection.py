@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from jobs.errors import UsageError
-from jobs.inspection import inspect_folder
-from jobs.models import Model, load_models
-from producer.inspection import inspect_source
+from jobs.models.inspection import inspect_folder
+from jobs.models.table import Model, load_models
 from producer.report import toml_row
+from producer.upkeep.inspection import inspect_source
 
 
 def pipeline(folder: Path, name: str, files: dict[str, Any], **index: Any) -> Path:

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs import layout
 from jobs.errors import InvalidRequest
-from jobs.models import ModelTable, load_models
+from jobs.models.table import ModelTable, load_models
+from jobs.output import layout
+from jobs.output.storage import open_storage
 from jobs.requests import Request
-from jobs.storage import open_storage
-from producer.inputs import Intake, local_folder
-from producer.manifest import parse_line
-from producer.planning import plan_blocks
-from producer.resolution import PlanOptions, Resolver
+from producer.planning.blocks import plan_blocks
+from producer.planning.intake import Intake, local_folder
+from producer.planning.manifest import parse_line
+from producer.planning.resolution import PlanOptions, Resolver
 
 ROWS = """
 default = "draws"

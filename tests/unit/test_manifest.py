@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import FatalError, LineError, UsageError
-from jobs.plan import SHARD_LINES
-from producer.manifest import MAX_LINE, BareLine, BatchLine, parse_line, read_blocks
+from jobs.output.plan import SHARD_LINES
+from producer.planning.manifest import MAX_LINE, BareLine, BatchLine, parse_line, read_blocks
 
 
 def errors_of(raw: bytes) -> list[str]:
@@ -112,7 +112,7 @@ def test_blocks_are_as_long_as_shards(tmp_path: Path) -> None:
 
 
 def test_blocks_of_long_lines_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.manifest.BLOCK_BYTES", 100)
+    monkeypatch.setattr("producer.planning.manifest.BLOCK_BYTES", 100)
     manifest = tmp_path / "m.jsonl"
     manifest.write_bytes(b'{"prompt": "%s"}\n' % (b"a" * 60) * 5)
     assert [len(block.lines) for block in read_blocks(str(manifest))] == [2, 2, 1]
@@ -125,7 +125,7 @@ def test_a_50_mib_image_fits_in_a_line() -> None:
 def test_an_over_long_line_is_an_error_and_the_next_one_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("producer.manifest.MAX_LINE", 1000)
+    monkeypatch.setattr("producer.planning.manifest.MAX_LINE", 1000)
     manifest = tmp_path / "m.jsonl"
     manifest.write_bytes(b"x" * 3000 + b'\n{"prompt": "b"}\n')
     lines, errors = read_all(manifest)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import InvalidRequest, UsageError
-from jobs.fingerprints import fingerprint
-from jobs.models import load_models
+from jobs.models.fingerprints import fingerprint
+from jobs.models.table import load_models
 
 
 def table_of(tmp_path: Path, text: str) -> Path:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from jobs.errors import InvalidRequest
-from jobs.models import ModelTable, load_models
+from jobs.models.table import ModelTable, load_models
 from jobs.requests import Request
-from producer.manifest import parse_line
-from producer.planning import PlannedBlock, plan_blocks
-from producer.resolution import PlanOptions, Resolver
+from producer.planning.blocks import PlannedBlock, plan_blocks
+from producer.planning.manifest import parse_line
+from producer.planning.resolution import PlanOptions, Resolver
 
 TABLE = load_models()
 FINGERPRINTS = {"shapes": "s", "null": "n"}

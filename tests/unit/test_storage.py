@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import FatalError, TransientError, UsageError
-from jobs.storage import classify, open_storage
+from jobs.output.storage import classify, open_storage
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import layout
-from jobs.plan import Chunk, Plan, Shard, encode_shard, write_plan
-from jobs.records import encode_part
+from jobs.broker.runs import Attempt
+from jobs.output import layout
+from jobs.output.plan import Chunk, Plan, Shard, encode_shard, write_plan
+from jobs.output.records import encode_part
+from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
-from jobs.runs import Attempt
-from jobs.storage import Storage, open_storage
 from worker.chunks import Work, open_run
 
 KEY = BatchKey("generate", "m", "", 16, 16, 8)

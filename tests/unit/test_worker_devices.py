@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from worker.devices import Device, choose_devices, find_gpus
+from worker.process.devices import Device, choose_devices, find_gpus
 
 LISTING = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)
   MIG 1g.10gb     Device  0: (UUID: MIG-1)

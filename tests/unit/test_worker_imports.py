@@ -12,7 +12,7 @@ import pytest
     ("module", "forbidden"),
     [
         ("worker.__main__", {"torch", "diffusers", "celery", "numpy"}),
-        ("worker.parent", {"torch", "diffusers"}),
+        ("worker.process.parent", {"torch", "diffusers"}),
         ("worker.tasks", {"torch", "diffusers"}),
         ("worker.null", {"torch", "diffusers"}),
     ],

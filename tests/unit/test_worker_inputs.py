@@ -11,9 +11,9 @@ from threading import Event
 import pytest
 from PIL import Image
 
-from jobs.inputs import InputPolicy, store_input
+from jobs.inputs.images import InputPolicy, store_input
+from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
-from jobs.storage import Storage, open_storage
 from worker.inputs import Loader
 
 KEY = BatchKey("edit", "m", "", 16, 16, 8, inputs=1)

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from jobs.errors import FatalError
-from jobs.records import Stack
+from jobs.output.records import Stack
+from jobs.output.storage import open_storage
 from jobs.requests import BatchKey, Request
-from jobs.storage import open_storage
 from worker.encode import encode
-from worker.output import Output
 from worker.render import Rendered
+from worker.storing import Output
 
 STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
 PIXELS = np.random.default_rng(0).random((8, 16, 3), np.float32)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from jobs.errors import FatalError, InvalidRequest
-from jobs.records import Stack
+from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
 from worker.inputs import Prepared
 from worker.render import BatchRenderer, batches

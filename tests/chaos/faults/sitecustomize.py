@@ -18,7 +18,7 @@ import time
 
 words = " ".join(sys.orig_argv)
 is_pool = "spawn_main" in words
-is_parent = "worker.parent" in words
+is_parent = "worker.process.parent" in words
 
 kind, _, device = os.environ.get("CHAOS_START", "").partition(" ")
 if device in words and ((is_parent and kind == "parent") or (is_pool and kind == "pool")):

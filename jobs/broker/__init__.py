@@ -1,0 +1,1 @@
+"""What lies in Redis for runs: messages, live state, workers. The only place that knows kombu."""

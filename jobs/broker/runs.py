@@ -1,0 +1,286 @@
+"""The live state of runs, in Redis: a flag that cancels, an epoch, counters. Never the truth.
+
+Everything here can be rebuilt from a run's storage; that is what `imagemill resume` does.
+
+    <prefix>runs                   sorted set: run id → time of submission
+    <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, …
+    <prefix>run:<id>:chunks        bitmap: chunk number → complete
+    <prefix>run:<id>:busy          hash: chunk number → "<done> <failed>" while it renders
+    <prefix>run:<id>:attempts      hash: chunk number → how often a worker began it
+    <prefix>run:<id>:deaths        hash: chunk number → how many attempts never ended
+    <prefix>run:<id>:suspects      hash: job id → deaths of workers that it was watched in
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import orjson
+import redis
+
+from jobs.broker.seals import Seal
+from jobs.errors import FatalError
+from jobs.output.plan import Plan
+
+State = Literal["running", "paused", "cancelled", "finished"]
+
+KEEP_SECONDS = 30 * 24 * 3600  # how long a run stays listed after its last change
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Counts of one run. `done` and `failed` cover all requests, those of earlier tries included.
+
+    problem: why the run is paused, and what to do; empty if it was not. retries: attempts at
+    chunks beyond the first; deaths: those among the attempts that no worker has ended; suspects:
+    requests that may have killed a worker; models: what the run needs workers for.
+    """
+
+    run_id: str
+    out: str
+    state: State
+    epoch: int
+    requests: int
+    chunks: int
+    chunks_done: int
+    done: int
+    failed: int
+    problem: str
+    retries: int = 0
+    deaths: int = 0
+    suspects: int = 0
+    models: tuple[str, ...] = ()
+
+    @property
+    def settled(self) -> int:
+        return self.done + self.failed
+
+    @property
+    def pending(self) -> int:
+        return max(0, self.requests - self.settled)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a chunk. `number` counts from 1; `deaths`: how many earlier ones never ended."""
+
+    number: int
+    deaths: int
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Access to the live state of all runs. Raises redis.RedisError when Redis is away."""
+
+    client: redis.Redis
+    prefix: str
+    seal: Seal
+
+    def open(self, plan: Plan, out: str, chunks_done: Iterable[tuple[int, int]]) -> int:
+        """Make a run live (again) and return its new epoch; messages of older epochs are void.
+
+        chunks_done: (chunk number, requests) of every chunk that storage says is complete.
+        """
+        key = self._key(plan.run_id)
+        done = dict(chunks_done)
+        in_chunks = sum(c.stop - c.start for shard in plan.shards for c in shard.chunks)
+        with self.client.pipeline() as pipe:
+            # Not from 0: messages of before a wiped Redis must be void as well.
+            pipe.hsetnx(key, "epoch", int(time.time()))
+            pipe.hincrby(key, "epoch", 1)
+            pipe.hset(
+                key,
+                mapping={
+                    "out": out,
+                    "models": orjson.dumps(plan.models),
+                    "seal": self.seal.sign(plan.run_id, out),
+                    "state": "running",
+                    "requests": plan.requests,
+                    "chunks": plan.chunks,
+                    "done": plan.requests - in_chunks + sum(done.values()),
+                    "failed": 0,
+                    "problem": "",
+                },
+            )
+            pipe.delete(f"{key}:chunks", f"{key}:busy")
+            for number in done:
+                pipe.setbit(f"{key}:chunks", number, 1)
+            pipe.zadd(f"{self.prefix}runs", {plan.run_id: time.time()})
+            pipe.zremrangebyscore(f"{self.prefix}runs", 0, time.time() - KEEP_SECONDS)
+            self._touch(pipe, key)
+            return int(pipe.execute()[1])
+
+    def progress(self, run_id: str) -> Progress | None:
+        """Where the run stands; None if Redis does not know it.
+
+        Raises:
+            FatalError: somebody else has written its output location.
+        """
+        key = self._key(run_id)
+        with self.client.pipeline() as pipe:
+            pipe.hgetall(key)
+            pipe.bitcount(f"{key}:chunks")
+            pipe.hvals(f"{key}:busy")
+            pipe.hlen(f"{key}:suspects")
+            fields, chunks_done, busy, suspects = pipe.execute()
+        if not fields:
+            return None
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+        self._check(run_id, text["out"], text.get("seal", ""))
+        under_way = [tuple(map(int, value.split())) for value in busy]
+        return Progress(
+            run_id=run_id,
+            out=text["out"],
+            state=cast("State", text["state"]),
+            epoch=int(text["epoch"]),
+            requests=int(text["requests"]),
+            chunks=int(text["chunks"]),
+            chunks_done=int(chunks_done),
+            done=int(text["done"]) + sum(done for done, _ in under_way),
+            failed=int(text["failed"]) + sum(failed for _, failed in under_way),
+            problem=text["problem"],
+            retries=int(text.get("retries", 0)),
+            deaths=int(text.get("deaths", 0)),
+            suspects=int(suspects),
+            models=tuple(orjson.loads(text["models"])),
+        )
+
+    def location(self, run_id: str, epoch: int) -> str | None:
+        """The run's output URI if it is running in that epoch, else None: then do not start.
+
+        Raises:
+            FatalError: somebody else has written it.
+        """
+        found = self._running(run_id, epoch, "out", "seal")
+        if found is None:
+            return None
+        out, signature = ((value or b"").decode("utf-8", "replace") for value in found)
+        self._check(run_id, out, signature)
+        return out
+
+    def _check(self, run_id: str, out: str, signature: str) -> None:
+        if not self.seal.fits(signature, run_id, out):
+            raise FatalError(
+                f"the broker's record of run {run_id} was not written by this installation",
+                "Give all producers and workers the same IMAGEMILL_BROKER_SECRET, then resume the "
+                "run by its output location.",
+            )
+
+    def is_running(self, run_id: str, epoch: int) -> bool:
+        """False as soon as the run is paused, cancelled, finished or started anew."""
+        return self._running(run_id, epoch) is not None
+
+    def _running(self, run_id: str, epoch: int, *fields: str) -> list[bytes | None] | None:
+        """Fields of a run that is running in that epoch, else None."""
+        found = self.client.hmget(self._key(run_id), "state", "epoch", *fields)
+        state, now, *values = cast("list[bytes | None]", found)
+        return values if state == b"running" and int(now or 0) == epoch else None
+
+    def set_state(self, run_id: str, state: State) -> None:
+        self.client.hset(self._key(run_id), "state", state)
+
+    def fail(self, run_id: str, problem: str) -> None:
+        """Pause a run until a person resumes it; `problem` says why and what to do."""
+        self.client.hset(self._key(run_id), mapping={"state": "paused", "problem": problem})
+
+    def begin(self, run_id: str, chunk: int) -> Attempt:
+        """Count that a worker begins a chunk; `release` or `complete` must follow while it lives.
+
+        An attempt that neither followed has died with its worker.
+        """
+        key = self._key(run_id)
+        with self.client.pipeline() as pipe:
+            pipe.hincrby(f"{key}:attempts", str(chunk), 1)
+            pipe.hset(f"{key}:busy", str(chunk), "0 0")
+            pipe.hget(f"{key}:deaths", str(chunk))
+            number, ended, deaths = pipe.execute()
+            if number > 1:
+                pipe.hincrby(key, "retries", 1)
+            if not ended:  # its entry was still there
+                pipe.hincrby(key, "deaths", 1)
+                pipe.hincrby(f"{key}:deaths", str(chunk), 1)
+            self._touch(pipe, key)
+            pipe.execute()
+        return Attempt(int(number), int(deaths or 0) + (not ended))
+
+    def suspects(self, run_id: str, job_ids: Sequence[str]) -> list[int]:
+        """For each request, in how many deaths of a worker it was being watched."""
+        found = self.client.hmget(f"{self._key(run_id)}:suspects", job_ids)
+        return [int(deaths or 0) for deaths in cast("list[bytes | None]", found)]
+
+    def watch(self, run_id: str, job_ids: Iterable[str]) -> None:
+        """Suspect requests from now on, until `trust`: if the worker dies, it counts for them."""
+        key = f"{self._key(run_id)}:suspects"
+        with self.client.pipeline() as pipe:
+            for job_id in job_ids:
+                pipe.hincrby(key, job_id, 1)
+            pipe.expire(key, KEEP_SECONDS)
+            pipe.execute()
+
+    def trust(self, run_id: str, job_ids: Iterable[str]) -> None:
+        """Requests that were watched have a record now."""
+        self.client.hdel(f"{self._key(run_id)}:suspects", *job_ids)
+
+    def report(self, run_id: str, chunk: int, done: int, failed: int) -> None:
+        """Say how far a chunk is that is still rendering."""
+        self.client.hset(f"{self._key(run_id)}:busy", str(chunk), f"{done} {failed}")
+
+    def is_busy(self, run_id: str) -> bool:
+        """Whether a chunk has been rendering lately and has not been stored."""
+        return bool(self.client.hlen(f"{self._key(run_id)}:busy"))
+
+    def release(self, run_id: str, chunk: int) -> None:
+        """A chunk stopped before its end: its counts no longer stand."""
+        self.client.hdel(f"{self._key(run_id)}:busy", str(chunk))
+
+    def complete(self, run_id: str, chunk: int, done: int, failed: int) -> bool:
+        """Count a complete chunk, once however often it is said. True if it was the last one."""
+        key = self._key(run_id)
+        with self.client.pipeline() as pipe:
+            pipe.setbit(f"{key}:chunks", chunk, 1)
+            pipe.bitcount(f"{key}:chunks")
+            pipe.hget(key, "chunks")
+            pipe.hdel(f"{key}:busy", str(chunk))
+            was_complete, chunks_done, chunks, _ = pipe.execute()
+            if not was_complete:
+                pipe.hincrby(key, "done", done)
+                pipe.hincrby(key, "failed", failed)
+                self._touch(pipe, key)
+                pipe.execute()
+        return chunks is not None and int(chunks_done) >= int(chunks)
+
+    def finish(self, run_id: str, done: int, failed: int) -> None:
+        """The dataset is written: set the final counts."""
+        self.client.hset(
+            self._key(run_id), mapping={"state": "finished", "done": done, "failed": failed}
+        )
+
+    def listed(self, most: int = 100) -> list[str]:
+        """Ids of the runs that Redis knows, newest first."""
+        found = self.client.zrevrange(f"{self.prefix}runs", 0, most - 1)
+        return [run_id.decode() for run_id in cast("list[bytes]", found)]
+
+    def live(self) -> list[tuple[str, int]]:
+        """(run id, epoch) of every run that is to go on."""
+        found = self.client.zrange(f"{self.prefix}runs", 0, -1)
+        names = [run_id.decode() for run_id in cast("list[bytes]", found)]
+        with self.client.pipeline(transaction=False) as pipe:
+            for run_id in names:
+                pipe.hmget(self._key(run_id), "state", "epoch")
+            states = pipe.execute()
+        return [
+            (run_id, int(epoch))
+            for run_id, (state, epoch) in zip(names, states, strict=True)
+            if state == b"running"
+        ]
+
+    def _key(self, run_id: str) -> str:
+        return f"{self.prefix}run:{run_id}"
+
+    @staticmethod
+    def _touch(pipe: redis.client.Pipeline, key: str) -> None:
+        for name in ("", ":chunks", ":busy", ":attempts", ":deaths"):
+            pipe.expire(f"{key}{name}", KEEP_SECONDS)

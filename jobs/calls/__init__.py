@@ -1,0 +1,1 @@
+"""Interactive calls in Redis, from both sides. Nothing of them outlives their callers."""

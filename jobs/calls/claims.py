@@ -1,0 +1,126 @@
+"""The worker's side of interactive calls: take some, keep them, answer them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, cast
+
+import orjson
+import redis
+
+from jobs.broker.heartbeat import heartbeat
+from jobs.broker.seals import Seal
+from jobs.calls.call import Answer, Call, CallKeys, decode_call
+
+CLAIM_SECONDS = 3.0  # a dead worker's calls may be taken again after that
+RENEW_SECONDS = 0.5
+TAKES = 3  # a call that was taken so often without an answer is given up
+ANSWER_SECONDS = 60  # how long an answer waits for whoever asked
+
+log = logging.getLogger(__name__)
+
+_Taken = tuple[bytes, bytes, int, bytes]  # its set, its member, how often taken before, its body
+
+# KEYS: the waiting sets of some models. ARGV: seconds of the claim, what the key of a call begins
+# with, what that of its takes begins with, then the width of each model.
+# Takes the oldest call that may be taken, and those of its group that fit beside it; one that was
+# taken before goes alone, as it may have killed its worker. Calls whose caller has gone or whose
+# deadline has passed are dropped.
+TAKE = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local oldest, chosen
+for i, key in ipairs(KEYS) do
+  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  if head[2] and tonumber(head[2]) <= now and (not oldest or tonumber(head[2]) < oldest) then
+    oldest, chosen = tonumber(head[2]), i
+  end
+end
+if not chosen then return false end
+local taken = {}
+local key, width, group = KEYS[chosen], tonumber(ARGV[3 + chosen]), nil
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now)) do
+  local its_group, id = string.sub(member, 1, 16), string.sub(member, 18)
+  local before = tonumber(redis.call('GET', ARGV[3] .. id) or 0)
+  if #taken < width and (not group or (its_group == group and before == 0)) then
+    local body = redis.call('GET', ARGV[2] .. id)
+    if body then
+      redis.call('ZADD', key, now + ARGV[1], member)
+      redis.call('SET', ARGV[3] .. id, before + 1, 'EX', 3600)
+      taken[#taken + 1] = {key, member, before, body}
+      group = its_group
+      if before > 0 then break end
+    else
+      redis.call('ZREM', key, member)
+    end
+  end
+end
+return taken
+"""
+
+
+class Claims:
+    """The calls that this worker is at. Raises redis.RedisError when Redis is away."""
+
+    def __init__(self, client: redis.Redis, prefix: str, seal: Seal) -> None:
+        self._client = client
+        self._keys = CallKeys(prefix)
+        self._seal = seal
+        self._take = client.register_script(TAKE)
+
+    def take(self, widths: Mapping[str, int]) -> list[Call]:
+        """Claim calls that can share a batch; empty if none waits.
+
+        widths: the models to look for, and how many requests a batch of each may have.
+        """
+        sets = [self._keys.waiting(model) for model in widths]
+        beginnings = [self._keys.call(""), self._keys.takes("")]
+        while True:
+            found = self._take(sets, [CLAIM_SECONDS, *beginnings, *widths.values()])
+            if found is None:
+                return []
+            if calls := list(self._wanted(cast("list[_Taken]", found))):
+                return calls
+
+    def _wanted(self, taken: list[_Taken]) -> Iterator[Call]:
+        for waiting, member, before, body in taken:
+            try:
+                call = decode_call(body, self._seal)
+            except ValueError as error:
+                log.error("A call was dropped: %s", error)
+                self._client.zrem(waiting, member)
+                continue
+            if before < TAKES:
+                yield call
+            else:
+                message = f"the worker died {before} times while it was rendered"
+                self.answer(call, asdict(Answer("failed", "worker_died", message)))
+
+    @contextmanager
+    def keep(self, calls: Sequence[Call]) -> Iterator[None]:
+        """Hold the claim on calls that are being rendered, however long that takes."""
+        waiting = self._keys.waiting(calls[0].request.key.model)
+
+        def renew() -> None:
+            seconds, micros = self._client.time()
+            until = seconds + micros / 1e6 + CLAIM_SECONDS
+            # XX: never bring back a call that was answered or withdrawn meanwhile.
+            self._client.zadd(waiting, {call.member: until for call in calls}, xx=True)
+
+        with heartbeat("claims on calls", RENEW_SECONDS, renew):
+            yield
+
+    def answer(self, call: Call, row: Mapping[str, Any]) -> None:
+        """Hand the record's row to whoever waits; a second answer changes nothing."""
+        answer = self._keys.answer(call.id)
+        with self._client.pipeline() as pipe:
+            pipe.zrem(self._keys.waiting(call.request.key.model), call.member)
+            pipe.zrem(self._keys.team(call.team), call.id)
+            pipe.delete(self._keys.call(call.id), self._keys.takes(call.id))
+            pipe.rpush(answer, orjson.dumps(row))
+            pipe.ltrim(answer, 0, 0)
+            pipe.expire(answer, ANSWER_SECONDS)
+            pipe.execute()

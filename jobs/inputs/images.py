@@ -1,0 +1,146 @@
+"""Input images: from what a user wrote to bytes that are known to be an image, and to pixels.
+
+A reference is an http(s) URL, a data URI, base64, or "sha256:…", which names an input that lies in
+storage already. Nothing that a user writes can name a file.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+from jobs.errors import InvalidRequest
+from jobs.inputs.fetching import Forbidden, TooLarge, Unreachable, fetch
+from jobs.output import layout
+from jobs.output.storage import Storage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+
+_STORED = re.compile(r"sha256:([0-9a-f]{64})")
+_DATA = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)
+_URL = re.compile(r"https?:", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class InputPolicy:
+    """What an input may be. hosts: see jobs.inputs.fetching.fetch."""
+
+    max_bytes: int = 50 * 2**20
+    max_pixels: int = 2**26
+    hosts: frozenset[str] = frozenset()
+
+
+def load_input(
+    reference: str, policy: InputPolicy, storage: Storage | None = None, field: str = "image"
+) -> bytes:
+    """The original bytes of an input; a supported image of an allowed size by its header.
+
+    storage: where "sha256:…" is found; without it there is no such reference.
+    field: what an error names.
+
+    Raises:
+        InvalidRequest: code input_unreachable, input_forbidden, input_too_large or
+            input_not_an_image.
+    """
+    if storage and (stored := _STORED.fullmatch(reference)):
+        try:
+            return storage.read(layout.stored_input(stored[1]))
+        except FileNotFoundError as error:
+            raise InvalidRequest(
+                field, f"no stored input {reference}", "input_unreachable"
+            ) from error
+    data = _read(reference, policy, field)
+    check_image(data, policy, field)
+    return data
+
+
+def store_input(storage: Storage, data: bytes) -> str:
+    """Store checked bytes; returns the reference that names them."""
+    digest = sha256(data).hexdigest()
+    if not storage.exists(layout.stored_input(digest)):
+        storage.write(layout.stored_input(digest), data)
+    return f"sha256:{digest}"
+
+
+def check_image(data: bytes, policy: InputPolicy, field: str = "image") -> None:
+    """Refuse what is no supported image, or has too many bytes or pixels. Decodes nothing.
+
+    Raises:
+        InvalidRequest: code input_too_large or input_not_an_image.
+    """
+    if len(data) > policy.max_bytes:
+        raise _too_large(field, policy)
+    width, height = _sniff(data, policy, field).size
+    if width * height > policy.max_pixels:
+        raise InvalidRequest(
+            field,
+            f"{width} x {height} pixels; at most {policy.max_pixels} are taken",
+            "input_too_large",
+        )
+
+
+def open_image(data: bytes, field: str = "image") -> Image.Image:
+    """The pixels of checked bytes: upright, RGB, transparency on white.
+
+    Raises:
+        InvalidRequest: input_not_an_image, as the file is damaged.
+    """
+    try:
+        image = ImageOps.exif_transpose(Image.open(BytesIO(data), formats=FORMATS))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB")
+        if image.mode.startswith("I"):  # 16 bits a pixel, of which a plain conversion clips most
+            image = image.point(lambda value: value * (1 / 256)).convert("L")
+        return image.convert("RGB")
+    except Exception as error:  # decoders meet hostile bytes with exceptions of every kind
+        raise InvalidRequest(field, "the image file is damaged", "input_not_an_image") from error
+
+
+def _read(reference: str, policy: InputPolicy, field: str) -> bytes:
+    if _URL.match(reference):
+        try:
+            return fetch(reference, policy.max_bytes, policy.hosts)
+        except Unreachable as error:
+            raise InvalidRequest(
+                field, f"the URL cannot be fetched: {error}", "input_unreachable"
+            ) from error
+        except Forbidden as error:
+            raise InvalidRequest(
+                field, f"the URL may not be fetched: {error}", "input_forbidden"
+            ) from error
+        except TooLarge as error:
+            raise _too_large(field, policy) from error
+    start = found.end() if (found := _DATA.match(reference)) else 0
+    if (len(reference) - start) * 3 // 4 - 2 > policy.max_bytes:
+        raise _too_large(field, policy)
+    try:
+        return b64decode(reference[start:], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(
+            field, "neither an http(s) URL, a base64 data URI nor base64", "input_not_an_image"
+        ) from error
+
+
+def _sniff(data: bytes, policy: InputPolicy, field: str) -> Image.Image:
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidRequest(
+            field, f"more than {policy.max_pixels} pixels", "input_too_large"
+        ) from error
+    except Exception as error:  # decoders meet hostile bytes with exceptions of every kind
+        raise InvalidRequest(
+            field, f"not an image; taken are {', '.join(FORMATS)}", "input_not_an_image"
+        ) from error
+
+
+def _too_large(field: str, policy: InputPolicy) -> InvalidRequest:
+    return InvalidRequest(field, f"more than {policy.max_bytes >> 20} MiB", "input_too_large")

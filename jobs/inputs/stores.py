@@ -1,0 +1,49 @@
+"""Input images in object stores: URIs below places that the deployment's settings allow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from jobs.errors import ImagemillError, InvalidRequest
+from jobs.inputs.images import InputPolicy, check_image
+from jobs.output.storage import open_storage
+
+_URI = re.compile(r"(?!https?:|data:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def is_store_uri(reference: str) -> bool:
+    """Whether an input is named by a storage URI, as "s3://bucket/photos/cat.png" is."""
+    return _URI.match(reference) is not None
+
+
+def check_store_uri(uri: str, stores: Collection[str], field: str) -> None:
+    """Refuse a URI outside the allowed places. stores: how an allowed URI may begin.
+
+    Raises:
+        InvalidRequest: code input_forbidden.
+    """
+    if ".." in uri.split("/") or not uri.startswith(tuple(stores)):
+        raise InvalidRequest(
+            field, "storage URIs are taken only below those of input_stores", "input_forbidden"
+        )
+
+
+def read_store_uri(uri: str, stores: Collection[str], policy: InputPolicy, field: str) -> bytes:
+    """The bytes behind a storage URI; a supported image of an allowed size by its header.
+
+    Raises:
+        InvalidRequest: code input_forbidden, input_unreachable, input_too_large or
+            input_not_an_image.
+    """
+    check_store_uri(uri, stores, field)
+    folder, _, name = uri.rpartition("/")
+    try:
+        with open_storage(folder).reader(name) as file:
+            data = file.read(policy.max_bytes + 1)
+    except (ImagemillError, OSError) as error:
+        raise InvalidRequest(
+            field, f"{uri} cannot be read: {error}", "input_unreachable"
+        ) from error
+    check_image(data, policy, field)
+    return data

@@ -1,0 +1,152 @@
+"""What a model's weights are, as one short string that a producer and a worker both compute.
+
+A repository's fingerprint is its commit; a local folder's is the hash of its files. Both include
+the fields of the models table that change pixels. Never loads weights or imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b, file_digest
+from pathlib import Path
+
+import orjson
+from platformdirs import user_cache_path
+
+from jobs.errors import FatalError
+from jobs.models.table import NULL_REPO, Adapter, ControlNet, Model, ModelTable
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_HASHED = {".json", ".txt", ".model", ".safetensors"}  # what a pipeline is loaded from
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """`revision` is a commit or "sha:…" of a folder; `digest` stands for it and the options."""
+
+    repo: str
+    revision: str
+    digest: str
+
+
+def fingerprint(table: ModelTable, model: Model) -> Fingerprint:
+    """The fingerprint of a model of the table.
+
+    Raises:
+        FatalError: the weights are neither on this machine nor to be found at the hub.
+    """
+    revision = "1" if model.repo == NULL_REPO else revision_of(table, model)
+    controls = [revision_of(table, one) for one in model.controlnets.values()]
+    # Options that stay at their defaults are left out, so that a new option changes no fingerprint.
+    options = model.options.model_dump(exclude_defaults=True)
+    pixels = [model.dtype, model.scheduler, options, *([model.family] if model.family else [])]
+    text = orjson.dumps([revision, controls, pixels], option=orjson.OPT_SORT_KEYS)
+    return Fingerprint(model.repo, revision, blake2b(text, digest_size=8).hexdigest())
+
+
+def route_digest(table: ModelTable, route: str) -> str:
+    """The digest that a plan holds for "model" or "model:adapter".
+
+    Raises: as fingerprint.
+    """
+    found = table.route(route)
+    model = table.get(found.model)
+    digest = fingerprint(table, model).digest
+    if not found.adapter:
+        return digest
+    return f"{digest}+{adapter_digest(table, model.adapters[found.adapter])}"
+
+
+def adapter_digest(table: ModelTable, adapter: Adapter) -> str:
+    """What stands for an adapter's weights and their strength.
+
+    Raises: as fingerprint.
+    """
+    text = f"{revision_of(table, adapter)}\0{adapter.weight!r}".encode()
+    return blake2b(text, digest_size=8).hexdigest()
+
+
+def revision_of(table: ModelTable, weights: Model | Adapter | ControlNet) -> str:
+    """The commit of a repository, or "sha:…" of a local file or folder.
+
+    Raises: as fingerprint.
+    """
+    source = table.source(weights)
+    if isinstance(source, str):
+        return _commit(source, weights.revision)
+    if isinstance(weights, Model) and not (source / "model_index.json").is_file():
+        raise FatalError(
+            f"model folder {source} has no model_index.json", "Name a diffusers pipeline folder."
+        )
+    return f"sha:{_files_digest(source)}"
+
+
+def _files_digest(source: Path) -> str:
+    """Of a file, or of all files in a folder."""
+    found = source.rglob("*") if source.is_dir() else [source]
+    files = sorted(p for p in found if p.suffix in _HASHED and p.is_file())
+    known = _Known.read()
+    digests = [f"{p.relative_to(source).as_posix()} {known.digest(p)}" for p in files]
+    known.write()
+    return blake2b("\n".join(digests).encode(), digest_size=8).hexdigest()
+
+
+class _Known:
+    """Digests of files by path, size and time, kept between processes: weights can be 24 GB."""
+
+    def __init__(self, digests: dict[str, str]) -> None:
+        self._digests = digests
+        self._changed = False
+
+    @staticmethod
+    def _file() -> Path:
+        return user_cache_path("imagemill") / "digests.json"
+
+    @classmethod
+    def read(cls) -> _Known:
+        try:
+            return cls(orjson.loads(cls._file().read_bytes()))
+        except (OSError, orjson.JSONDecodeError):
+            return cls({})  # only a cache: an unreadable one is made anew
+
+    def digest(self, path: Path) -> str:
+        stat = path.stat()
+        key = f"{path} {stat.st_size} {stat.st_mtime_ns}"
+        if key not in self._digests:
+            with path.open("rb") as file:
+                self._digests[key] = file_digest(file, "sha256").hexdigest()
+            self._changed = True
+        return self._digests[key]
+
+    def write(self) -> None:
+        if not self._changed:
+            return
+        file = self._file()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(orjson.dumps(self._digests))
+        except OSError:
+            return  # a read-only home costs only time
+
+
+def _commit(repo: str, revision: str | None) -> str:
+    if revision and _COMMIT.match(revision):
+        return revision
+    # Slow to import, and not needed for local folders.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        with suppress(LocalEntryNotFoundError):
+            folder = snapshot_download(
+                repo, revision=revision, local_files_only=True, allow_patterns=["*.json"]
+            )
+            return Path(folder).name
+        return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
+    except Exception as error:  # of the hub, of its HTTP library, or that this is no repository
+        raise FatalError(
+            f"model {repo} is not on this machine, and the hub said {type(error).__name__}",
+            "Download it first, or name a local folder in models.toml.",
+        ) from error

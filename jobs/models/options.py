@@ -1,0 +1,64 @@
+"""How a model runs on its device: names and types of models.toml, handed to diffusers as they are.
+
+worker/pipelines/placement.py applies them. What diffusers refuses is an error at worker start.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+Argument = bool | int | float | str
+
+
+class Quantization(BaseModel):
+    """Weights in fewer bits.
+
+    components: of the pipeline, usually "transformer"; kind: with torchao, the name of its
+    configuration class; arguments: of that class, or of diffusers' for bitsandbytes.
+    """
+
+    model_config = _STRICT
+
+    backend: Literal["torchao", "bitsandbytes_4bit", "bitsandbytes_8bit"]
+    components: Annotated[tuple[str, ...], Field(min_length=1)] = ("transformer",)
+    kind: str = "Int8WeightOnlyConfig"
+    arguments: dict[str, Argument] = {}
+
+
+class StepCache(BaseModel):
+    """Steps that reuse what an earlier step computed.
+
+    kind: the name of diffusers' configuration without "Config", for example "FirstBlockCache";
+    arguments: of that configuration, for example {threshold = 0.1}.
+    """
+
+    model_config = _STRICT
+
+    kind: str
+    arguments: dict[str, Argument] = {}
+
+
+class Options(BaseModel):
+    """Device options of a model.
+
+    compile: regionally, which costs a minute at start; channels_last: convolutions on GPUs;
+    attention: a backend of diffusers by name; vae_slicing, vae_tiling: less memory for decoding;
+    offload: weights wait in main memory, "model" by component, "sequential" by layer;
+    sleep: seconds that each batch of the null model lasts.
+    """
+
+    model_config = _STRICT
+
+    compile: bool = False
+    channels_last: bool = False
+    attention: str | None = None
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    offload: Literal["model", "sequential"] | None = None
+    quantization: Quantization | None = None
+    step_cache: StepCache | None = None
+    sleep: Annotated[float, Field(ge=0)] = 0.0

@@ -1,0 +1,251 @@
+"""The models table: what each model is and what it takes, read from models.toml without torch.
+
+A model is found by its name in the table, as a local pipeline folder, or as the name of a
+diffusers repository ("org/name"). An adapter is named after a colon: "sdxl:outline".
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jobs.errors import InvalidRequest, UsageError
+from jobs.models.families import FAMILIES, Capability, Family, family_named
+from jobs.models.inspection import inspect_folder
+from jobs.models.options import Options
+from jobs.requests import MAX_INPUTS, PixelSize
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+NULL_REPO = "null:"  # of models without weights (worker/null.py)
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+_REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+
+class Adapter(BaseModel):
+    """A LoRA of a model: a local file or folder, or a repository, with its weight."""
+
+    model_config = _STRICT
+
+    repo: str
+    revision: str | None = None
+    weight: float = 1.0
+
+
+class ControlNet(BaseModel):
+    """One ControlNet of a model; their order in the table is the order of `control_images`."""
+
+    model_config = _STRICT
+
+    repo: str
+    revision: str | None = None
+
+
+class Model(BaseModel):
+    """One row of the models table.
+
+    repo: a repository, or a folder relative to the models.toml that names it.
+    batch_width: requests a pipeline call; a power of two, because only at those widths a pixel
+        was found not to depend on its neighbours.
+    family: an entry of jobs.models.families; without one the pipeline's class tells it.
+    takes, size_multiple, max_inputs, strength: those of the family, unless the row says less.
+    size: default (width, height) in pixels; size_multiple: what both must be a multiple of.
+    max_inputs: images that one edit takes; strength: its default, the pipeline's own if None.
+    adapters_mib: memory for adapters that stay loaded, least recently used ones leave first.
+    threads: CPU threads of the device process, part of a result's identity on the CPU.
+    seconds_per_image: a guess that sizes chunks, and estimates until a rate has been measured.
+    options: see jobs.models.options.
+    """
+
+    model_config = _STRICT
+
+    repo: str
+    revision: str | None = None
+    description: str = ""
+    family: str | None = None
+    takes: tuple[Capability, ...] = ("generate", "negative_prompt", "guidance_scale")
+    controlnets: dict[str, ControlNet] = {}
+    adapters: dict[str, Adapter] = {}
+    adapters_mib: Annotated[int, Field(ge=1)] = 1024
+    batch_width: Annotated[int, Field(ge=1, le=256)] = 1
+    size: tuple[PixelSize, PixelSize] = (1024, 1024)
+    size_multiple: Annotated[int, Field(ge=1)] = 8
+    max_size: PixelSize = 2048
+    max_inputs: Annotated[int, Field(ge=1, le=MAX_INPUTS)] = 1
+    steps: Annotated[int, Field(ge=1, le=50)] = 20
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    dtype: Dtype = "float32"
+    scheduler: str | None = None
+    threads: Annotated[int, Field(ge=1)] = 2
+    seconds_per_image: Annotated[float, Field(gt=0)] = 2.0
+    options: Options = Options()
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_from_family(cls, row: Any) -> Any:
+        """A row that says nothing else takes all that its family takes."""
+        family = FAMILIES.get(str(row.get("family"))) if isinstance(row, dict) else None
+        if family is None:
+            return row
+        usual = {
+            "size_multiple": family.size_multiple,
+            "max_inputs": family.inputs,
+            "strength": family.strength,
+        }
+        return {"takes": family.takes} | usual | row
+
+    @model_validator(mode="after")
+    def check_row(self) -> Self:
+        """Refuse what would make pixels depend on their neighbours, or what the family cannot."""
+        if self.batch_width & (self.batch_width - 1):
+            raise ValueError(f"batch_width must be a power of two, not {self.batch_width}")
+        if any(side % self.size_multiple for side in self.size):
+            raise ValueError(f"size {self.size} is no multiple of {self.size_multiple}")
+        if self.options.step_cache and self.batch_width > 1:
+            raise ValueError("options.step_cache decides for whole batches: batch_width must be 1")
+        if self.family is not None:
+            if self.family not in FAMILIES:
+                raise ValueError(f"family must be one of {', '.join(FAMILIES)}")
+            self.check_family(family_named(self.family), self.family)
+        return self
+
+    def check_family(self, family: Family, name: str) -> None:
+        """Refuse what pipelines of the family cannot do.
+
+        Raises:
+            ValueError: it names the field.
+        """
+        if surplus := set(self.takes) - set(family.takes):
+            raise ValueError(f"takes: family {name} has no {', '.join(sorted(surplus))}")
+        if self.size_multiple % family.size_multiple:
+            raise ValueError(f"size_multiple must be a multiple of {family.size_multiple}")
+        if self.max_inputs > family.inputs:
+            raise ValueError(f"max_inputs: family {name} takes {family.inputs}")
+        if self.batch_width > 1 and not family.batches:
+            raise ValueError(f"batch_width must be 1: family {name} renders one request a call")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A model and the adapter that a request named (empty for the bare model)."""
+
+    model: str
+    adapter: str
+
+
+@dataclass(frozen=True)
+class ModelTable:
+    """All models that a deployment knows by name. `folder` is where relative repos start.
+
+    closed: it has no other models, so that a stranger can name neither a folder nor a repository.
+    """
+
+    default: str
+    models: dict[str, Model]
+    folder: Path
+    closed: bool = False
+
+    @property
+    def usual(self) -> list[str]:
+        """What workers serve when nobody says: all that draw, the default first."""
+        drawing = [name for name, model in self.models.items() if model.repo != NULL_REPO]
+        return sorted(drawing or self.models, key=lambda name: name != self.default)
+
+    def get(self, name: str) -> Model:
+        """The model of that name, folder or repository.
+
+        Raises:
+            InvalidRequest: there is no such model; the message lists the known ones.
+        """
+        if name in self.models:
+            return self.models[name]
+        if not self.closed and (Path(name) / "model_index.json").is_file():
+            folder = Path(name).resolve()
+            return Model.model_validate(inspect_folder(folder, str(folder)))
+        if not self.closed and _REPOSITORY.match(name):
+            return Model(repo=name)
+        raise InvalidRequest(
+            "model",
+            f"unknown model {name!r}; known: {', '.join(sorted(self.models))}",
+            "model_not_found",
+        )
+
+    def route(self, name: str | None) -> Route:
+        """Split "model", "model:adapter" or, with one model in the table, just "adapter".
+
+        Raises:
+            InvalidRequest: the model or the adapter does not exist.
+        """
+        if name is None:
+            return Route(self.default, "")
+        if name in self.models:
+            return Route(name, "")
+        model, colon, adapter = name.rpartition(":")
+        if colon and model in self.models:
+            if adapter not in self.models[model].adapters:
+                known = ", ".join(sorted(self.models[model].adapters)) or "none"
+                raise InvalidRequest(
+                    "model",
+                    f"{model!r} has no adapter {adapter!r}; it has: {known}",
+                    "model_not_found",
+                )
+            return Route(model, adapter)
+        if len(self.models) == 1 and name in self.models[self.default].adapters:
+            return Route(self.default, name)
+        self.get(name)
+        return Route(name, "")
+
+    def source(self, weights: Model | Adapter | ControlNet) -> str | Path:
+        """Where weights are: an existing folder or file, or a repository's name."""
+        path = self.folder / weights.repo
+        return path if path.exists() else weights.repo
+
+
+class _Table(BaseModel):
+    model_config = _STRICT
+
+    default: str
+    models: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], Model],
+        Field(min_length=1),
+    ]
+
+    @model_validator(mode="after")
+    def check_default(self) -> Self:
+        if self.default not in self.models:
+            raise ValueError(f"default {self.default!r} is not one of the models")
+        return self
+
+
+def load_models(path: Path | None = None) -> ModelTable:
+    """Read a models.toml; the built-in one when no path is given.
+
+    Raises:
+        UsageError: the file is missing, is not TOML, or a row is wrong; names file, row and field.
+    """
+    file = path or builtin_models()
+    try:
+        table = _Table.model_validate(tomllib.loads(file.read_text("utf-8")))
+    except OSError as error:
+        raise UsageError(
+            f"models table {file}: {error.strerror}", "Check --models-file."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"models table {file} is not TOML: {error}") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UsageError("\n".join([f"models table {file} is wrong:", *lines])) from error
+    return ModelTable(table.default, table.models, file.parent.resolve())
+
+
+def builtin_models() -> Path:
+    """The models.toml that ships with imagemill."""
+    return Path(str(resources.files("configs") / "models.toml"))

@@ -1,0 +1,1 @@
+"""A run's files: where they lie, what they hold. The only place that opens storage."""

@@ -1,0 +1,209 @@
+"""Turns a run's parts into the dataset that people load: metadata.jsonl, errors.jsonl, run.json.
+
+Works shard by shard, so memory does not grow with the run; anyone may call it, any number of times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+from pydantic import TypeAdapter
+
+from jobs.errors import FatalError
+from jobs.output import layout
+from jobs.output.plan import Plan, read_shard
+from jobs.output.records import encode_part, parts_by_shard, read_part
+from jobs.output.storage import Storage
+from jobs.requests import Request
+
+RunState = Literal["running", "cancelled", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What run.json holds.
+
+    unreachable: rejected ones whose inputs could not be fetched, so that another try may succeed;
+    stacks: what rendered how many images; device_seconds: render time summed over devices;
+    the other seconds are summed over images; invalid: lines that --skip-invalid left out.
+    """
+
+    run_id: str
+    state: RunState
+    manifest: str
+    seed: int
+    created_at: str
+    requests: int
+    done: int = 0
+    failed: int = 0
+    rejected: int = 0
+    unreachable: int = 0
+    invalid: int = 0
+    reused: int = 0
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    stacks: list[dict[str, Any]] = field(default_factory=list)
+    first_record_at: str = ""
+    last_record_at: str = ""
+    finished_at: str = ""
+    device_seconds: float = 0.0
+    seconds_load: float = 0.0
+    seconds_encode: float = 0.0
+    seconds_store: float = 0.0
+
+    @property
+    def without_image(self) -> int:
+        """Requests of the manifest that have no image."""
+        return self.failed + self.rejected + self.invalid
+
+    @property
+    def worth_trying_again(self) -> bool:
+        """Whether a request without an image may get one next time."""
+        return bool(self.failed or self.unreachable)
+
+    @property
+    def seconds(self) -> float:
+        """From the first to the last record."""
+        if not self.first_record_at:
+            return 0.0
+        first, last = map(datetime.fromisoformat, (self.first_record_at, self.last_record_at))
+        return (last - first).total_seconds()
+
+
+_SUMMARY = TypeAdapter(Summary)
+
+
+class IncompleteRun(FatalError):
+    """Some requests have no record yet; `missing` counts them."""
+
+    def __init__(self, run_id: str, missing: int) -> None:
+        super().__init__(f"run {run_id}: {missing} requests have no record yet", "Resume the run.")
+        self.missing = missing
+
+
+def write_summary(storage: Storage, summary: Summary) -> None:
+    storage.write(layout.RUN, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+
+
+def read_summary(storage: Storage) -> Summary | None:
+    """The run.json of an output location; None if there is none."""
+    try:
+        return _SUMMARY.validate_json(storage.read(layout.RUN))
+    except FileNotFoundError:
+        return None
+
+
+def planned(plan: Plan, state: RunState = "running") -> Summary:
+    """The summary of a run that has not finished."""
+    return Summary(
+        run_id=plan.run_id,
+        state=state,
+        manifest=plan.manifest,
+        seed=plan.seed,
+        created_at=plan.created_at,
+        requests=plan.requests,
+        invalid=plan.invalid,
+        reused=plan.reused,
+        fingerprints=plan.fingerprints,
+    )
+
+
+def write_dataset(storage: Storage, plan: Plan) -> Summary:
+    """Write the dataset of a run whose every request has a record; returns what run.json says.
+
+    Raises:
+        IncompleteRun: a request has no record; nothing is replaced.
+    """
+    tally = _Tally()
+    with storage.writer(layout.METADATA) as images, storage.writer(layout.ERRORS) as errors:
+        for row in _invalid_rows(storage, plan):
+            errors.write(encode_part([row]))
+        for shard in rows_by_shard(storage, plan):
+            # The index is the plan's: a reused record may stand on another line now.
+            rows = [row | {"index": request.index} for request, row in shard if row]
+            if len(rows) < len(shard):
+                raise IncompleteRun(plan.run_id, len(shard) - len(rows))
+            images.write(encode_part(row for row in rows if row["status"] == "done"))
+            errors.write(encode_part(row for row in rows if row["status"] != "done"))
+            tally.add(rows)
+    summary = tally.summary(plan)
+    write_summary(storage, summary)
+    return summary
+
+
+def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[dict[str, Any]]:
+    if plan.invalid:
+        yield from read_part(storage, layout.invalid(plan.run_id))
+
+
+def rows_by_shard(
+    storage: Storage, plan: Plan
+) -> Iterator[list[tuple[Request, dict[str, Any] | None]]]:
+    """The requests of each shard in manifest order, each with its record's row if there is one."""
+    parts = parts_by_shard(storage, plan.run_id)
+    for number in range(len(plan.shards)):
+        found: dict[str, dict[str, Any]] = {}
+        for part in parts.get(number, []):
+            for row in read_part(storage, part):
+                found.setdefault(row["job_id"], row)
+        requests = sorted(read_shard(storage, plan.run_id, number), key=lambda r: r.index)
+        yield [(request, found.get(request.job_id)) for request in requests]
+
+
+STACK_FIELDS = (
+    "model", "adapter", "repo", "revision", "fingerprint", "pipeline", "scheduler", "dtype",
+    "device", "device_name", "batch_width", "threads", "versions",
+)  # fmt: skip
+
+
+class _Tally:
+    """Counts and times of all rows that went by."""
+
+    def __init__(self) -> None:
+        self.status: Counter[str] = Counter()
+        self.unreachable = 0
+        self.stacks: Counter[tuple[Any, ...]] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.first, self.last = "", ""
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            self.status[row["status"]] += 1
+            self.unreachable += row.get("code") == "input_unreachable"
+            self.stacks[tuple(row[name] for name in STACK_FIELDS)] += 1
+            for stage in ("load", "render", "encode", "store"):
+                self.seconds[stage] += row[f"seconds_{stage}"]
+            at = row["created_at"]
+            self.first = min(self.first or at, at)
+            self.last = max(self.last, at)
+
+    def summary(self, plan: Plan) -> Summary:
+        stacks = [
+            dict(zip(STACK_FIELDS, stack, strict=True)) | {"images": count}
+            for stack, count in self.stacks.most_common()
+        ]
+        return replace(
+            planned(plan, "finished"),
+            done=self.status["done"],
+            failed=self.status["failed"],
+            rejected=self.status["rejected"],
+            unreachable=self.unreachable,
+            stacks=stacks,
+            first_record_at=self.first,
+            last_record_at=self.last,
+            finished_at=now(),
+            device_seconds=round(self.seconds["render"], 3),
+            seconds_load=round(self.seconds["load"], 3),
+            seconds_encode=round(self.seconds["encode"], 3),
+            seconds_store=round(self.seconds["store"], 3),
+        )
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, microseconds."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,156 @@
+"""What became of one request, with all that is needed to render it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal
+
+import orjson
+
+from jobs.output import layout
+from jobs.output.storage import Storage
+from jobs.requests import Request
+
+Status = Literal["done", "rejected", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What rendered a request, apart from the request: everything that may change a byte.
+
+    fingerprint: of the weights and options; device: "cpu" or "cuda"; device_name: the product;
+    batch_width: images a pipeline call, padding included; threads: CPU threads of the process;
+    versions: "torch 2.13.0, diffusers 0.42.1, …".
+    """
+
+    repo: str
+    revision: str
+    fingerprint: str
+    pipeline: str
+    scheduler: str
+    dtype: str
+    device: str
+    device_name: str
+    batch_width: int
+    threads: int
+    versions: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of each stage. `render` is the batch's time divided by its images."""
+
+    load: float = 0.0
+    render: float = 0.0
+    encode: float = 0.0
+    store: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request's end. Done records have a file; the others have a code and a message.
+
+    sha256 and bytes are of the stored file; created_at is UTC, ISO 8601; prompt_tokens_cut counts
+    the tokens at the prompt's end that the model's text encoder never read.
+    """
+
+    request: Request
+    status: Status
+    stack: Stack
+    worker: str
+    attempt: int
+    created_at: str
+    timings: Timings = Timings()
+    file_name: str = ""
+    sha256: str = ""
+    bytes: int = 0
+    code: str = ""
+    message: str = ""
+    prompt_tokens_cut: int = 0
+
+    def row(self) -> dict[str, Any]:
+        """The flat form that parts and the dataset hold: no nulls, the seed as a string.
+
+        Both for `datasets`, which turns a column of nulls and big integers into float64.
+        """
+        request, key = self.request, self.request.key
+        row: dict[str, Any] = {"file_name": self.file_name} if self.status == "done" else {}
+        row |= {
+            "custom_id": request.custom_id,
+            "index": request.index,
+            "job_id": request.job_id,
+            "status": self.status,
+        }
+        if self.status == "done":
+            row |= {"sha256": self.sha256, "bytes": self.bytes}
+        else:
+            row |= {"code": self.code, "message": self.message}
+        for name in ("guidance_scale", "strength"):
+            if (value := getattr(key, name)) is not None:
+                row[name] = value
+        if key.negative:
+            row["negative_prompt"] = request.negative_prompt
+        # Not "image": a loaded dataset has that column already.
+        if request.images:
+            row["input_images"] = list(request.images)
+        if request.control_images:
+            row["control_images"] = list(request.control_images)
+            row["controlnet_weights"] = list(key.controlnet_weights)
+        return row | {
+            "task": key.task,
+            "prompt": request.prompt,
+            "prompt_tokens_cut": self.prompt_tokens_cut,
+            "model": key.model,
+            "adapter": key.adapter,
+            "seed": str(request.seed),
+            "width": key.width,
+            "height": key.height,
+            "num_inference_steps": key.steps,
+            "response_format": request.format,
+            **_stack_row(self.stack),
+            "worker": self.worker,
+            "attempt": self.attempt,
+            "seconds_load": self.timings.load,
+            "seconds_render": self.timings.render,
+            "seconds_encode": self.timings.encode,
+            "seconds_store": self.timings.store,
+            "created_at": self.created_at,
+        }
+
+
+@cache
+def _stack_row(stack: Stack) -> dict[str, Any]:
+    return asdict(stack)  # slow, and the same for all images that a process renders
+
+
+def encode_part(rows: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+
+
+def write_part(storage: Storage, path: str, records: Iterable[Record]) -> None:
+    storage.write(path, encode_part(record.row() for record in records))
+
+
+def read_part(storage: Storage, path: str) -> Iterator[dict[str, Any]]:
+    """The rows of a part, or of a dataset's metadata.jsonl or errors.jsonl."""
+    with storage.reader(path) as lines:
+        for line in lines:
+            yield orjson.loads(line)
+
+
+def parts_by_shard(storage: Storage, run_id: str) -> dict[int, list[str]]:
+    """The run's parts, complete and interrupted, grouped by plan shard."""
+    folder = layout.parts(run_id)
+    found: dict[int, list[str]] = {}
+    for name in storage.list(folder):
+        if name.endswith(".jsonl"):
+            found.setdefault(layout.shard_of_part(name), []).append(f"{folder}/{name}")
+    return found
+
+
+def chunks_done(storage: Storage, run_id: str) -> set[tuple[int, int]]:
+    """(shard, chunk) of every chunk that is complete, as storage says."""
+    names = storage.list(layout.parts(run_id))
+    return {found for name in names if (found := layout.chunk_of_done_part(name))}

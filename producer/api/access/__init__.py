@@ -1,0 +1,1 @@
+"""Keys and signatures: who may do what. Knows nothing of HTTP."""

@@ -1,0 +1,1 @@
+"""Stored files of teams, and how they are downloaded."""

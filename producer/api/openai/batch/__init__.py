@@ -1,0 +1,1 @@
+"""OpenAI batches: ordinary runs with OpenAI's face. No HTTP below here."""

@@ -1,0 +1,116 @@
+"""The batch endpoints under /openai/v1."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+
+from jobs.errors import InvalidRequest
+from producer.api.admission import Admitted
+from producer.api.facade import Used, in_thread
+from producer.api.files.shelf import find_file, follow, new_id
+from producer.api.openai.batch.lines import Endpoint
+from producer.api.openai.batch.store import Batch, Ticket
+from producer.api.openai.files import ExpiresAfter
+from producer.api.wire.errors import OpenAIErrorBody, declared
+from producer.api.wire.reading import Given, StrictRoute
+
+WINDOW_SECONDS = 24 * 3600
+
+router = APIRouter(
+    prefix="/openai/v1/batches",
+    tags=["Batch"],
+    route_class=StrictRoute,
+    responses=declared(OpenAIErrorBody),
+)
+
+
+class CreateBatchRequest(Given):
+    """A batch to make of an uploaded file."""
+
+    input_file_id: Annotated[str, Field(max_length=64)]
+    endpoint: Endpoint
+    completion_window: Literal["24h"]
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+    output_expires_after: ExpiresAfter | None = None
+
+
+class ListBatchesResponse(BaseModel):
+    """A page of batches, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool
+
+
+@router.post("", response_model_exclude_none=True)
+async def create(
+    body: CreateBatchRequest, facade: Used, caller: Admitted, request: Request
+) -> Batch:
+    """Render the requests of an uploaded file."""
+    file = await in_thread(find_file, facade.storage, caller.team, body.input_file_id)
+    if file.purpose != "batch":
+        raise InvalidRequest("input_file_id", "the file's purpose is not batch")
+    now, expires = int(time.time()), body.output_expires_after
+    ticket = Ticket(
+        id=new_id("batch_"),
+        team=caller.team,
+        input_file_id=file.id,
+        endpoint=body.endpoint,
+        metadata=body.metadata,
+        created_at=now,
+        expires_at=now + WINDOW_SECONDS,
+        base_url=str(request.base_url),
+        output_seconds=expires.seconds if expires else None,
+    )
+    batch = await in_thread(facade.batches.create, ticket)
+    facade.hurry.set()
+    return batch
+
+
+@router.get("", response_model_exclude_none=True)
+async def list_all(
+    facade: Used,
+    caller: Admitted,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> ListBatchesResponse:
+    """The team's batches."""
+
+    def read() -> tuple[list[Batch], bool]:
+        ids = follow(facade.batches.store.ids(caller.team), after, newest_first=True)
+        found = list(islice(facade.batches.listed(caller.team, ids), limit + 1))
+        return found[:limit], len(found) > limit
+
+    batches, more = await in_thread(read)
+    if not batches:
+        return ListBatchesResponse(data=[], has_more=False)
+    return ListBatchesResponse(
+        data=batches, first_id=batches[0].id, last_id=batches[-1].id, has_more=more
+    )
+
+
+@router.get("/{batch_id}", response_model_exclude_none=True)
+async def get(batch_id: str, facade: Used, caller: Admitted) -> Batch:
+    """One batch."""
+    return await in_thread(facade.batches.get, caller.team, batch_id)
+
+
+@router.post("/{batch_id}/cancel", response_model_exclude_none=True)
+async def cancel(batch_id: str, facade: Used, caller: Admitted) -> Batch:
+    """Stop a batch; what is rendered by then is in its output."""
+    batch = await in_thread(facade.batches.cancel, caller.team, batch_id)
+    facade.hurry.set()
+    return batch

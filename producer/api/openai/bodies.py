@@ -1,0 +1,151 @@
+"""Bodies and answers of the image endpoints under /openai/v1.
+
+What OpenAI offers and we cannot do is known here and refused by name, never ignored. Fields of ours
+(seed, num_inference_steps, guidance_scale, negative_prompt, strength) are optional.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from jobs.errors import InvalidRequest
+from jobs.requests import MAX_INPUTS, MAX_SEED, Body, ImageFormat, Prompt
+from producer.api.wire.reading import Given
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+# Field → the values that ask for nothing we lack.
+_CAN: dict[str, tuple[object, ...]] = {
+    "background": ("auto", "opaque"),
+    "input_fidelity": (),
+    "moderation": ("auto",),
+    "partial_images": (0,),
+    "quality": ("auto", "standard"),
+    "stream": (False,),
+    "style": (),
+}
+
+
+class ImageRequest(Given):
+    """What generations and edits share."""
+
+    prompt: Prompt
+    model: Annotated[
+        Annotated[str, Field(min_length=1, max_length=256)] | None,
+        Field(description="A model, or MODEL:ADAPTER; the usual one when not given."),
+    ] = None
+    n: Annotated[Annotated[int, Field(ge=1, le=10)] | None, Field(description="Images.")] = 1
+    size: Annotated[
+        Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$")] | None,
+        Field(description="WIDTHxHEIGHT in pixels; auto is the model's own."),
+    ] = "auto"
+    response_format: Literal["url", "b64_json"] | None = "url"
+    output_format: OutputFormat | None = "png"
+    output_compression: Annotated[
+        Annotated[int, Field(ge=0, le=100)] | None, Field(description="Quality of jpeg and webp.")
+    ] = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    quality: Literal["standard", "hd", "low", "medium", "high", "auto"] | None = "auto"
+    background: Literal["transparent", "opaque", "auto"] | None = "auto"
+    moderation: Literal["low", "auto"] | None = "auto"
+    style: Literal["vivid", "natural"] | None = None
+    input_fidelity: Literal["high", "low"] | None = None
+    stream: bool | None = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    negative_prompt: Prompt | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @property
+    def stored_format(self) -> ImageFormat:
+        """What a worker encodes; lossless where the facade encodes again."""
+        return "jpeg" if self.output_format == "jpeg" and self.is_final else "png"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the worker's file is the answer as it is."""
+        return self.output_format != "webp" and self.output_compression is None
+
+    def to_body(self) -> Body:
+        """One image of it, without inputs.
+
+        Raises:
+            InvalidRequest: it asks for what we cannot do.
+        """
+        for name, values in _CAN.items():
+            value = getattr(self, name)
+            if value is not None and value not in values:
+                raise InvalidRequest(name, f"{value!r} is not supported here", "unsupported")
+        if self.output_compression not in (None, 100) and self.output_format == "png":
+            raise InvalidRequest("output_compression", "png takes none", "unsupported")
+        width, height = self._size()
+        return Body(
+            prompt=self.prompt,
+            model=self.model,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+            response_format=self.stored_format,
+            negative_prompt=self.negative_prompt,
+            strength=self.strength,
+            width=width,
+            height=height,
+        )
+
+    def _size(self) -> tuple[int, int] | tuple[None, None]:
+        if self.size is None or self.size == "auto":
+            return None, None
+        width, height = map(int, self.size.split("x"))
+        if min(width, height) < 16 or max(width, height) > 8192:
+            raise InvalidRequest("size", "sides must be within [16, 8192]")
+        return width, height
+
+
+class CreateImageRequest(ImageRequest):
+    """Text to image."""
+
+
+class ImageRefParam(Given):
+    """An input: a URL (or data URL), or an uploaded file."""
+
+    image_url: Annotated[str, Field(min_length=1, max_length=100 * 2**20)] | None = None
+    file_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.image_url is None) == (self.file_id is None):
+            raise ValueError("give exactly one of image_url and file_id")
+        return self
+
+
+class EditImageBodyJsonParam(ImageRequest):
+    """An edit of one or several images, as JSON."""
+
+    images: Annotated[list[ImageRefParam], Field(min_length=1, max_length=MAX_INPUTS)]
+    mask: ImageRefParam | None = None
+
+
+class CreateImageEditRequest(ImageRequest):
+    """An edit of one or several images, as a form; its files are `image` and `mask`."""
+
+
+class Image(BaseModel):
+    """One image: b64_json or url."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    seed: int
+
+
+class ImagesResponse(BaseModel):
+    """The images. created: Unix seconds."""
+
+    created: int
+    data: list[Image]
+    background: Literal["opaque"] = "opaque"
+    output_format: OutputFormat
+    size: str

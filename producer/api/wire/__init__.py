@@ -1,0 +1,1 @@
+"""How HTTP bodies are read and errors answered. Knows no endpoint."""

@@ -1,0 +1,1 @@
+"""What becomes of runs that are live: looked at, followed, stopped, resumed."""

@@ -1,0 +1,53 @@
+"""One broker as a producer sees it: the runs it knows, and a way to send them on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import redis
+from kombu.utils.url import maybe_sanitize_url
+
+from jobs.broker.app import make_app
+from jobs.broker.connection import connect
+from jobs.broker.dispatch import Dispatcher
+from jobs.broker.runs import Runs
+from jobs.broker.seals import make_seal
+from jobs.errors import TransientError
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Connections are made on first use."""
+
+    url: str
+    runs: Runs
+    dispatcher: Dispatcher
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Turns a lost or refused connection into an error that names the broker.
+
+        Raises:
+            TransientError: the broker cannot be reached.
+        """
+        try:
+            yield
+        except redis.RedisError as error:
+            raise TransientError(
+                f"broker {maybe_sanitize_url(self.url)} cannot be reached: {error}",
+                "Start it, or check --broker. Without one, imagemill run brings its own.",
+            ) from error
+
+    def ping(self) -> None:
+        """Raises TransientError if the broker does not answer."""
+        with self.reached():
+            self.runs.client.ping()
+
+
+def installation(settings: Settings) -> Installation:
+    """The installation whose broker the settings name."""
+    runs = Runs(connect(settings), settings.key_prefix, make_seal(settings))
+    return Installation(settings.broker, runs, Dispatcher(make_app(settings)))

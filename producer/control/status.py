@@ -1,0 +1,254 @@
+"""Where a run stands: from the broker when it knows, from storage when it does not."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from jobs.broker.backlog import Backlog
+from jobs.broker.fleet import Fleet
+from jobs.broker.runs import Progress
+from jobs.errors import FatalError, TransientError, UsageError
+from jobs.output.dataset import Summary, planned, read_summary, write_summary
+from jobs.output.plan import Plan, read_plan
+from jobs.output.records import chunks_done
+from jobs.output.storage import Storage, open_storage
+from producer.control.installation import Installation
+from producer.planning.submission import launch
+
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One run. From storage, `done` counts all settled requests until the run has finished.
+
+    state: as in jobs.broker.runs, or "unfinished" where only storage knows the run; problem: why
+    it is paused; source: who said so. retries, deaths, suspects: as there, 0 from storage;
+    unserved: models that it waits for, as no worker has them; quarantined: messages that were put
+    aside, of all runs together.
+    """
+
+    run_id: str
+    out: str
+    state: str
+    requests: int
+    done: int
+    failed: int
+    chunks: int
+    chunks_done: int
+    source: Literal["broker", "storage"]
+    problem: str = ""
+    retries: int = 0
+    deaths: int = 0
+    suspects: int = 0
+    unserved: tuple[str, ...] = ()
+    quarantined: int = 0
+
+
+def look(name: str, known: Installation) -> Status:
+    """The state of a run, by its id or its output location.
+
+    Raises:
+        UsageError: there is no such run.
+        TransientError: a run id was given and the broker cannot be reached.
+    """
+    if _RUN_ID.fullmatch(name):
+        return _of_progress(_progress(name, known), _look_around(known))
+    storage = open_storage(name)
+    run_id = stored_run(storage)
+    with suppress(TransientError), known.reached():
+        progress = known.runs.progress(run_id)
+        if progress and progress.out == storage.uri:
+            return _of_progress(progress, _look_around(known))
+    return _of_storage(storage, run_id)
+
+
+def list_runs(known: Installation) -> list[Status]:
+    """The runs that the broker knows, newest first."""
+    found, around = list[Status](), _look_around(known)
+    with known.reached():
+        for run_id in known.runs.listed():
+            with suppress(FatalError):  # not of this installation
+                if progress := known.runs.progress(run_id):
+                    found.append(_of_progress(progress, around))
+    return found
+
+
+def quarantined(known: Installation) -> int:
+    """How many messages were put aside because they were not ours; 0 without a broker."""
+    with suppress(TransientError), known.reached():
+        return Backlog(known.runs.client, known.runs.prefix).quarantined()
+    return 0
+
+
+def pause(name: str, known: Installation) -> Status:
+    """Have the workers stop a run after the batches under way, to be resumed later.
+
+    Raises:
+        UsageError: the broker does not know the run, or it has finished.
+    """
+    progress = _unfinished(name, known)
+    with known.reached():
+        known.runs.fail(
+            progress.run_id,
+            f"imagemill pause stopped it.\nimagemill resume {progress.out} goes on.",
+        )
+    return look(progress.run_id, known)
+
+
+def cancel(name: str, known: Installation) -> Status:
+    """Have the workers drop what is left of a run; nothing that is rendered is lost.
+
+    Raises:
+        UsageError: the broker does not know the run, or it has finished.
+    """
+    progress = _unfinished(name, known)
+    run_id = progress.run_id
+    with known.reached():
+        known.runs.set_state(run_id, "cancelled")
+    storage = open_storage(progress.out)
+    write_summary(storage, replace(_summary(storage, run_id), state="cancelled"))
+    return _of_progress(replace(progress, state="cancelled"), _look_around(known))
+
+
+def resume(name: str, known: Installation) -> Status:
+    """Send what is left of a run again, from storage alone; also after Redis was wiped.
+
+    Raises:
+        UsageError: there is no such run, or it has finished.
+        TransientError: the broker cannot be reached.
+    """
+    out = _progress(name, known).out if _RUN_ID.fullmatch(name) else name
+    storage = open_storage(out)
+    run_id = name if _RUN_ID.fullmatch(name) else stored_run(storage)
+    summary = read_summary(storage)
+    if summary and summary.run_id == run_id and summary.state == "finished":
+        raise UsageError(
+            f"run {run_id} has finished already: {out}",
+            "If images failed, run or submit its manifest again: only those are tried.",
+        )
+    known.ping()
+    plan = _plan(storage, run_id)
+    write_summary(storage, planned(plan))  # it may have been cancelled
+    with known.reached():
+        launch(plan, storage, known.runs, known.dispatcher)
+    return look(out, known)
+
+
+def stored_run(storage: Storage) -> str:
+    """The id of the run that wrote last to an output location.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if summary := read_summary(storage):
+        return summary.run_id
+    raise UsageError(
+        f"{storage.uri} is neither the output of a run nor a run id",
+        "imagemill status lists the runs that the broker knows.",
+    )
+
+
+def finished_run(storage: Storage) -> str:
+    """The id of the run that an output location holds the dataset of.
+
+    Raises:
+        UsageError: there is none.
+    """
+    summary = read_summary(storage)
+    if summary is None or summary.state != "finished":
+        raise UsageError(
+            f"{storage.uri} holds no finished run", "Run its manifest to the end first."
+        )
+    return summary.run_id
+
+
+def _progress(run_id: str, known: Installation) -> Progress:
+    with known.reached():
+        progress = known.runs.progress(run_id)
+    if progress is None:
+        raise UsageError(
+            f"run {run_id} is not known to the broker, so nothing of it is under way",
+            "imagemill status OUT tells what storage has of it, imagemill resume OUT goes on.",
+        )
+    return progress
+
+
+def _unfinished(name: str, known: Installation) -> Progress:
+    run_id = name if _RUN_ID.fullmatch(name) else stored_run(open_storage(name))
+    progress = _progress(run_id, known)
+    if progress.state == "finished":
+        raise UsageError(f"run {run_id} has finished already: {progress.out}", "Nothing to stop.")
+    return progress
+
+
+def _plan(storage: Storage, run_id: str) -> Plan:
+    plan = read_plan(storage, run_id)
+    if plan is None:
+        raise UsageError(f"{storage.uri} has no complete plan of run {run_id}", "Submit it again.")
+    return plan
+
+
+def _summary(storage: Storage, run_id: str) -> Summary:
+    summary = read_summary(storage)
+    same = summary is not None and summary.run_id == run_id
+    return summary if summary and same else planned(_plan(storage, run_id))
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What is the same for all runs of an installation: models with workers, messages put aside."""
+
+    served: frozenset[str]
+    quarantined: int
+
+
+def _look_around(known: Installation) -> _Around:
+    with known.reached():
+        workers = Fleet(known.runs.client, known.runs.prefix).workers()
+    served = frozenset(model for worker in workers for model in worker.models)
+    return _Around(served, quarantined(known))
+
+
+def _of_progress(progress: Progress, around: _Around) -> Status:
+    unserved = set(progress.models) - around.served if progress.state == "running" else ()
+    return Status(
+        run_id=progress.run_id,
+        out=progress.out,
+        state=progress.state,
+        requests=progress.requests,
+        done=progress.done,
+        failed=progress.failed,
+        chunks=progress.chunks,
+        chunks_done=progress.chunks_done,
+        source="broker",
+        problem=progress.problem,
+        retries=progress.retries,
+        deaths=progress.deaths,
+        suspects=progress.suspects,
+        unserved=tuple(sorted(unserved)),
+        quarantined=around.quarantined,
+    )
+
+
+def _of_storage(storage: Storage, run_id: str) -> Status:
+    plan = _plan(storage, run_id)
+    summary = _summary(storage, run_id)
+    complete = chunks_done(storage, run_id)
+    sizes = [plan.shards[s].chunks[c].stop - plan.shards[s].chunks[c].start for s, c in complete]
+    ended = summary.state == "finished"
+    in_chunks = sum(c.stop - c.start for shard in plan.shards for c in shard.chunks)
+    return Status(
+        run_id=run_id,
+        out=storage.uri,
+        state=summary.state if summary.state != "running" else "unfinished",
+        requests=plan.requests,
+        done=summary.done if ended else plan.requests - in_chunks + sum(sizes),
+        failed=summary.failed + summary.rejected if ended else 0,
+        chunks=plan.chunks,
+        chunks_done=len(complete),
+        source="storage",
+    )

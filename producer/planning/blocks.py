@@ -1,0 +1,248 @@
+"""Blocks of manifest lines → plan shards: validate, seed, group, cut into chunks.
+
+Long manifests are planned by several processes; the order of the blocks is kept.
+"""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import os
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from itertools import chain, islice
+from multiprocessing import get_context
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.children import die_with_parent
+from jobs.errors import InvalidRequest, LineError
+from jobs.models.fingerprints import route_digest
+from jobs.models.table import ModelTable
+from jobs.output.plan import Chunk, encode_shard
+from jobs.output.storage import Storage
+from jobs.requests import BatchKey, Request
+from producer.planning.intake import Intake, local_folder
+from producer.planning.manifest import Block, parse_line, read_blocks
+from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
+
+CHUNK_SECONDS = 30.0  # device time that one message stands for
+CHUNK_REQUESTS = 1024  # at most, so that an interrupted chunk of fast images loses little
+PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process starts
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBlock:
+    """One block of lines, planned. Arrays are in the order of the shard's rows.
+
+    shard: its file; raw: the block's lines, gzipped; identities and jobs: the first 8 bytes of what
+    identifies each line and of each job id; numbers: line numbers from 1.
+    """
+
+    shard: bytes
+    raw: bytes
+    chunks: tuple[Chunk, ...]
+    groups: Counter[BatchKey]
+    identities: Hashes
+    jobs: Hashes
+    numbers: npt.NDArray[np.int64]
+    errors: list[LineError] = field(default_factory=list)
+    missing: str | None = None  # a model whose fingerprint is needed first
+
+    @property
+    def requests(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans blocks; holds nothing that changes, so it can be sent to another process."""
+
+    table: ModelTable
+    options: PlanOptions
+    fingerprints: dict[str, str]
+    intake: Intake
+
+    def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
+        """Plan one block without the lines whose numbers are excluded."""
+        resolver = Resolver(self.table, self.options, self.fingerprints, self.intake)
+        errors = list(block.errors)
+        rows: defaultdict[int, list[Request]] = defaultdict(list)  # by the identity of their key
+        try:
+            for number, raw in block.numbered():
+                if number in exclude:
+                    continue
+                line = parse_line(number, raw)
+                if isinstance(line, list):
+                    errors += line
+                    continue
+                try:
+                    request = resolver.resolve(number, line)
+                except InvalidRequest as error:
+                    name = line.custom_id or ""
+                    errors.append(LineError(number, name, error.field, error.reason))
+                else:
+                    rows[id(request.key)].append(request)
+        except UnknownFingerprint as unknown:
+            return _planned([], (), b"", errors, missing=unknown.model)
+        grouped = sorted(rows.values(), key=_order)
+        groups = Counter({group[0].key: len(group) for group in grouped})
+        raw_lines = gzip.compress(b"".join(block.lines), compresslevel=1, mtime=0)
+        requests = list(chain.from_iterable(grouped))
+        return _planned(requests, tuple(self._chunks(groups)), raw_lines, errors, groups)
+
+    def _chunks(self, groups: Counter[BatchKey]) -> Iterator[Chunk]:
+        """Ranges of about CHUNK_SECONDS, in whole batches, each of one model."""
+        start = 0
+        sizes: dict[str, int] = {}
+        for key, count in groups.items():
+            sizes[key.model] = sizes.get(key.model, 0) + count
+        for model, count in sizes.items():
+            spec = self.table.get(model)
+            wanted = min(CHUNK_REQUESTS, int(CHUNK_SECONDS / spec.seconds_per_image))
+            size = max(1, wanted // spec.batch_width) * spec.batch_width
+            for first in range(start, start + count, size):
+                yield Chunk(model, first, min(first + size, start + count))
+            start += count
+
+
+def _order(group: list[Request]) -> tuple[str, ...]:
+    """Requests of one model lie together, and within it those of one adapter."""
+    key = group[0].key
+    return (key.model, key.adapter, repr(key))
+
+
+def _planned(
+    rows: list[Request],
+    chunks: tuple[Chunk, ...],
+    raw: bytes,
+    errors: list[LineError],
+    groups: Counter[BatchKey] | None = None,
+    missing: str | None = None,
+) -> PlannedBlock:
+    jobs = bytes.fromhex("".join(request.job_id[:16] for request in rows))
+    # A custom_id identifies its line; without one the whole request does, its seed included.
+    identities = b"".join(
+        blake2b(request.custom_id.encode(), digest_size=8).digest()
+        if request.custom_id
+        else bytes.fromhex(request.job_id[:16])
+        for request in rows
+    )
+    return PlannedBlock(
+        shard=encode_shard(rows),
+        raw=raw,
+        chunks=chunks,
+        groups=groups if groups is not None else Counter(),
+        identities=np.frombuffer(identities, np.uint64),
+        jobs=np.frombuffer(jobs, np.uint64),
+        numbers=np.array([request.index + 1 for request in rows], np.int64),
+        errors=errors,
+        missing=missing,
+    )
+
+
+def plan_blocks(
+    manifest: str,
+    table: ModelTable,
+    options: PlanOptions,
+    fingerprints: dict[str, str],
+    storage: Storage | None = None,
+) -> Iterator[PlannedBlock]:
+    """Every block of a manifest, planned, duplicates refused. Adds to `fingerprints` as it goes.
+
+    storage: where the bytes of input images go; without it they are only checked.
+
+    Raises:
+        UsageError, FatalError: the manifest, or a model that it names, cannot be read.
+    """
+    blocks = read_blocks(manifest, options.limit)
+    head = list(islice(blocks, PARALLEL_BLOCKS))
+    folder = local_folder(manifest) if options.local_files else None
+    intake = Intake(storage, folder, frozenset(options.stores))
+    planner = Planner(table, options, fingerprints, intake)
+    if head:  # so that the other processes know the fingerprints that most manifests need
+        _learn_fingerprints(planner, head[0])
+    seen = _Seen()
+    planned = (
+        _in_parallel(planner, chain(head, blocks))
+        if len(head) == PARALLEL_BLOCKS
+        else ((block, planner.plan(block)) for block in head)
+    )
+    for block, result in planned:
+        if result.missing is not None:
+            result = _learn_fingerprints(planner, block)
+        again = result.numbers[seen.add(result.identities)]
+        if again.size:
+            errors = [LineError(int(number), "", "", _DUPLICATE) for number in again]
+            result = planner.plan(block, frozenset(again.tolist()))
+            result = replace(result, errors=result.errors + errors)
+        yield result
+
+
+def _learn_fingerprints(planner: Planner, block: Block) -> PlannedBlock:
+    """Plan a block, after the fingerprints of all its models are known."""
+    while (missing := (result := planner.plan(block)).missing) is not None:
+        planner.fingerprints[missing] = route_digest(planner.table, missing)
+    return result
+
+
+_DUPLICATE = (
+    "repeats an earlier line: custom_ids must be unique, and a line without one must differ from "
+    "all others (give each a custom_id or a seed)"
+)
+
+
+def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
+    workers = min(os.cpu_count() or 1, 4)
+    pending: deque[tuple[Block, Future[PlannedBlock]]] = deque()
+    # Spawned: storage clients and their threads do not survive a fork.
+    # Blocks hold no cycles, and collecting garbage among millions of live objects is slow.
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_child) as pool:
+        try:
+            for block in blocks:
+                pending.append((block, pool.submit(planner.plan, block)))
+                if len(pending) > 2 * workers:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_child() -> None:
+    """A killed command must leave no process behind that waits for work for ever."""
+    gc.disable()
+    die_with_parent()
+
+
+class _Seen:
+    """A set of 64-bit hashes: sorted arrays, each at least twice as long as the next.
+
+    8 bytes an entry where a Python set takes about 70. Two different custom_ids share a hash once
+    in 10 million manifests of a million lines.
+    """
+
+    def __init__(self) -> None:
+        self._sorted: list[Hashes] = []
+
+    def add(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Add all; true where a hash was there before or earlier in `hashes`."""
+        merged, first = np.unique(hashes, return_index=True)
+        known = np.ones(hashes.size, np.bool_)
+        known[first] = False
+        for array in self._sorted:
+            at = np.minimum(np.searchsorted(array, hashes), array.size - 1)
+            known |= array[at] == hashes
+        while self._sorted and self._sorted[-1].size < 2 * merged.size:
+            merged = np.sort(np.concatenate([self._sorted.pop(), merged]))
+        if merged.size:
+            self._sorted.append(merged)
+        return known

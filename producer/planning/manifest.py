@@ -1,0 +1,191 @@
+"""Reads a manifest: JSONL, plain or .gz, local or any fsspec URI; one request a line.
+
+Two forms, also mixed: OpenAI Batch lines ({"custom_id", "method", "url", "body"}) and bare bodies
+with an optional "custom_id". Blank lines are skipped.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from hashlib import file_digest
+from io import BufferedReader
+from typing import IO, Annotated, Any, Literal
+
+import fsspec
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from jobs.errors import FatalError, LineError, UsageError
+from jobs.output.plan import SHARD_LINES
+from jobs.requests import STRICT, Body, Task
+
+MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
+BLOCK_BYTES = 16 << 20  # of lines with images: what a block holds beside its last line
+READ_BYTES = 1 << 20
+MAX_CUSTOM_ID = 512  # characters
+
+CustomId = Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)]
+
+
+class BareLine(Body):
+    """A body with an optional custom_id; an edit if it has an `image`."""
+
+    custom_id: CustomId | None = None
+
+    @property
+    def body(self) -> Body:
+        return self
+
+    @property
+    def task(self) -> Task:
+        return "generate" if self.image is None else "edit"
+
+
+class BatchLine(BaseModel):
+    """A line of OpenAI's Batch API."""
+
+    model_config = STRICT
+
+    custom_id: CustomId
+    method: Literal["POST"]
+    url: Literal["/v1/images/generations", "/v1/images/edits"]
+    body: Body
+
+    @property
+    def task(self) -> Task:
+        return "generate" if self.url == "/v1/images/generations" else "edit"
+
+
+Line = BareLine | BatchLine
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive lines, the first of them line number `first` (from 1) of the manifest.
+
+    A line that is too long to read is blank here, and has its error.
+    """
+
+    first: int
+    lines: list[bytes] = field(default_factory=list)
+    errors: list[LineError] = field(default_factory=list)
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The lines that are not blank, with their numbers."""
+        return ((n, raw) for n, raw in enumerate(self.lines, self.first) if not raw.isspace())
+
+
+def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
+    """The line's request, or every reason why it is none."""
+    # Cheap and almost always right; what it gets wrong is parsed again below.
+    form: type[Line] = BatchLine if b'"body"' in raw else BareLine
+    try:
+        # What model_validate_json calls, without its half a microsecond of checking options.
+        line: Line = form.__pydantic_validator__.validate_json(raw)
+        return line
+    except ValidationError as error:
+        wrong = error
+    try:
+        content = from_json(raw, allow_inf_nan=True)
+    except ValueError as reason:
+        return [LineError(number, "", "", _json_reason(raw, reason))]
+    if not isinstance(content, dict):
+        return [LineError(number, "", "", "must be a JSON object")]
+    if (right := BatchLine if "body" in content else BareLine) is not form:
+        try:
+            return right.model_validate_json(raw)
+        except ValidationError as error:
+            wrong = error
+    custom_id = content.get("custom_id")
+    name = custom_id if isinstance(custom_id, str) else ""
+    return list(dict.fromkeys(_line_error(number, name, e, right) for e in wrong.errors()))
+
+
+def _json_reason(raw: bytes, reason: ValueError) -> str:
+    if raw.startswith(b"\xef\xbb\xbf"):
+        return "starts with a byte order mark; save the file as plain UTF-8"
+    return f"not valid JSON: {str(reason).replace(' at line 1 column ', ' at column ')}"
+
+
+def _line_error(
+    number: int, custom_id: str, error: ErrorDetails, form: type[BaseModel]
+) -> LineError:
+    in_body = error["loc"][:1] == ("body",)
+    # Unions add the name of each alternative to the location; the field itself is enough.
+    field_name = str(error["loc"][1 if in_body and len(error["loc"]) > 1 else 0])
+    match error["type"]:
+        case "missing":
+            reason = "is required"
+        case "extra_forbidden":
+            known = (Body if in_body else form).model_fields
+            near = get_close_matches(field_name, known, n=1)
+            reason = "unknown field" + (f"; did you mean {near[0]!r}?" if near else "")
+        case _:
+            reason = f"{error['msg'][:1].lower()}{error['msg'][1:]}{_got(error['input'])}"
+    return LineError(number, custom_id, f"body.{field_name}" if in_body else field_name, reason)
+
+
+def _got(value: Any) -> str:
+    text = repr(value)
+    return f" (got {text if len(text) <= 60 else text[:57] + '...'})"
+
+
+def read_blocks(uri: str, limit: int | None = None) -> Iterator[Block]:
+    """The manifest's lines, at most SHARD_LINES or BLOCK_BYTES a block, `limit` requests in all.
+
+    Raises:
+        UsageError: there is no such file. FatalError: it cannot be read.
+    """
+    with _open(uri) as stream:
+        block, size, requests = Block(1), 0, 0
+        for raw in iter(lambda: stream.readline(MAX_LINE + 1), b""):
+            number = block.first + len(block.lines)
+            if len(raw) > MAX_LINE:
+                block.errors.append(LineError(number, "", "", f"is longer than {MAX_LINE} bytes"))
+                _skip_line(stream, raw)
+                requests += 1
+                raw = b"\n"
+            block.lines.append(raw)
+            size += len(raw)
+            if limit is not None:
+                requests += not raw.isspace()
+                if requests == limit:
+                    break
+            if len(block.lines) == SHARD_LINES or size > BLOCK_BYTES:
+                yield block
+                block, size = Block(number + 1), 0
+        if block.lines:
+            yield block
+
+
+def manifest_digest(uri: str) -> str:
+    """SHA-256 of the manifest's bytes as they lie in storage.
+
+    Raises: as read_blocks.
+    """
+    with _open(uri, compression=None) as stream:
+        return file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _open(uri: str, compression: str | None = "infer") -> Iterator[BufferedReader]:
+    try:
+        with fsspec.open(uri, "rb", compression=compression) as file:
+            # An object store's files do not know how to read at most so much of a line.
+            with BufferedReader(file, READ_BYTES) as stream:
+                yield stream
+    except FileNotFoundError as error:
+        raise UsageError(f"manifest {uri} does not exist", "Check the path.") from error
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"manifest {uri}: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a torn .gz
+        raise FatalError(f"manifest {uri} cannot be read: {error}", "Check the file.") from error
+
+
+def _skip_line(stream: IO[bytes], raw: bytes) -> None:
+    while raw and not raw.endswith(b"\n"):
+        raw = stream.readline(MAX_LINE)

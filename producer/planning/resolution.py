@@ -1,0 +1,204 @@
+"""Fills every default of a line in and checks it against what its model takes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from jobs.errors import InvalidRequest
+from jobs.ids import derive_seed, job_id
+from jobs.models.table import Model, ModelTable
+from jobs.requests import BatchKey, Body, ImageFormat, ImageInput, Input, Request, Task
+from producer.planning.intake import Intake
+from producer.planning.manifest import Line
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What a submission decides for all its lines.
+
+    seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read;
+    local_files: whether inputs may be files of this machine; stores: see jobs.inputs.stores.
+    """
+
+    seed: int = 0
+    model: str | None = None
+    format: ImageFormat = "jpeg"
+    limit: int | None = None
+    skip_invalid: bool = False
+    local_files: bool = False
+    stores: tuple[str, ...] = ()
+
+
+class UnknownFingerprint(Exception):
+    """The resolver has met a model whose fingerprint it was not given."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+_OF_ONE_LINE = frozenset(
+    ("prompt", "custom_id", "seed", "negative_prompt", "image", "control_images")
+)
+_Key = tuple[BatchKey, ImageFormat, bytes]  # …, their canonical form
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Turns lines into requests. Equal batch keys of one resolver are one object.
+
+    intake: what takes inputs in; without one they stay as they are.
+    """
+
+    table: ModelTable
+    options: PlanOptions
+    fingerprints: Mapping[str, str]
+    intake: Intake | None = None
+    _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
+    _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
+
+    def resolve(self, number: int, line: Line) -> Request:
+        """The request that line `number` (from 1) stands for.
+
+        Raises:
+            InvalidRequest: the model does not take what the line asks for.
+            UnknownFingerprint: see there.
+        """
+        body, task = line.body, line.task
+        images = _references(body.image) if body.image else ()
+        controls = _references(body.control_images) if body.control_images else ()
+        # What was not given is the same for all lines, and most lines give little.
+        given = sorted(body.model_fields_set - _OF_ONE_LINE)
+        parameters = (
+            task, len(images), len(controls), body.negative_prompt is None,
+            *[(name, str(getattr(body, name))) for name in given],
+        )  # fmt: skip
+        found = self._keys.get(parameters)
+        if found is None:
+            found = self._keys[parameters] = self._make_key(line, len(images), len(controls))
+        key, image_format, content = found
+        if key.task != task:  # a model that edits takes control images as its inputs
+            images, controls = controls, ()
+        if self.intake and (images or controls):
+            images = tuple(self.intake.take(one, "image") for one in images)
+            controls = tuple(self.intake.take(one, "control_images") for one in controls)
+
+        negative = body.negative_prompt or ""
+        custom_id = line.custom_id or ""
+        seed = body.seed
+        if seed is None:
+            asked = (body.prompt, negative, images, controls)
+            name = custom_id.encode() or content + orjson.dumps(asked)
+            seed = derive_seed(self.options.seed, name)
+        # The weights' fingerprint, in `content`, stands for the model, whatever its name.
+        identity = (custom_id, seed, body.prompt, negative, images, controls)
+        return Request(
+            number - 1, custom_id, key, body.prompt, negative, seed, image_format,
+            job_id(content + orjson.dumps(identity)), images, controls,
+        )  # fmt: skip
+
+    def _make_key(self, line: Line, images: int, controls: int) -> _Key:
+        body = line.body
+        route = self.table.route(body.model or self.options.model)
+        model = self.table.get(route.model)
+        task = line.task
+        if task == "generate" and controls and not model.controlnets and "edit" in model.takes:
+            task, images, controls = "edit", controls, 0
+        steps = body.num_inference_steps or model.steps
+        strength = model.strength if body.strength is None else body.strength
+        if task == "generate" or "strength" not in model.takes:
+            strength = None
+        _check(body, model, _Asked(route.model, task, images, controls))
+        if strength is not None and strength * steps < 1:
+            raise InvalidRequest("strength", f"{strength} of {steps} steps is less than one step")
+        guidance = model.guidance_scale if body.guidance_scale is None else body.guidance_scale
+        key = BatchKey(
+            task=task,
+            model=route.model,
+            adapter=route.adapter,
+            width=model.size[0] if body.width is None else body.width,
+            height=model.size[1] if body.height is None else body.height,
+            steps=steps,
+            guidance_scale=None if guidance is None else float(guidance),
+            negative=body.negative_prompt is not None,
+            strength=None if strength is None else float(strength),
+            controlnet_weights=tuple(map(float, body.controlnet_weights or [1.0] * controls)),
+            inputs=images,
+        )
+        fingerprint = self.fingerprints.get(key.route)
+        if fingerprint is None:
+            raise UnknownFingerprint(key.route)
+        key = self._interned.setdefault(key, key)
+        image_format = _format(body, self.options.format)
+        content = orjson.dumps((replace(key, model=""), image_format, fingerprint))
+        return key, image_format, content
+
+
+def _references(inputs: Input | list[Input] | tuple[Input, ...]) -> tuple[str, ...]:
+    several = inputs if isinstance(inputs, list | tuple) else (inputs,)
+    return tuple(i.image if isinstance(i, ImageInput) else i for i in several)
+
+
+def _format(body: Body, default: ImageFormat) -> ImageFormat:
+    match body.response_format:
+        case None | "url":
+            return default
+        case "jpg" | "jpeg":
+            return "jpeg"
+        case "png":
+            return "png"
+        case "raw":
+            raise InvalidRequest(
+                "response_format", "a dataset holds no raw images; use png or jpeg"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a line comes to with its model: the model's name, its task and numbers of images."""
+
+    model: str
+    task: Task
+    images: int
+    controls: int
+
+
+def _check(body: Body, model: Model, asked: _Asked) -> None:
+    """Refuse what the model does not take.
+
+    Raises:
+        InvalidRequest: for the first such field.
+    """
+    name = asked.model
+    if asked.task not in model.takes:
+        verb = "edit images" if asked.task == "edit" else "generate without an input image"
+        raise InvalidRequest("image" if asked.task == "edit" else "model", f"{name} cannot {verb}")
+    if asked.task == "generate" and asked.images:
+        raise InvalidRequest("image", "belongs to /v1/images/edits")
+    if asked.task == "edit" and not asked.images:
+        raise InvalidRequest("image", "is required for an edit")
+    if asked.images > model.max_inputs:
+        raise InvalidRequest("image", f"{asked.images} given, but {name} takes {model.max_inputs}")
+    for field_name in ("negative_prompt", "guidance_scale", "strength"):
+        if getattr(body, field_name) is not None and field_name not in model.takes:
+            raise InvalidRequest(field_name, f"{name} does not take it")
+    if body.strength is not None and asked.task == "generate":
+        raise InvalidRequest("strength", "belongs to edits")
+    if asked.controls > len(model.controlnets):
+        has = f"{len(model.controlnets)} ControlNets" if model.controlnets else "no ControlNet"
+        raise InvalidRequest("control_images", f"{asked.controls} given, but {name} has {has}")
+    weights = body.controlnet_weights
+    if weights is not None and len(weights) != asked.controls:
+        raise InvalidRequest(
+            "controlnet_weights", f"{len(weights)} weights for {asked.controls} control_images"
+        )
+    for side in ("width", "height"):
+        pixels = getattr(body, side)
+        if pixels is not None and pixels % model.size_multiple:
+            raise InvalidRequest(side, f"{pixels} is no multiple of {model.size_multiple}")
+        if pixels is not None and pixels > model.max_size:
+            raise InvalidRequest(side, f"{pixels} is more than {name} takes ({model.max_size})")

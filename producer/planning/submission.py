@@ -1,0 +1,220 @@
+"""Takes a manifest to a live run: identify → plan → send the feeds. Also what makes it resume."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from jobs.broker.dispatch import Dispatcher, start_run
+from jobs.broker.runs import Runs
+from jobs.errors import LineError, ManifestRefused
+from jobs.ids import run_id
+from jobs.models.fingerprints import route_digest
+from jobs.models.table import ModelTable
+from jobs.output import layout
+from jobs.output.dataset import Summary, now, planned, read_summary, write_dataset, write_summary
+from jobs.output.plan import Plan, Shard, read_plan, write_plan
+from jobs.output.records import encode_part
+from jobs.output.storage import Storage, open_storage
+from jobs.requests import BatchKey
+from producer.planning.blocks import PlannedBlock, plan_blocks
+from producer.planning.manifest import manifest_digest
+from producer.planning.resolution import PlanOptions
+from producer.planning.reuse import reuse_records
+
+OnLines = Callable[[int], None]
+
+SHOWN_ERRORS = 20
+_WRITES = 4  # shards on their way to storage at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One manifest, where its images go, and how it is to be read."""
+
+    manifest: str
+    out: str
+    table: ModelTable
+    options: PlanOptions
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job with its identity. `plan` is None until it is made; `finished` if nothing is left."""
+
+    job: Job
+    storage: Storage
+    run_id: str
+    plan: Plan | None
+    finished: Summary | None
+
+
+def identify(job: Job) -> Submission:
+    """Find out, without planning, whether storage already knows this very job.
+
+    The same manifest, options, models and output location have the same run id. A run whose weights
+    have changed since, or which finished with failures that may pass, is left behind by the next
+    generation, a new run that reuses its images.
+
+    Raises:
+        UsageError, FatalError: the manifest or the output location cannot be read.
+    """
+    storage = open_storage(job.out)
+    digest = manifest_digest(job.manifest)
+    table = {name: model.model_dump(mode="json") for name, model in job.table.models.items()}
+    content = [digest, asdict(job.options), job.table.default, table, storage.uri]
+    newest: Plan | None = None
+    for generation in count():
+        identity = run_id(orjson.dumps([*content, generation]))
+        plan = read_plan(storage, identity)
+        if plan is None:
+            break
+        newest = plan
+    fresh = Submission(job, storage, identity, None, None)
+    if newest is None or any(
+        route_digest(job.table, name) != of for name, of in newest.fingerprints.items()
+    ):
+        return fresh
+    summary = read_summary(storage)
+    if summary is None or summary.run_id != newest.run_id or summary.state != "finished":
+        return Submission(job, storage, newest.run_id, newest, None)
+    if summary.worth_trying_again:
+        return fresh
+    return Submission(job, storage, newest.run_id, newest, summary)
+
+
+def prepare(submission: Submission, on_lines: OnLines) -> Plan:
+    """The submission's plan, made now if it does not exist. `on_lines` is told lines read so far.
+
+    Raises:
+        ManifestRefused: it has invalid lines (and skip_invalid is off); nothing is left to render.
+        UsageError, FatalError: the manifest, a model or the output location does not work.
+    """
+    plan = submission.plan or _make_plan(submission, on_lines)
+    write_summary(submission.storage, planned(plan))
+    return plan
+
+
+def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> Summary | None:
+    """Make the run live. Returns its summary if nothing was left to render, else None.
+
+    Raises:
+        TransientError: the broker cannot be reached; the plan stays, so the same call goes on.
+    """
+    if start_run(plan, storage, runs, dispatcher) is not None:
+        return None
+    summary = write_dataset(storage, plan)
+    runs.finish(plan.run_id, summary.done, summary.failed + summary.rejected)
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a manifest would become. `errors` are the first invalid lines, `invalid` counts all."""
+
+    requests: int
+    invalid: int
+    errors: list[LineError]
+    groups: Counter[BatchKey]
+
+
+def survey(manifest: str, table: ModelTable, options: PlanOptions, on_lines: OnLines) -> Survey:
+    """Read and validate a manifest; write and send nothing.
+
+    Raises: as prepare, but invalid lines are only counted.
+    """
+    groups: Counter[BatchKey] = Counter()
+    errors: list[LineError] = []
+    requests = invalid = 0
+    for block in plan_blocks(manifest, table, options, {}):
+        groups += block.groups
+        requests += block.requests
+        invalid += len({error.line for error in block.errors})
+        errors += block.errors[: SHOWN_ERRORS - len(errors)]
+        on_lines(requests + invalid)
+    return Survey(requests, invalid, errors, groups)
+
+
+def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
+    job, storage, run = submission.job, submission.storage, submission.run_id
+    fingerprints: dict[str, str] = {}
+    shards: list[Shard] = []
+    jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+    errors: list[LineError] = []
+    requests = invalid = 0
+    with ExitStack() as stack:
+        copy = stack.enter_context(storage.writer(layout.manifest(run)))
+        report = stack.enter_context(storage.writer(layout.invalid(run)))
+        writes = stack.enter_context(_Writes(storage))
+        for block in plan_blocks(job.manifest, job.table, job.options, fingerprints, storage):
+            copy.write(block.raw)
+            if block.requests:
+                writes.add(layout.shard(run, len(shards)), block.shard)
+                shards.append(Shard(block.requests, block.chunks))
+                jobs.append(block.jobs)
+            requests += block.requests
+            invalid += _report(report, block)
+            errors += block.errors[: SHOWN_ERRORS - len(errors)]
+            on_lines(requests + invalid)
+    if not requests and not invalid:
+        errors.append(LineError(1, "", "", "the manifest is empty"))
+    if errors and (not job.options.skip_invalid or not requests):
+        storage.remove(f"_run/{run}/plan")
+        raise ManifestRefused(max(1, invalid), errors, storage.name(layout.invalid(run)))
+    kept, reused = reuse_records(storage, run, shards, jobs)
+    plan = Plan(
+        run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), invalid, reused
+    )
+    write_plan(storage, plan)
+    return plan
+
+
+def _report(report: IO[bytes], block: PlannedBlock) -> int:
+    """Write the block's invalid lines as rows of errors.jsonl, one a line; returns how many."""
+    rows: dict[int, dict[str, Any]] = {}
+    for error in sorted(block.errors, key=lambda e: e.line):
+        reason = f"{error.field}: {error.reason}" if error.field else error.reason
+        if error.line in rows:
+            rows[error.line]["message"] += f"; {reason}"
+            continue
+        rows[error.line] = {
+            "custom_id": error.custom_id,
+            "index": error.line - 1,
+            "status": "invalid",
+            "code": "invalid_request",
+            "message": f"line {error.line}: {reason}",
+        }
+    report.write(encode_part(rows.values()))
+    return len(rows)
+
+
+class _Writes:
+    """Writes shards in threads while the next ones are planned; a fault surfaces at the latest
+    when the block ends."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._pool = ThreadPoolExecutor(_WRITES)
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Writes:
+        return self
+
+    def add(self, path: str, data: bytes) -> None:
+        self._pending.append(self._pool.submit(self._storage.write, path, data))
+        if len(self._pending) > _WRITES:
+            self._pending.popleft().result()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for future in self._pending:
+                future.result()

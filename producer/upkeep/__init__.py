@@ -1,0 +1,1 @@
+"""What is done with a dataset afterwards: checked, rendered again, drawn, described."""

@@ -1,0 +1,133 @@
+"""Renders a sample of a finished run again and compares it byte by byte."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from jobs.errors import UsageError
+from jobs.models.table import ModelTable
+from jobs.output import layout
+from jobs.output.dataset import STACK_FIELDS, read_summary
+from jobs.output.records import read_part
+from jobs.output.storage import Storage, open_storage
+from jobs.settings import Settings
+from producer.control.progress import Display
+from producer.local.embedded import Crew
+from producer.local.whole import render
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job
+
+Row = dict[str, Any]
+
+_SAME = {"prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale"}
+_SAME |= {"strength", "response_format", "control_images", "controlnet_weights"}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An image whose bytes changed. `stack`: field → (then, now); empty on the very same stack."""
+
+    file_name: str
+    custom_id: str
+    message: str
+    stack: dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How many images were rendered again, and those that came out differently."""
+
+    compared: int
+    differences: list[Difference]
+
+
+def verify(
+    out: str, sample: int, settings: Settings, table: ModelTable, display: Display
+) -> Verdict:
+    """Render a sample of a dataset's images again on this machine.
+
+    The sample is the same each time for the same dataset. Images that were rendered elsewhere may
+    differ honestly: the differences say what of the stack has changed.
+
+    Raises:
+        UsageError: the dataset has no images.
+        ManifestRefused: a record asks for a model that the table lacks.
+    """
+    rows = draw_sample(open_storage(out), sample)
+    with tempfile.TemporaryDirectory(prefix="imagemill-verify-") as name:
+        folder = Path(name)
+        manifest = folder / "manifest.jsonl"
+        manifest.write_bytes(b"\n".join(orjson.dumps(as_line(row)) for row in rows))
+        again = str(folder / "again")
+        _copy_inputs(rows, open_storage(out), open_storage(again))
+        options = PlanOptions(stores=tuple(sorted(settings.input_stores)))
+        render(Job(str(manifest), again, table, options), settings, Crew(), display)
+        return compare(rows, _rows_by_index(open_storage(again)))
+
+
+def draw_sample(storage: Storage, sample: int) -> list[Row]:
+    """Some rows of a dataset in its order, drawn without replacement.
+
+    Raises:
+        UsageError: there are none.
+    """
+    summary = read_summary(storage)
+    if summary is None or summary.state != "finished" or not summary.done:
+        raise UsageError(
+            f"{storage.uri} has no finished images to verify", "Run its manifest to the end first."
+        )
+    drawn = random.Random(0).sample(range(summary.done), min(sample, summary.done))
+    chosen = frozenset(drawn)
+    rows = enumerate(read_part(storage, layout.METADATA))
+    return [row for number, row in rows if number in chosen]
+
+
+def _copy_inputs(rows: list[Row], storage: Storage, to: Storage) -> None:
+    for row in rows:
+        for reference in (*row.get("input_images", ()), *row.get("control_images", ())):
+            if reference.startswith("sha256:"):
+                path = layout.stored_input(reference.removeprefix("sha256:"))
+                to.write(path, storage.read(path))
+
+
+def as_line(row: Row) -> Row:
+    """The manifest line that asks for a record's image, with nothing left to a default."""
+    line = {name: row[name] for name in _SAME if name in row}
+    if row["custom_id"]:
+        line["custom_id"] = row["custom_id"]
+    if row["task"] == "edit":
+        line["image"] = row["input_images"]
+    model = f"{row['model']}:{row['adapter']}" if row["adapter"] else row["model"]
+    return line | {"model": model, "seed": int(row["seed"])}
+
+
+def compare(before: Iterable[Row], after: dict[int, Row]) -> Verdict:
+    """Compare records with those of their lines, numbered from 0 in the same order."""
+    rows = list(before)
+    return Verdict(len(rows), list(_differences(rows, after)))
+
+
+def _differences(rows: list[Row], after: dict[int, Row]) -> Iterator[Difference]:
+    for number, row in enumerate(rows):
+        now = after[number]
+        if now["status"] == "done" and now["sha256"] == row["sha256"]:
+            continue
+        message = "other bytes" if now["status"] == "done" else f"no image: {now['message']}"
+        stack = {
+            name: (str(row[name]), str(now[name]))
+            for name in STACK_FIELDS
+            if row[name] != now.get(name, row[name])
+        }
+        yield Difference(row["file_name"], row["custom_id"], message, stack)
+
+
+def _rows_by_index(storage: Storage) -> dict[int, Row]:
+    paths = (layout.METADATA, layout.ERRORS)
+    return {row["index"]: row for path in paths for row in read_part(storage, path)}

@@ -1,0 +1,1 @@
+"""Diffusers pipelines. The only place that imports torch and diffusers."""

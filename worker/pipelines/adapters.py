@@ -1,0 +1,108 @@
+"""Adapters (LoRA) of one loaded pipeline: loaded on first use, switched without loading again."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import FatalError
+from jobs.models.fingerprints import revision_of
+from jobs.models.table import Adapter, ModelTable
+
+
+@dataclass
+class Adapters:
+    """The adapters of a pipeline, least recently used first. They never get fused.
+
+    Fused weights, taken off again, are no longer the same bytes; adapters beside them leave no
+    trace. Pipelines that were derived from this one share its parts and so its adapter.
+    """
+
+    pipeline: Any
+    table: ModelTable
+    known: Mapping[str, Adapter]
+    budget: int  # bytes
+    _loaded: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    _active: str | None = ""
+
+    def use(self, name: str) -> None:
+        """Render with this adapter from now on; "" is the bare model.
+
+        Raises:
+            FatalError: its weights do not load.
+        """
+        if name != self._active:
+            self._active = None  # nobody knows, should this fail half way
+            if name:
+                self._switch_to(name)
+            elif self._loaded:
+                self.pipeline.disable_lora()
+            self._active = name
+        if name:
+            self._loaded.move_to_end(name)
+            self._shrink(name)
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names, least recently used first."""
+        return list(self._loaded)
+
+    def _switch_to(self, name: str) -> None:
+        if name not in self._loaded:
+            self._load(name)
+        self.pipeline.enable_lora()
+        self.pipeline.set_adapters([name], [self.known[name].weight])
+
+    def _load(self, name: str) -> None:
+        adapter = self.known[name]
+        source = self.table.source(adapter)
+        if isinstance(source, Path):
+            source, file = _weights_file(source)
+            where: dict[str, Any] = {"weight_name": file, "local_files_only": True}
+        else:
+            where = {"revision": revision_of(self.table, adapter)}
+        before = self._bytes()
+        try:
+            with warnings.catch_warnings():
+                # That there are several adapters now is what we want.
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                self.pipeline.load_lora_weights(
+                    str(source), adapter_name=name, use_safetensors=True, **where
+                )
+        except Exception as error:  # every library in there has errors of its own
+            # It may lie in one half of the pipeline: no later image may show it.
+            self.pipeline.unload_lora_weights()
+            self._loaded.clear()
+            raise FatalError(
+                f"adapter {name} does not load from {source}: {type(error).__name__}: {error}",
+                "Check its row in models.toml and its files, then resume the run.",
+            ) from error
+        self._loaded[name] = self._bytes() - before
+
+    def _shrink(self, keep: str) -> None:
+        while sum(self._loaded.values()) > self.budget and len(self._loaded) > 1:
+            oldest = next(name for name in self._loaded if name != keep)
+            self.pipeline.delete_adapters(oldest)
+            del self._loaded[oldest]
+
+    def _bytes(self) -> int:
+        modules = (
+            part for part in self.pipeline.components.values() if hasattr(part, "parameters")
+        )
+        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+
+def _weights_file(source: Path) -> tuple[Path, str]:
+    if source.is_file():
+        return source.parent, source.name
+    files = sorted(source.glob("*.safetensors"))
+    if len(files) != 1:
+        raise FatalError(
+            f"adapter folder {source} has {len(files)} .safetensors files",
+            "Name the file itself in models.toml.",
+        )
+    return source, files[0].name

@@ -1,0 +1,202 @@
+"""Loads diffusers pipelines and renders batches with them, the same way every time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from jobs.errors import FatalError, InvalidRequest
+from jobs.models.families import family_named, family_of
+from jobs.models.fingerprints import Fingerprint, adapter_digest, revision_of
+from jobs.models.table import ControlNet, Model, ModelTable
+from jobs.output.records import Stack
+from jobs.requests import BatchKey
+from worker.inputs import Prepared
+from worker.pipelines.adapters import Adapters
+from worker.pipelines.arguments import arguments, check
+from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
+from worker.pipelines.placement import loading_options, place, set_scheduler, tune
+from worker.pipelines.prompts import PromptLimit, prompt_limit
+from worker.pipelines.variants import Variants
+from worker.versions import installed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PipelineRenderer:
+    """A diffusers pipeline on its device, with all its variants and adapters.
+
+    stack: what renders without an adapter.
+    """
+
+    variants: Variants
+    adapters: Adapters
+    limit: PromptLimit
+    stack: Stack
+    _stacks: dict[tuple[str, str], Stack] = field(default_factory=dict)
+
+    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
+        """Images of one batch: (requests, height, width, 3), RGB in [0, 1].
+
+        Raises:
+            MemoryError: the device has too little memory for so many at once.
+            InvalidRequest: the pipeline does not take what the requests ask for.
+        """
+        key = batch[0].request.key
+        check(self.variants.family, key)
+        variant = self.variants.get(key)
+        call = arguments(self.variants.family, variant.accepted, key, batch)
+        self.adapters.use(key.adapter)
+        # Another model of this process may have set another count.
+        torch.set_num_threads(self.stack.threads)
+        try:
+            images = variant.pipeline(**call).images
+        except RuntimeError as error:
+            if is_device_lost(error):
+                log.exception("The device is lost: this process ends")
+                # At once: the chunk goes back, and worker/suspects.py finds out whose fault it is.
+                os._exit(1)
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(error) from error
+        pixels = np.asarray(images, np.float32)
+        if pixels.shape[1:3] != (key.height, key.width):
+            height, width = pixels.shape[1:3]
+            raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
+        return pixels
+
+    def width(self, key: BatchKey) -> int:
+        """Requests of one call."""
+        alone = key.inputs and self.variants.family.inputs > 1
+        return 1 if alone else self.stack.batch_width
+
+    def stack_for(self, key: BatchKey) -> Stack:
+        """What renders requests of this key."""
+        pipeline = self.variants.class_name(key)
+        name = (pipeline, key.adapter)
+        if name not in self._stacks:
+            digest = self.stack.fingerprint
+            if key.adapter:
+                adapter = self.adapters.known[key.adapter]
+                digest += f"+{adapter_digest(self.adapters.table, adapter)}"
+            self._stacks[name] = replace(self.stack, pipeline=pipeline, fingerprint=digest)
+        return self._stacks[name]
+
+    def tokens_cut(self, prompt: str) -> int:
+        """Tokens at a prompt's end that the pipeline does not read."""
+        return self.limit.cut(prompt)
+
+
+def load_pipeline(
+    table: ModelTable, model: Model, weights: Fingerprint, device: str
+) -> PipelineRenderer:
+    """Load a model of the table, its ControlNets included, onto "cpu" or "cuda".
+
+    Reads safetensors only and runs no code of the repository.
+
+    Raises:
+        FatalError: the weights are missing or damaged, there is no such device, or an option of
+            the model does not work.
+        MemoryError: the device has too little memory.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise FatalError(
+            "torch sees no GPU", "Install a CUDA build of torch, or start with --devices cpu."
+        )
+    _make_deterministic()
+    torch.set_num_threads(model.threads)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # Prompts that are cut are told by records (prompt_tokens_cut), not by a line each.
+    diffusers.utils.logging.set_verbosity_error()
+    options = loading_options(model)
+    pipeline = _load(diffusers.DiffusionPipeline, table, model, options)
+    controls = [
+        _load(diffusers.AutoModel, table, one, {"dtype": options["dtype"]})
+        for one in model.controlnets.values()
+    ]
+    if model.scheduler:
+        set_scheduler(pipeline, model.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    family = family_named(model.family or family_of(type(pipeline).__name__))
+    if model.batch_width > 1 and not family.batches:
+        raise FatalError(
+            f"model {model.repo}: {type(pipeline).__name__} renders one request a call",
+            "Set its batch_width to 1 in models.toml.",
+        )
+    try:
+        place(pipeline, model.options, device)
+        for control in controls:
+            control.to(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error) from error
+    tune(pipeline, model.options)
+    return PipelineRenderer(
+        Variants(pipeline, controls, family, model.options, device),
+        Adapters(pipeline, table, model.adapters, model.adapters_mib * 2**20),
+        prompt_limit(pipeline, family),
+        Stack(
+            repo=weights.repo,
+            revision=weights.revision,
+            fingerprint=weights.digest,
+            pipeline=type(pipeline).__name__,
+            scheduler=type(pipeline.scheduler).__name__,
+            dtype=model.dtype,
+            device=device,
+            device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+            batch_width=model.batch_width,
+            threads=model.threads,
+            versions=installed("torch", "diffusers", "transformers", "pillow", "imagemill"),
+        ),
+    )
+
+
+def _load(
+    loader: Any, table: ModelTable, weights: Model | ControlNet, options: dict[str, Any]
+) -> Any:
+    source = table.source(weights)
+    local = isinstance(source, Path)
+    try:
+        return loader.from_pretrained(
+            str(source),
+            revision=None if local else revision_of(table, weights),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=local,
+            **options,
+        )
+    except Exception as error:  # every library in there has errors of its own
+        raise FatalError(
+            f"model {weights.repo} does not load from {source}: {type(error).__name__}: {error}",
+            "Check its row in models.toml and its files, then resume the run.",
+        ) from error
+
+
+def _make_deterministic() -> None:
+    torch.backends.cudnn.benchmark = False
+    # Only a warning where an operation has no deterministic form: some pipelines need one.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else torch fills all memory that it hands out, a 25th of a batch's time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _cpu_name() -> str:
+    """The product as Linux names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown")

@@ -1,0 +1,77 @@
+"""The pipelines that one set of weights makes: generate, edit, each with any of its ControlNets."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+
+from jobs.errors import InvalidRequest
+from jobs.models.families import Family
+from jobs.models.options import Options
+from jobs.requests import BatchKey
+from worker.pipelines.arguments import active_controls
+from worker.pipelines.placement import place
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A pipeline and the names of the arguments that it takes."""
+
+    pipeline: Any
+    accepted: frozenset[str]
+
+
+@dataclass
+class Variants:
+    """Pipelines by what a batch asks for, made on first use. They share all parts of `base`.
+
+    base: what the weights' model_index.json names; controlnets: in the order of models.toml.
+    """
+
+    base: Any
+    controlnets: list[Any]
+    family: Family
+    options: Options
+    device: str
+    _made: dict[tuple[bool, tuple[int, ...]], Variant] = field(default_factory=dict)
+
+    def get(self, key: BatchKey) -> Variant:
+        """The variant that renders a batch.
+
+        Raises:
+            InvalidRequest: diffusers has none.
+        """
+        wanted = _wanted(key)
+        if wanted not in self._made:
+            pipeline = self._make(*wanted)
+            accepted = inspect.signature(type(pipeline).__call__).parameters
+            self._made[wanted] = Variant(pipeline, frozenset(accepted))
+        return self._made[wanted]
+
+    def class_name(self, key: BatchKey) -> str:
+        """The class of the variant that has rendered batches like this one."""
+        made = self._made.get(_wanted(key))
+        return type(made.pipeline if made else self.base).__name__
+
+    def _make(self, edit: bool, controls: tuple[int, ...]) -> Any:
+        if not controls and (not edit or self.family.edits_itself):
+            return self.base
+        # Diffusers knows which class goes with which.
+        auto = diffusers.AutoPipelineForImage2Image if edit else diffusers.AutoPipelineForText2Image
+        nets = [self.controlnets[number] for number in controls]
+        extra = {"controlnet": nets[0] if len(nets) == 1 else nets} if nets else {}
+        try:
+            pipeline: Any = auto.from_pipe(self.base, **extra)
+        except ValueError as error:  # no class, or one that lacks parts
+            raise InvalidRequest("image" if edit else "control_images", str(error)) from error
+        if self.options.offload:  # its hooks belong to one pipeline
+            place(pipeline, self.options, self.device)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def _wanted(key: BatchKey) -> tuple[bool, tuple[int, ...]]:
+    return bool(key.inputs), active_controls(key)

@@ -1,0 +1,1 @@
+"""Processes, devices and leases around the rendering. Imports no torch."""

@@ -1,0 +1,78 @@
+"""Renews what the Celery parent holds: the leases of its messages, and its own sign of life.
+
+Kombu hands a message to another worker when its score in `unacked_index` is older than the
+visibility timeout. Renewed every two seconds, a short timeout suits tasks of any length: the lease
+of a living worker never runs out, and that of a dead host does so within the timeout.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import redis
+from celery.bootsteps import StartStopStep
+
+from jobs.broker.connection import connect
+from jobs.broker.fleet import Fleet, Worker
+from jobs.settings import Settings
+
+RENEW_SECONDS = 2.0
+CLOCK_SECONDS = 2.0  # clocks may differ by so much without a warning
+
+log = logging.getLogger(__name__)
+
+
+class Leases(StartStopStep):  # type: ignore[misc]
+    """A step of the Celery consumer. `settings` and `worker` are the worker's options."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, settings: Settings, worker: Worker, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self.client = connect(settings)
+        self.index = f"{settings.key_prefix}unacked_index"
+        self.fleet = Fleet(self.client, settings.key_prefix)
+        self.worker = worker
+        self.timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Begin to renew; called again after each reconnection."""
+        if self.timer:
+            self.timer.cancel()
+        self.timer = consumer.timer.call_repeatedly(RENEW_SECONDS, self.renew, (consumer,))
+        self.renew(consumer)
+        self._compare_clocks()
+
+    def stop(self, consumer: Any) -> None:
+        """Nothing: a task that still finishes while the worker stops keeps its lease."""
+
+    def shutdown(self, _: Any) -> None:
+        """The worker has ended."""
+        self.timer.cancel()
+        self.fleet.forget(self.worker)
+
+    def renew(self, consumer: Any) -> None:
+        """Give each message that is not acknowledged yet the score of a new one."""
+        try:
+            self.fleet.report(self.worker)
+            if held := list(consumer.task_consumer.channel.qos._delivered):
+                # XX: never bring back a message that was acknowledged meanwhile.
+                self.client.zadd(self.index, dict.fromkeys(held, time.time()), xx=True)
+        except redis.RedisError as error:
+            log.warning("Leases were not renewed: %s", error)
+
+    def _compare_clocks(self) -> None:
+        """Leases are compared with the clock of whoever looks at them."""
+        try:
+            seconds, micros = self.client.time()
+        except redis.RedisError:
+            return  # the next reconnection compares again
+        ahead = time.time() - seconds - micros / 1e6
+        if abs(ahead) > CLOCK_SECONDS:
+            log.warning(
+                "This host's clock is %+.1f s off the broker's, so leases end early or late. "
+                "Synchronise the clocks.",
+                ahead,
+            )

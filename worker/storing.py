@@ -1,0 +1,121 @@
+"""Encodes and stores images in threads while the device renders on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from jobs.output import layout
+from jobs.output.dataset import now
+from jobs.output.records import Record, Status, Timings
+from jobs.output.storage import Storage
+from jobs.requests import Request
+from worker.encode import encode
+from worker.render import Rendered
+
+IN_FLIGHT = 2  # batches: one being stored, one waiting
+SMALL_PIXELS = 256 * 256  # on a local disk, fewer cost less than handing them to another thread
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where images go, and what their records say about whoever rendered them."""
+
+    storage: Storage
+    worker: str
+    attempt: int
+
+    def put(self, one: Rendered, path: str) -> Record:
+        """Encode and store one image; a failure of the rendering only becomes a record.
+
+        Raises:
+            TransientError, FatalError: it could not be stored.
+        """
+        request, data = one.request, b""
+        started = encoded = stored = time.perf_counter()
+        if one.pixels is not None:
+            data = encode(one.pixels, request.format)
+            encoded = time.perf_counter()
+            self.storage.write(path, data, durable=False)
+            stored = time.perf_counter()
+        return Record(
+            request=request,
+            status=one.status,
+            stack=one.stack,
+            worker=self.worker,
+            attempt=self.attempt,
+            created_at=now(),
+            timings=Timings(
+                load=round(one.seconds_load, 6),
+                render=round(one.seconds, 6),
+                encode=round(encoded - started, 6),
+                store=round(stored - encoded, 6),
+            ),
+            file_name=path if data else "",
+            sha256=sha256(data).hexdigest() if data else "",
+            bytes=len(data),
+            code=one.code,
+            message=one.message,
+            prompt_tokens_cut=one.tokens_cut,
+        )
+
+
+@dataclass
+class Output:
+    """What one chunk has rendered, on its way into storage. Made anew for each attempt.
+
+    worker: the name of this process; attempt: 1 for the chunk's first; taken: requests so far;
+    settled: job id → status of those whose images are stored.
+    """
+
+    storage: Storage
+    executor: Executor
+    shard: int
+    worker: str
+    attempt: int
+    taken: int = 0
+    settled: dict[str, Status] = field(default_factory=dict)
+    _under_way: deque[list[Future[list[Record]]]] = field(default_factory=deque)
+    _records: list[Record] = field(default_factory=list)
+
+    def take(self, batch: list[Rendered]) -> None:
+        """Store a batch; waits while too many are under way.
+
+        Raises:
+            TransientError, FatalError: an earlier image could not be stored.
+        """
+        while len(self._under_way) >= IN_FLIGHT:
+            self._settle()
+        key = batch[0].request.key
+        is_local = self.storage.local_root is not None
+        together = max(1, SMALL_PIXELS // (key.width * key.height)) if is_local else 1
+        parts = [batch[start : start + together] for start in range(0, len(batch), together)]
+        self._under_way.append([self.executor.submit(self._store_all, part) for part in parts])
+        self.taken += len(batch)
+
+    def records(self) -> list[Record]:
+        """The records since the last call; waits until every image is in storage.
+
+        Raises:
+            TransientError, FatalError: an image could not be stored.
+        """
+        while self._under_way:
+            self._settle()
+        records, self._records = self._records, []
+        return records
+
+    def _settle(self) -> None:
+        for stored in self._under_way.popleft():
+            records = stored.result()
+            self._records.extend(records)
+            self.settled |= {record.request.job_id: record.status for record in records}
+
+    def _store_all(self, batch: list[Rendered]) -> list[Record]:
+        shelf = Shelf(self.storage, self.worker, self.attempt)
+        return [shelf.put(one, self._path(one.request)) for one in batch]
+
+    def _path(self, request: Request) -> str:
+        return layout.image(self.shard, request.job_id, request.format)
