@@ -11,7 +11,7 @@ from jobs.broker.runs import Attempt
 from jobs.errors import FatalError
 from jobs.output import layout
 from jobs.output.plan import Chunk, Plan, read_plan, read_shard
-from jobs.output.records import Record, Status, chunks_done, read_part, write_part
+from jobs.output.records import Record, RecordStatus, chunks_done, read_part, write_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
 
@@ -78,7 +78,7 @@ class Work:
         """Whether the chunk is complete, as storage says."""
         return self.run.storage.exists(layout.done_part(self.run_id, self.shard, self.chunk))
 
-    def settled(self) -> dict[str, Status]:
+    def settled(self) -> dict[str, RecordStatus]:
         """job id → status of the requests that have a record already."""
         names: Iterable[str] = self.run.parts
         # An earlier attempt may have left a part since.
@@ -86,7 +86,7 @@ class Work:
             names = self.run.storage.list(layout.parts(self.run_id))
         folder = layout.parts(self.run_id)
         mine = (f"{self.shard:05d}.{self.chunk:04d}.", f"{self.shard:05d}.reused.")
-        found: dict[str, Status] = {
+        found: dict[str, RecordStatus] = {
             row["job_id"]: row["status"]
             for name in sorted(names)
             if name.startswith(mine)
@@ -116,7 +116,7 @@ class Work:
             write_part(self.run.storage, path, records)
 
 
-def count(statuses: Iterable[Status]) -> tuple[int, int]:
+def count(statuses: Iterable[RecordStatus]) -> tuple[int, int]:
     """(done, not done) of some requests."""
     counts = Counter(statuses)
     return counts["done"], counts.total() - counts["done"]

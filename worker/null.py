@@ -46,7 +46,7 @@ class NullRenderer:
         shape = (len(batch), key.height, key.width, 3)
         return np.broadcast_to(colours[:, None, None, :], shape)
 
-    def width(self, _: BatchKey) -> int:
+    def slots(self, _: BatchKey) -> int:
         """Requests of one call."""
         return self.stack.batch_width
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.errors import FatalError, ImagemillError, InvalidRequest
-from jobs.output.records import Stack, Status
+from jobs.output.records import RecordStatus, Stack
 from jobs.requests import BatchKey, Request
 from worker.inputs import Prepared
 
@@ -32,8 +32,8 @@ class Renderer(Protocol):
             InvalidRequest: the model does not take what the requests ask for.
         """
 
-    def width(self, key: BatchKey) -> int:
-        """The number of requests that one call for this key has."""
+    def slots(self, key: BatchKey) -> int:
+        """How many requests one call for this key has room for."""
 
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
@@ -53,38 +53,38 @@ class Rendered:
     stack: Stack
     seconds: float
     pixels: NDArray[np.float32] | None = None
-    status: Status = "done"
+    status: RecordStatus = "done"
     code: str = ""
     message: str = ""
     seconds_load: float = 0.0
     tokens_cut: int = 0
 
 
-def batches(requests: list[Request], width: Callable[[BatchKey], int]) -> Iterator[list[Request]]:
-    """Runs of at most width(key) requests with equal batch keys, in the given order."""
+def batches(requests: list[Request], slots: Callable[[BatchKey], int]) -> Iterator[list[Request]]:
+    """Runs of at most slots(key) requests with equal batch keys, in the given order."""
     for key, group in groupby(requests, key=lambda request: request.key):
-        same, most = list(group), width(key)
+        same, most = list(group), slots(key)
         for start in range(0, len(same), most):
             yield same[start : start + most]
 
 
 @dataclass
 class BatchRenderer:
-    """Renders batches at a fixed width, so that pixels do not depend on how full a batch is.
+    """Fills batches up to a number of slots, so that no pixel depends on how full a batch is.
 
-    Pads each batch by repeating its last request. Where memory is short the width is halved, and
-    stays so for that batch key as long as the process lives; records tell the width.
+    Pads each batch by repeating its last request. Where memory is short the slots are halved, and
+    stay so for that batch key as long as the process lives; records tell the number.
 
     make_room: frees what else lies in the device's memory; true if there was something.
     """
 
     renderer: Renderer
     make_room: Callable[[], bool] = lambda: False
-    _widths: dict[BatchKey, int] = field(default_factory=dict)
+    _slots: dict[BatchKey, int] = field(default_factory=dict)
 
-    def width(self, key: BatchKey) -> int:
+    def slots(self, key: BatchKey) -> int:
         """The most requests of one batch."""
-        return self._widths.get(key) or self.renderer.width(key)
+        return self._slots.get(key) or self.renderer.slots(key)
 
     def check_weights(self, key: BatchKey, planned: str) -> None:
         """Refuse to render with other weights than a run was planned for.
@@ -113,12 +113,12 @@ class BatchRenderer:
 
     def _render(self, batch: list[Prepared]) -> list[Rendered]:
         key = batch[0].request.key
-        width = self.width(key)
-        if len(batch) > width:
-            return [*self._render(batch[:width]), *self._render(batch[width:])]
+        slots = self.slots(key)
+        if len(batch) > slots:
+            return [*self._render(batch[:slots]), *self._render(batch[slots:])]
         started = time.perf_counter()
         try:
-            images = self.renderer.render(batch + batch[-1:] * (width - len(batch)))
+            images = self.renderer.render(batch + batch[-1:] * (slots - len(batch)))
         except InvalidRequest as error:
             return [self.ended(one, "rejected", error.code, str(error)) for one in batch]
         except ImagemillError:
@@ -130,29 +130,29 @@ class BatchRenderer:
                 log.exception("Request %s failed", batch[0].request.job_id)
             code, message = "render_error", f"{type(error).__name__}: {error}"
         else:
-            return self._done(batch, images, width, started)
+            return self._done(batch, images, slots, started)
         # Not inside of a handler: an error holds on to all that its call had in memory.
-        if code == "out_of_memory" and (self.make_room() or self._narrow(key, width)):
+        if code == "out_of_memory" and (self.make_room() or self._narrow(key, slots)):
             return self._render(batch)
-        if len(batch) > 1:  # at the same width: the others' pixels stay what they are
+        if len(batch) > 1:  # with the same slots: the others' pixels stay what they are
             half = len(batch) // 2
             return [*self._render(batch[:half]), *self._render(batch[half:])]
         return [self.ended(batch[0], "failed", code, message, started)]
 
-    def _narrow(self, key: BatchKey, width: int) -> bool:
-        """Halve the width of such batches for good; False if it is 1 already."""
-        if width == 1:
+    def _narrow(self, key: BatchKey, slots: int) -> bool:
+        """Halve the slots of such batches for good; False if it is 1 already."""
+        if slots == 1:
             return False
-        log.warning("Out of memory at width %d: going on with %d", width, width // 2)
-        self._widths[key] = width // 2
+        log.warning("Out of memory with %d slots: going on with %d", slots, slots // 2)
+        self._slots[key] = slots // 2
         return True
 
     def _done(
-        self, batch: list[Prepared], images: NDArray[np.float32], width: int, started: float
+        self, batch: list[Prepared], images: NDArray[np.float32], slots: int, started: float
     ) -> list[Rendered]:
         key = batch[0].request.key
         share = (time.perf_counter() - started) / len(batch)
-        stack = at_width(self.renderer.stack_for(key), width)
+        stack = with_slots(self.renderer.stack_for(key), slots)
         return [
             Rendered(
                 one.request,
@@ -168,16 +168,21 @@ class BatchRenderer:
         ]
 
     def ended(
-        self, one: Prepared, status: Status, code: str, message: str, started: float | None = None
+        self,
+        one: Prepared,
+        status: RecordStatus,
+        code: str,
+        message: str,
+        started: float | None = None,
     ) -> Rendered:
         """A request that gets no image. started: when its call did, if there was one."""
         key = one.request.key
-        stack = at_width(self.renderer.stack_for(key), self.width(key))
+        stack = with_slots(self.renderer.stack_for(key), self.slots(key))
         seconds = 0.0 if started is None else time.perf_counter() - started
         return Rendered(one.request, stack, seconds, None, status, code, message[:500], one.seconds)
 
 
 @cache
-def at_width(stack: Stack, width: int) -> Stack:
-    """The same stack at another batch width."""
-    return replace(stack, batch_width=width)  # slow, and nearly always the same
+def with_slots(stack: Stack, slots: int) -> Stack:
+    """The same stack with another number of slots."""
+    return replace(stack, batch_width=slots)  # slow, and nearly always the same

@@ -10,7 +10,7 @@ from hashlib import sha256
 
 from jobs.output import layout
 from jobs.output.dataset import now
-from jobs.output.records import Record, Status, Timings
+from jobs.output.records import Record, RecordStatus, Timings
 from jobs.output.storage import Storage
 from jobs.requests import Request
 from worker.encode import encode
@@ -77,7 +77,7 @@ class Output:
     worker: str
     attempt: int
     taken: int = 0
-    settled: dict[str, Status] = field(default_factory=dict)
+    settled: dict[str, RecordStatus] = field(default_factory=dict)
     _under_way: deque[list[Future[list[Record]]]] = field(default_factory=deque)
     _records: list[Record] = field(default_factory=list)
 

@@ -41,11 +41,11 @@ class Suspects:
     def batches(self, requests: list[Request]) -> Iterator[list[Request]]:
         """What is to be rendered. The guilty go to the output as failures instead."""
         if not self.careful or not requests:
-            yield from batches(requests, self._width)
+            yield from batches(requests, self._slots)
             return
         deaths = self.runs.suspects(self.work.run_id, [request.job_id for request in requests])
         known = list(zip(requests, deaths, strict=True))
-        yield from batches([one for one, count in known if not count], self._width)
+        yield from batches([one for one, count in known if not count], self._slots)
         yield from ([one] for one, count in known if 0 < count < REQUEST_DEATHS)
         for one, count in known:
             if count >= REQUEST_DEATHS:
@@ -53,8 +53,8 @@ class Suspects:
                 failure = self.renderer().ended(Prepared(one), "failed", "worker_died", message)
                 self.output.take([failure])
 
-    def _width(self, key: BatchKey) -> int:
-        return self.renderer().width(key)
+    def _slots(self, key: BatchKey) -> int:
+        return self.renderer().slots(key)
 
     @contextmanager
     def watch(self, batch: list[Request]) -> Iterator[None]:

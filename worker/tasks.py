@@ -20,7 +20,7 @@ from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
 from jobs.children import die_with_parent
 from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.dataset import write_dataset
-from jobs.output.records import Status, chunks_done
+from jobs.output.records import RecordStatus, chunks_done
 from worker.calls import serve_calls
 from worker.chunks import Work, count
 from worker.process.parent import READY_SIGNAL, STOP_SIGNAL
@@ -62,7 +62,7 @@ def render(run_id: str, epoch: int, shard: int, chunk: int) -> None:
             shop.dispatcher.finalize(run_id, epoch, work.model)
 
 
-def render_chunk(shop: Workshop, work: Work) -> dict[str, Status]:
+def render_chunk(shop: Workshop, work: Work) -> dict[str, RecordStatus]:
     """Read, load, render, encode, store; returns what became of each request by job id.
 
     Raises:

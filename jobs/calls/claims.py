@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _Taken = tuple[bytes, bytes, int, bytes]  # its set, its member, how often taken before, its body
 
 # KEYS: the waiting sets of some models. ARGV: seconds of the claim, what the key of a call begins
-# with, what that of its takes begins with, then the width of each model.
+# with, what that of its takes begins with, then the slots of each model.
 # Takes the oldest call that may be taken, and those of its group that fit beside it; one that was
 # taken before goes alone, as it may have killed its worker. Calls whose caller has gone or whose
 # deadline has passed are dropped.
@@ -41,11 +41,11 @@ for i, key in ipairs(KEYS) do
 end
 if not chosen then return false end
 local taken = {}
-local key, width, group = KEYS[chosen], tonumber(ARGV[3 + chosen]), nil
+local key, slots, group = KEYS[chosen], tonumber(ARGV[3 + chosen]), nil
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', now)) do
   local its_group, id = string.sub(member, 1, 16), string.sub(member, 18)
   local before = tonumber(redis.call('GET', ARGV[3] .. id) or 0)
-  if #taken < width and (not group or (its_group == group and before == 0)) then
+  if #taken < slots and (not group or (its_group == group and before == 0)) then
     local body = redis.call('GET', ARGV[2] .. id)
     if body then
       redis.call('ZADD', key, now + ARGV[1], member)
@@ -71,15 +71,15 @@ class Claims:
         self._seal = seal
         self._take = client.register_script(TAKE)
 
-    def take(self, widths: Mapping[str, int]) -> list[Call]:
+    def take(self, slots: Mapping[str, int]) -> list[Call]:
         """Claim calls that can share a batch; empty if none waits.
 
-        widths: the models to look for, and how many requests a batch of each may have.
+        slots: the models to look for, and how many requests a call of each has room for.
         """
-        sets = [self._keys.waiting(model) for model in widths]
+        sets = [self._keys.waiting(model) for model in slots]
         beginnings = [self._keys.call(""), self._keys.takes("")]
         while True:
-            found = self._take(sets, [CLAIM_SECONDS, *beginnings, *widths.values()])
+            found = self._take(sets, [CLAIM_SECONDS, *beginnings, *slots.values()])
             if found is None:
                 return []
             if calls := list(self._wanted(cast("list[_Taken]", found))):

@@ -13,7 +13,7 @@ from jobs.output import layout
 from jobs.output.storage import Storage
 from jobs.requests import Request
 
-Status = Literal["done", "rejected", "failed"]
+RecordStatus = Literal["done", "rejected", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Record:
     """
 
     request: Request
-    status: Status
+    status: RecordStatus
     stack: Stack
     worker: str
     attempt: int

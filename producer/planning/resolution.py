@@ -112,7 +112,7 @@ class Resolver:
         strength = model.strength if body.strength is None else body.strength
         if task == "generate" or "strength" not in model.takes:
             strength = None
-        _check(body, model, _Asked(route.model, task, images, controls))
+        _check(body, model, _Shape(route.model, task, images, controls))
         if strength is not None and strength * steps < 1:
             raise InvalidRequest("strength", f"{strength} of {steps} steps is less than one step")
         guidance = model.guidance_scale if body.guidance_scale is None else body.guidance_scale
@@ -158,7 +158,7 @@ def _format(body: Body, default: ImageFormat) -> ImageFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Shape:
     """What a line comes to with its model: the model's name, its task and numbers of images."""
 
     model: str
@@ -167,34 +167,34 @@ class _Asked:
     controls: int
 
 
-def _check(body: Body, model: Model, asked: _Asked) -> None:
+def _check(body: Body, model: Model, shape: _Shape) -> None:
     """Refuse what the model does not take.
 
     Raises:
         InvalidRequest: for the first such field.
     """
-    name = asked.model
-    if asked.task not in model.takes:
-        verb = "edit images" if asked.task == "edit" else "generate without an input image"
-        raise InvalidRequest("image" if asked.task == "edit" else "model", f"{name} cannot {verb}")
-    if asked.task == "generate" and asked.images:
+    name = shape.model
+    if shape.task not in model.takes:
+        verb = "edit images" if shape.task == "edit" else "generate without an input image"
+        raise InvalidRequest("image" if shape.task == "edit" else "model", f"{name} cannot {verb}")
+    if shape.task == "generate" and shape.images:
         raise InvalidRequest("image", "belongs to /v1/images/edits")
-    if asked.task == "edit" and not asked.images:
+    if shape.task == "edit" and not shape.images:
         raise InvalidRequest("image", "is required for an edit")
-    if asked.images > model.max_inputs:
-        raise InvalidRequest("image", f"{asked.images} given, but {name} takes {model.max_inputs}")
+    if shape.images > model.max_inputs:
+        raise InvalidRequest("image", f"{shape.images} given, but {name} takes {model.max_inputs}")
     for field_name in ("negative_prompt", "guidance_scale", "strength"):
         if getattr(body, field_name) is not None and field_name not in model.takes:
             raise InvalidRequest(field_name, f"{name} does not take it")
-    if body.strength is not None and asked.task == "generate":
+    if body.strength is not None and shape.task == "generate":
         raise InvalidRequest("strength", "belongs to edits")
-    if asked.controls > len(model.controlnets):
+    if shape.controls > len(model.controlnets):
         has = f"{len(model.controlnets)} ControlNets" if model.controlnets else "no ControlNet"
-        raise InvalidRequest("control_images", f"{asked.controls} given, but {name} has {has}")
+        raise InvalidRequest("control_images", f"{shape.controls} given, but {name} has {has}")
     weights = body.controlnet_weights
-    if weights is not None and len(weights) != asked.controls:
+    if weights is not None and len(weights) != shape.controls:
         raise InvalidRequest(
-            "controlnet_weights", f"{len(weights)} weights for {asked.controls} control_images"
+            "controlnet_weights", f"{len(weights)} weights for {shape.controls} control_images"
         )
     for side in ("width", "height"):
         pixels = getattr(body, side)

@@ -63,8 +63,8 @@ def test_oldest_first_and_only_what_fits_together(client: redis.Redis, put: Put)
     for name in names:
         put(added[name])
     calls = Claims(client, "t:", NO_SEAL)
-    widths = {"null": 3, "other": 1}
-    taken = [[call.id for call in calls.take(widths)] for _ in range(5)]
+    slots = {"null": 3, "other": 1}
+    taken = [[call.id for call in calls.take(slots)] for _ in range(5)]
     assert taken == [["first"], ["a", "b", "c"], ["wide"], ["d"], []]
 
 

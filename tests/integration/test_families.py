@@ -463,7 +463,7 @@ def test_out_of_memory(studio: Studio, fits: int, widths: list[int]) -> None:
     assert [result.stack.batch_width for result in rendered] == widths
     if fits:
         assert all(result.status == "done" for result in rendered)
-        assert renderer.width(PLAIN) == 2
+        assert renderer.slots(PLAIN) == 2
     else:
         assert [result.code for result in rendered] == ["out_of_memory"] * 3
         assert rendered[0].message.startswith("2684354560 bytes more were needed")

@@ -12,7 +12,7 @@ from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import IncompleteRun, read_summary, write_dataset
 from jobs.output.plan import Plan, read_shard
-from jobs.output.records import Record, Stack, Status, read_part, write_part
+from jobs.output.records import Record, RecordStatus, Stack, read_part, write_part
 from jobs.output.storage import Storage
 from jobs.requests import Request
 from producer.planning import reuse
@@ -22,7 +22,7 @@ from producer.planning.submission import Job, identify, prepare
 STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "test", 4, 1, "none 1")
 
 
-def record(request: Request, status: Status = "done", code: str = "x") -> Record:
+def record(request: Request, status: RecordStatus = "done", code: str = "x") -> Record:
     at = "2026-01-01T00:00:00.000000+00:00"
     name = layout.image(0, request.job_id, request.format) if status == "done" else ""
     return Record(request, status, STACK, "w", 1, at, file_name=name, sha256="0", code=code)
@@ -37,7 +37,7 @@ def planned(out: Path, lines: list[dict[str, object]]) -> tuple[Storage, Plan]:
     return submission.storage, prepare(submission, lambda _: None)
 
 
-def finish(storage: Storage, plan: Plan, keep: Callable[[Request], Status | None]) -> None:
+def finish(storage: Storage, plan: Plan, keep: Callable[[Request], RecordStatus | None]) -> None:
     """Write the first chunk's done part, with the status that `keep` gives each request."""
     requests = read_shard(storage, plan.run_id, 0)
     records = [record(r, status) for r in requests if (status := keep(r))]

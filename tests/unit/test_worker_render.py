@@ -45,7 +45,7 @@ class Fake:
         self.fault(seeds)
         return np.stack([image(seed) for seed in seeds])
 
-    def width(self, key: BatchKey) -> int:
+    def slots(self, key: BatchKey) -> int:
         return 1 if key.inputs else STACK.batch_width
 
     def stack_for(self, key: BatchKey) -> Stack:

@@ -75,7 +75,7 @@ class PipelineRenderer:
             raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
         return pixels
 
-    def width(self, key: BatchKey) -> int:
+    def slots(self, key: BatchKey) -> int:
         """Requests of one call."""
         alone = key.inputs and self.variants.family.inputs > 1
         return 1 if alone else self.stack.batch_width

@@ -22,10 +22,10 @@ from producer.api.openai.batch.lines import Show, Translation, b64_of, results, 
 from producer.api.openai.batch.store import (
     BatchError,
     BatchErrors,
+    BatchStatus,
     BatchStore,
     RequestCounts,
     Started,
-    Status,
     Ticket,
 )
 from producer.api.openai.bodies import ImageRefParam
@@ -154,7 +154,7 @@ class Steps:
             busy = self.known.runs.is_busy(started.run_id)
         return waited < SETTLE_SECONDS or (busy and waited < SETTLE_MOST_SECONDS)
 
-    def _finish(self, ticket: Ticket, started: Started, status: Status) -> bool:
+    def _finish(self, ticket: Ticket, started: Started, status: BatchStatus) -> bool:
         """Write the output and error files of a run that has ended one way or another."""
         storage, out, now = self.store.storage, self.store.out(ticket), int(time.time())
         plan = self._plan_of(ticket, started.run_id)

@@ -21,7 +21,7 @@ from producer.api.files.shelf import check_id
 from producer.api.openai.batch.lines import Endpoint
 from producer.api.wire.errors import ApiError
 
-Status = Literal[
+BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling",
     "cancelled",
 ]  # fmt: skip
@@ -37,7 +37,7 @@ class BatchError(BaseModel):
 
 
 class BatchErrors(BaseModel):
-    """All of it."""
+    """Why a batch failed, as OpenAI lists it."""
 
     object: Literal["list"] = "list"
     data: list[BatchError]
@@ -60,7 +60,7 @@ class Batch(BaseModel):
     errors: BatchErrors | None = None
     input_file_id: str
     completion_window: str
-    status: Status
+    status: BatchStatus
     output_file_id: str | None = None
     error_file_id: str | None = None
     created_at: int
@@ -114,7 +114,7 @@ _STARTED = TypeAdapter(Started)
 
 @dataclass(frozen=True)
 class BatchStore:
-    """Access to all of it. Raises TransientError or FatalError when the storage is away."""
+    """A deployment's batches. Raises TransientError or FatalError when the storage is away."""
 
     storage: Storage
 
@@ -159,7 +159,7 @@ class BatchStore:
         data = self._read(ticket, "cancel.json")
         return None if data is None else int(data)
 
-    def end(self, ticket: Ticket, status: Status, **fields: Any) -> None:
+    def end(self, ticket: Ticket, status: BatchStatus, **fields: Any) -> None:
         """Note how the batch ended, unless that is known. `fields` are Batch's."""
         if self.final(ticket):
             return
@@ -185,7 +185,7 @@ class BatchStore:
             return None
 
 
-def face(ticket: Ticket, status: Status, **fields: Any) -> Batch:
+def face(ticket: Ticket, status: BatchStatus, **fields: Any) -> Batch:
     """The batch of a ticket."""
     return Batch(
         id=ticket.id,

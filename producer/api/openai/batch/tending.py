@@ -24,10 +24,10 @@ from producer.api.openai.batch.store import (
     Batch,
     BatchError,
     BatchErrors,
+    BatchStatus,
     BatchStore,
     RequestCounts,
     Started,
-    Status,
     Ticket,
     face,
 )
@@ -149,7 +149,7 @@ class Batches:
         """A batch that has not ended."""
         started, cancelled = self.store.started(ticket), self.store.cancelled_at(ticket)
         if started is None:
-            status: Status = "cancelling" if cancelled else "validating"
+            status: BatchStatus = "cancelling" if cancelled else "validating"
             return face(ticket, status, cancelling_at=cancelled)
         progress = self.steps.progress(started)
         finished = progress is not None and progress.state == "finished"
