@@ -164,7 +164,7 @@ def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
             else:
                 log.exception("Run %s is paused", run_id)
             if shop.runs.is_running(run_id, epoch):
-                shop.runs.fail(run_id, str(error) or type(error).__name__)
+                shop.runs.pause(run_id, str(error) or type(error).__name__)
     except (TransientError, redis.RedisError) as error:
         log.warning("Run %s: trying again: %s", run_id, error)
         shop.stopping.wait(PAUSE_SECONDS)

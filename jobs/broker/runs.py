@@ -182,7 +182,7 @@ class Runs:
     def set_state(self, run_id: str, state: State) -> None:
         self.client.hset(self._key(run_id), "state", state)
 
-    def fail(self, run_id: str, problem: str) -> None:
+    def pause(self, run_id: str, problem: str) -> None:
         """Pause a run until a person resumes it; `problem` says why and what to do."""
         self.client.hset(self._key(run_id), mapping={"state": "paused", "problem": problem})
 

@@ -65,7 +65,7 @@ def pause(run: options.Run, broker: options.Broker = None, as_json: options.Json
     """Stop a run after the batches under way, to resume it later."""
     from jobs.settings import load_settings
     from producer.control.installation import installation
-    from producer.control.status import pause as stop
+    from producer.control.stopping import pause as stop
 
     _show(stop(run, installation(load_settings(broker))), as_json)
 
@@ -74,7 +74,7 @@ def cancel(run: options.Run, broker: options.Broker = None, as_json: options.Jso
     """Stop a run after the batches under way. What is rendered stays; resume goes on."""
     from jobs.settings import load_settings
     from producer.control.installation import installation
-    from producer.control.status import cancel as stop
+    from producer.control.stopping import cancel as stop
 
     _show(stop(run, installation(load_settings(broker))), as_json)
 
@@ -83,7 +83,7 @@ def resume(run: options.Run, broker: options.Broker = None, as_json: options.Jso
     """Send what is left of a run again, from storage: after cancel, a pause or a wiped broker."""
     from jobs.settings import load_settings
     from producer.control.installation import installation
-    from producer.control.status import resume as restart
+    from producer.control.stopping import resume as restart
 
     _show(restart(run, installation(load_settings(broker))), as_json)
 

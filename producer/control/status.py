@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from jobs.broker.backlog import Backlog
 from jobs.broker.fleet import Fleet
 from jobs.broker.runs import Progress
 from jobs.errors import FatalError, TransientError, UsageError
-from jobs.output.dataset import Summary, planned, read_summary, write_summary
+from jobs.output.dataset import Summary, planned, read_summary
 from jobs.output.plan import Plan, read_plan
 from jobs.output.records import chunks_done
 from jobs.output.storage import Storage, open_storage
 from producer.control.installation import Installation
-from producer.planning.submission import launch
 
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
 
@@ -48,6 +47,11 @@ class Status:
     quarantined: int = 0
 
 
+def is_run_id(name: str) -> bool:
+    """Whether a run is named by its id, not by its output location."""
+    return _RUN_ID.fullmatch(name) is not None
+
+
 def look(name: str, known: Installation) -> Status:
     """The state of a run, by its id or its output location.
 
@@ -55,8 +59,8 @@ def look(name: str, known: Installation) -> Status:
         UsageError: there is no such run.
         TransientError: a run id was given and the broker cannot be reached.
     """
-    if _RUN_ID.fullmatch(name):
-        return _of_progress(_progress(name, known), _look_around(known))
+    if is_run_id(name):
+        return _of_progress(known_progress(name, known), _look_around(known))
     storage = open_storage(name)
     run_id = stored_run(storage)
     with suppress(TransientError), known.reached():
@@ -82,60 +86,6 @@ def quarantined(known: Installation) -> int:
     with suppress(TransientError), known.reached():
         return Backlog(known.runs.client, known.runs.prefix).quarantined()
     return 0
-
-
-def pause(name: str, known: Installation) -> Status:
-    """Have the workers stop a run after the batches under way, to be resumed later.
-
-    Raises:
-        UsageError: the broker does not know the run, or it has finished.
-    """
-    progress = _unfinished(name, known)
-    with known.reached():
-        known.runs.fail(
-            progress.run_id,
-            f"imagemill pause stopped it.\nimagemill resume {progress.out} goes on.",
-        )
-    return look(progress.run_id, known)
-
-
-def cancel(name: str, known: Installation) -> Status:
-    """Have the workers drop what is left of a run; nothing that is rendered is lost.
-
-    Raises:
-        UsageError: the broker does not know the run, or it has finished.
-    """
-    progress = _unfinished(name, known)
-    run_id = progress.run_id
-    with known.reached():
-        known.runs.set_state(run_id, "cancelled")
-    storage = open_storage(progress.out)
-    write_summary(storage, replace(_summary(storage, run_id), state="cancelled"))
-    return _of_progress(replace(progress, state="cancelled"), _look_around(known))
-
-
-def resume(name: str, known: Installation) -> Status:
-    """Send what is left of a run again, from storage alone; also after Redis was wiped.
-
-    Raises:
-        UsageError: there is no such run, or it has finished.
-        TransientError: the broker cannot be reached.
-    """
-    out = _progress(name, known).out if _RUN_ID.fullmatch(name) else name
-    storage = open_storage(out)
-    run_id = name if _RUN_ID.fullmatch(name) else stored_run(storage)
-    summary = read_summary(storage)
-    if summary and summary.run_id == run_id and summary.state == "finished":
-        raise UsageError(
-            f"run {run_id} has finished already: {out}",
-            "If images failed, run or submit its manifest again: only those are tried.",
-        )
-    known.ping()
-    plan = _plan(storage, run_id)
-    write_summary(storage, planned(plan))  # it may have been cancelled
-    with known.reached():
-        launch(plan, storage, known.runs, known.dispatcher)
-    return look(out, known)
 
 
 def stored_run(storage: Storage) -> str:
@@ -166,7 +116,12 @@ def finished_run(storage: Storage) -> str:
     return summary.run_id
 
 
-def _progress(run_id: str, known: Installation) -> Progress:
+def known_progress(run_id: str, known: Installation) -> Progress:
+    """Where a run stands that the broker must know.
+
+    Raises:
+        UsageError: it does not.
+    """
     with known.reached():
         progress = known.runs.progress(run_id)
     if progress is None:
@@ -177,25 +132,19 @@ def _progress(run_id: str, known: Installation) -> Progress:
     return progress
 
 
-def _unfinished(name: str, known: Installation) -> Progress:
-    run_id = name if _RUN_ID.fullmatch(name) else stored_run(open_storage(name))
-    progress = _progress(run_id, known)
-    if progress.state == "finished":
-        raise UsageError(f"run {run_id} has finished already: {progress.out}", "Nothing to stop.")
-    return progress
-
-
-def _plan(storage: Storage, run_id: str) -> Plan:
+def planned_run(storage: Storage, run_id: str) -> Plan:
+    """The plan of a run. Raises UsageError if it was never completed."""
     plan = read_plan(storage, run_id)
     if plan is None:
         raise UsageError(f"{storage.uri} has no complete plan of run {run_id}", "Submit it again.")
     return plan
 
 
-def _summary(storage: Storage, run_id: str) -> Summary:
+def stored_summary(storage: Storage, run_id: str) -> Summary:
+    """What run.json says of a run, or would say if another had not written it since."""
     summary = read_summary(storage)
     same = summary is not None and summary.run_id == run_id
-    return summary if summary and same else planned(_plan(storage, run_id))
+    return summary if summary and same else planned(planned_run(storage, run_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +184,8 @@ def _of_progress(progress: Progress, around: _Around) -> Status:
 
 
 def _of_storage(storage: Storage, run_id: str) -> Status:
-    plan = _plan(storage, run_id)
-    summary = _summary(storage, run_id)
+    plan = planned_run(storage, run_id)
+    summary = stored_summary(storage, run_id)
     complete = chunks_done(storage, run_id)
     sizes = [plan.shards[s].chunks[c].stop - plan.shards[s].chunks[c].start for s, c in complete]
     ended = summary.state == "finished"

@@ -6,7 +6,8 @@ import pytest
 
 from jobs.errors import UsageError
 from producer.control.installation import installation
-from producer.control.status import look, pause, resume
+from producer.control.status import look
+from producer.control.stopping import pause, resume
 from tests.sites import Site
 from tests.support import eventually
 

@@ -44,7 +44,7 @@ def test_finished_run_ends(runs: Runs) -> None:
 
 
 def test_paused_run_says_why(runs: Runs) -> None:
-    runs.fail(PLAN.run_id, "storage /out is full\nFree some space.")
+    runs.pause(PLAN.run_id, "storage /out is full\nFree some space.")
     with pytest.raises(FatalError, match=r"(?s)storage /out is full.*Free some space"):
         follow(runs, PLAN.run_id, Seen())
 

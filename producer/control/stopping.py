@@ -1,0 +1,90 @@
+"""Stops runs and has them go on: paused, cancelled, resumed. The broker says it to the workers,
+run.json to whoever looks later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jobs.errors import UsageError
+from jobs.output.dataset import planned, read_summary, write_summary
+from jobs.output.storage import Storage, open_storage
+from producer.control.installation import Installation
+from producer.control.status import (
+    Status,
+    is_run_id,
+    known_progress,
+    look,
+    planned_run,
+    stored_run,
+    stored_summary,
+)
+from producer.planning.submission import launch
+
+
+def pause(name: str, known: Installation) -> Status:
+    """Have the workers stop a run after the batches under way, to be resumed later.
+
+    name: its id or its output location.
+
+    Raises:
+        UsageError: the broker does not know the run, or it has finished.
+    """
+    run_id, out = _unfinished(name, known)
+    with known.reached():
+        known.runs.pause(run_id, f"imagemill pause stopped it.\nimagemill resume {out} goes on.")
+    return look(run_id, known)
+
+
+def cancel(name: str, known: Installation) -> Status:
+    """Have the workers drop what is left of a run; nothing that is rendered is lost.
+
+    Raises: as pause.
+    """
+    run_id, out = _unfinished(name, known)
+    cancel_run(open_storage(out), run_id, known)
+    return look(run_id, known)
+
+
+def cancel_run(storage: Storage, run_id: str, known: Installation) -> None:
+    """The same for a run that is known not to have finished, whether the broker knows it or not.
+
+    Raises:
+        TransientError: the broker cannot be reached.
+    """
+    with known.reached():
+        if known.runs.progress(run_id):
+            known.runs.set_state(run_id, "cancelled")
+    write_summary(storage, replace(stored_summary(storage, run_id), state="cancelled"))
+
+
+def resume(name: str, known: Installation) -> Status:
+    """Send what is left of a run again, from storage alone; also after Redis was wiped.
+
+    Raises:
+        UsageError: there is no such run, or it has finished.
+        TransientError: the broker cannot be reached.
+    """
+    out = known_progress(name, known).out if is_run_id(name) else name
+    storage = open_storage(out)
+    run_id = name if is_run_id(name) else stored_run(storage)
+    summary = read_summary(storage)
+    if summary and summary.run_id == run_id and summary.state == "finished":
+        raise UsageError(
+            f"run {run_id} has finished already: {out}",
+            "If images failed, run or submit its manifest again: only those are tried.",
+        )
+    known.ping()
+    plan = planned_run(storage, run_id)
+    write_summary(storage, planned(plan))  # it may have been cancelled
+    with known.reached():
+        launch(plan, storage, known.runs, known.dispatcher)
+    return look(out, known)
+
+
+def _unfinished(name: str, known: Installation) -> tuple[str, str]:
+    """The id and the output location of a run that the broker knows."""
+    run_id = name if is_run_id(name) else stored_run(open_storage(name))
+    progress = known_progress(run_id, known)
+    if progress.state == "finished":
+        raise UsageError(f"run {run_id} has finished already: {progress.out}", "Nothing to stop.")
+    return run_id, progress.out
