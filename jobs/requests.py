@@ -56,6 +56,12 @@ class Body(BaseModel):
     negative_prompt: Prompt | None = None
     strength: Annotated[float, Field(ge=0, le=1)] | None = None
 
+    def numbered(self, number: int) -> Body:
+        """The body of image number `number`, from 0, of several: a seed counts up with it."""
+        if self.seed is None:
+            return self
+        return self.model_copy(update={"seed": (self.seed + number) % (MAX_SEED + 1)})
+
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:

@@ -73,6 +73,10 @@ class CallQueue:
         self._put = client.register_script(PUT)
         self._wake_messages: dict[str, bytes] = {}
 
+    async def ping(self) -> None:
+        """Nothing, if Redis answers."""
+        await self._client.ping()
+
     async def put(self, call: Call) -> None:
         """Queue a call, and wake a worker.
 

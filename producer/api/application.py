@@ -1,28 +1,52 @@
-"""The ASGI application."""
+"""The ASGI application: its parts, and the endpoints that use them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
+from threading import Thread
 
 from fastapi import FastAPI
+from limits import RateLimitItem, parse
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.broker.connection import address, connect_async
+from jobs.broker.fleet import Fleet
+from jobs.calls.waiting import CallLimits, CallQueue
+from jobs.errors import UsageError
+from jobs.inputs.images import InputPolicy
 from jobs.models.table import ModelTable
+from jobs.output.storage import open_storage
 from jobs.settings import Settings
 from producer.api import health
-from producer.api.facade import open_facade
-from producer.api.files import downloads
+from producer.api.access.keys import make_ring
+from producer.api.access.signing import read_signer
+from producer.api.admission import Access
+from producer.api.calls import Calls
+from producer.api.files import downloads as downloading
+from producer.api.files.downloads import Downloads
+from producer.api.files.shelf import Shelf
 from producer.api.friendli import endpoints as friendli
 from producer.api.friendli.bodies import ContainerImageEditBody, DedicatedImageEditBody
-from producer.api.openai import batches, files, images
+from producer.api.openai import batches as batching
+from producer.api.openai import files, images
+from producer.api.openai.batch.steps import Steps
+from producer.api.openai.batch.store import BatchStore
+from producer.api.openai.batch.tending import Batches
 from producer.api.openai.bodies import EditImageBodyJsonParam
+from producer.api.roster import Roster
 from producer.api.wire.errors import handle_errors
+from producer.api.wire.parts import provide
 from producer.api.wire.schema import document
+from producer.control.installation import installation
 
 log = logging.getLogger(__name__)
 
@@ -30,24 +54,39 @@ log = logging.getLogger(__name__)
 def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     """The facade of one deployment; connects when it is first used.
 
+    Nothing in its parts would be missed after a restart.
+
     Raises:
         UsageError: a setting cannot work.
     """
-    facade = open_facade(settings, table)
+    if settings.store is None:
+        raise UsageError("no store is set", "Pass --store URI or set IMAGEMILL_STORE.")
+    table = replace(table, closed=True)  # nobody may name a repository or a folder from outside
+    storage, known, client = (
+        open_storage(settings.store), installation(settings), connect_async(settings)
+    )  # fmt: skip
+    policy = InputPolicy(hosts=settings.input_hosts)
+    limits = CallLimits(math.ceil(settings.call_seconds), settings.model_calls, settings.team_calls)
+    queue = CallQueue(client, settings.key_prefix, limits, known.runs.seal, known.dispatcher)
+    roster = Roster(Fleet(known.runs.client, settings.key_prefix))
+    shelf = Shelf(storage)
+    downloads = Downloads(storage, read_signer(settings.signing_file))
+    store = BatchStore(storage)
+    steps = Steps(store, shelf, known, table, policy, downloads)
+    batches = Batches(store, steps, known.runs.client, settings.key_prefix)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        chores = [
-            asyncio.create_task(facade.tend_batches()),
-            asyncio.create_task(facade.watch_workers()),
-        ]
+        Thread(target=batches.run, name="batches", daemon=True).start()
+        watching = asyncio.create_task(roster.watch())
         try:
             yield
         finally:
-            for chore in chores:
-                chore.cancel()
-            await asyncio.wait(chores)
-            await facade.close()
+            batches.stop()
+            watching.cancel()
+            await asyncio.wait([watching])
+            await client.aclose()
+            known.runs.client.close()
 
     app = FastAPI(
         title="imagemill",
@@ -57,17 +96,41 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
         max_body_size=max(settings.body_bytes, settings.file_bytes),
         redoc_url=None,
     )
-    app.state.facade = facade
+    provide(
+        app,
+        Access(make_ring(settings.api_keys, settings.keys_file), *_pace(settings)),
+        Calls(table, storage, queue, roster, policy, settings.call_seconds),
+        batches,
+        shelf,
+        downloads,
+        roster,
+    )
     handle_errors(app)
     app.include_router(health.router)
     app.include_router(friendli.router, max_body_size=settings.body_bytes)
     app.include_router(images.router, max_body_size=settings.body_bytes)
     app.include_router(files.router, max_body_size=settings.file_bytes)
-    app.include_router(batches.router, max_body_size=settings.body_bytes)
-    app.include_router(downloads.router)
+    app.include_router(batching.router, max_body_size=settings.body_bytes)
+    app.include_router(downloading.router)
     document(app, [ContainerImageEditBody, DedicatedImageEditBody, EditImageBodyJsonParam])
     app.add_middleware(AccessLog)
     return app
+
+
+def _pace(settings: Settings) -> tuple[FixedWindowRateLimiter, RateLimitItem]:
+    """What counts the requests of teams in Redis, and how many they may send."""
+    try:
+        rate = parse(settings.team_rate)
+    except ValueError as error:
+        raise UsageError(f"setting team_rate: {error}", "Write for example 6000/minute.") from error
+    url, options = address(settings)
+    counts = RedisStorage(
+        "async+" + url.replace("unix://", "redis+unix://", 1),
+        implementation="redispy",
+        key_prefix=f"{settings.key_prefix}rate",
+        **options,
+    )
+    return FixedWindowRateLimiter(counts), rate
 
 
 class AccessLog:

@@ -1,4 +1,4 @@
-"""One call, from a checked body to an image: store inputs → resolve → queue → wait → read."""
+"""One call, from a checked body to an image: resolve → store inputs → queue → wait → read."""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ import asyncio
 import math
 import uuid
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+import anyio
+from fastapi import Depends, Response
+from fastapi import Request as HttpRequest
 
 from jobs.calls.call import Call
-from jobs.calls.waiting import QueueFull
+from jobs.calls.waiting import CallQueue, QueueFull
 from jobs.errors import InvalidRequest
-from jobs.inputs.images import check_image, load_input, open_image, store_input
+from jobs.inputs.images import InputPolicy, check_image, load_input, open_image, store_input
+from jobs.models.fingerprints import route_digest
+from jobs.models.table import ModelTable
 from jobs.output.layout import EXTENSIONS
-from jobs.requests import MAX_SEED, Body, ImageInput, Task
-from jobs.requests import Request as Rendering
-from producer.api.admission import Caller
-from producer.api.facade import Facade, in_thread
+from jobs.output.storage import Storage
+from jobs.requests import Body, ImageInput, Request, Task
+from producer.api.admission import Admitted, Caller, WithKey
+from producer.api.files.downloads import Downloads, UsedDownloads
+from producer.api.roster import Roster
 from producer.api.wire.errors import RETRY_SECONDS, ApiError
+from producer.api.wire.parts import provided
 from producer.api.wire.reading import Source
-from producer.planning.manifest import BatchLine
+from producer.api.wire.threads import in_thread
+from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
+
+INPUT_THREADS = 16  # inputs that are fetched and checked at a time
 
 T = TypeVar("T")
 
@@ -35,7 +44,7 @@ class Picture:
     seconds: of rendering, as the worker measured it.
     """
 
-    request: Rendering
+    request: Request
     path: str
     data: bytes
     seconds: float
@@ -55,100 +64,166 @@ class Order:
     count: int = 1
 
 
-async def render(facade: Facade, caller: Caller, order: Order, request: Request) -> list[Picture]:
-    """Render an order; gives up, and withdraws what waits, when the caller goes or time runs out.
+@dataclass(frozen=True)
+class Calls:
+    """Renders orders with the workers of the installation.
 
-    With a seed, image number i of several has the seed plus i.
-
-    Raises:
-        InvalidRequest, ApiError, TimeoutError: see producer.api.wire.errors.
+    table: closed, so that nobody names a repository or a folder from outside; storage: where
+    inputs and images lie; seconds: until a call has failed.
     """
-    async with asyncio.timeout(facade.settings.call_seconds):
-        return await _unless_gone(request, _render(facade, caller, order))
 
-
-async def _render(facade: Facade, caller: Caller, order: Order) -> list[Picture]:
-    # Before its inputs are fetched: a wrong field is refused at once.
-    requests = await _resolve(facade, order, order.images, order.controls)
-    workers = await facade.require_worker(requests[0].key.model)
-    if order.images or order.controls:
-        images = await _store_inputs(facade, order.images, "image")
-        controls = await _store_inputs(facade, order.controls, "control_images")
-        requests = await _resolve(facade, order, images, controls)
-    return list(await _gather([_call(facade, caller, one, workers) for one in requests]))
-
-
-async def _resolve(
-    facade: Facade, order: Order, images: Sequence[Source], controls: Sequence[Source]
-) -> list[Rendering]:
-    lines = [_line(order, images, controls, number) for number in range(order.count)]
-    return [await facade.resolve(line) for line in lines]
-
-
-def _line(
-    order: Order, images: Sequence[Source], controls: Sequence[Source], number: int
-) -> BatchLine:
-    body = order.body
-    update: dict[str, Any] = {}
-    if images:
-        update["image"] = tuple(ImageInput(image=_name(image)) for image in images)
-    if controls:
-        update["control_images"] = tuple(ImageInput(image=_name(image)) for image in controls)
-    if body.seed is not None:
-        update["seed"] = (body.seed + number) % (MAX_SEED + 1)
-    return BatchLine(
-        custom_id=uuid.uuid4().hex,  # also what a missing seed is derived from
-        method="POST",
-        url="/v1/images/edits" if order.task == "edit" else "/v1/images/generations",
-        body=body.model_copy(update=update),
+    table: ModelTable
+    storage: Storage
+    queue: CallQueue
+    roster: Roster
+    policy: InputPolicy
+    seconds: float
+    _fingerprints: dict[str, str] = field(default_factory=dict)
+    _threads: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(INPUT_THREADS)
     )
 
+    async def render(self, caller: Caller, order: Order, http: HttpRequest) -> list[Picture]:
+        """Render an order; gives up, and withdraws what waits, when its caller goes or it is late.
 
-def _name(source: Source) -> str:
-    return source if isinstance(source, str) else "upload"
+        Raises:
+            InvalidRequest, ApiError, TimeoutError: see producer.api.wire.errors.
+        """
+        async with asyncio.timeout(self.seconds):
+            return await _unless_gone(http, self._render(caller, order))
+
+    async def _render(self, caller: Caller, order: Order) -> list[Picture]:
+        names = [uuid.uuid4().hex for _ in range(order.count)]  # what missing seeds derive from
+        # Before its inputs are fetched: a wrong field is refused at once.
+        requests = await self._resolve(order, names, _names(order.images), _names(order.controls))
+        workers = await self.roster.require(requests[0].key.model)
+        if order.images or order.controls:
+            images = await self._store_inputs(order.images, "image")
+            controls = await self._store_inputs(order.controls, "control_images")
+            requests = await self._resolve(order, names, images, controls)
+        return list(await _gather([self._call(caller, one, workers) for one in requests]))
+
+    async def _resolve(
+        self, order: Order, names: list[str], images: list[str], controls: list[str]
+    ) -> list[Request]:
+        inputs: dict[str, Any] = {}
+        if images:
+            inputs["image"] = tuple(ImageInput(image=one) for one in images)
+        if controls:
+            inputs["control_images"] = tuple(ImageInput(image=one) for one in controls)
+        body = order.body.model_copy(update=inputs)
+        return [
+            await self._request(order.task, body.numbered(number), name)
+            for number, name in enumerate(names)
+        ]
+
+    async def _request(self, task: Task, body: Body, name: str) -> Request:
+        """The request that a body stands for.
+
+        Raises:
+            InvalidRequest: the model does not take what it asks for.
+            FatalError: the model's weights cannot be identified here.
+        """
+        while True:
+            # A resolver remembers every kind of body it has met, so each call has its own.
+            resolver = Resolver(self.table, PlanOptions(), self._fingerprints)
+            try:
+                return resolver.resolve(0, task, body, name)
+            except UnknownFingerprint as unknown:
+                model = unknown.model
+            self._fingerprints[model] = await in_thread(route_digest, self.table, model)
+
+    async def _store_inputs(self, sources: Sequence[Source], name: str) -> list[str]:
+        """Fetch, check and store inputs: neither Redis nor a worker meets what a user wrote."""
+
+        def store(source: Source) -> str:
+            if isinstance(source, str):
+                data = load_input(source, self.policy, None, name)
+            else:
+                data = source
+                check_image(data, self.policy, name)
+            open_image(data, name)
+            return store_input(self.storage, data)
+
+        return await _gather(
+            [in_thread(store, source, threads=self._threads) for source in sources]
+        )
+
+    async def _call(self, caller: Caller, request: Request, workers: int) -> Picture:
+        now = datetime.now(UTC)
+        name = f"{request.custom_id}.{EXTENSIONS[request.format]}"
+        path = f"calls/{caller.team}/{now:%Y-%m-%d}/{name}"
+        call = Call(request.custom_id, caller.team, request, self.storage.uri, path)
+        try:
+            await self.queue.put(call)
+            answer = await self.queue.wait(call)
+        except QueueFull as full:
+            seconds = full.ahead * self.table.get(request.key.model).seconds_per_image / workers
+            wait = min(60, max(1, math.ceil(seconds)))
+            raise ApiError(429, "queue_full", str(full), "", wait) from None
+        except BaseException:  # above all: cancelled, as its caller has gone or its time is over
+            await asyncio.shield(self.queue.withdraw(call))
+            raise
+        if answer.status == "rejected":
+            raise InvalidRequest("", answer.message, answer.code)
+        if answer.status != "done":
+            message = f"the image could not be rendered: {answer.message}"
+            if answer.code == "unavailable":
+                raise ApiError(503, answer.code, message, "", RETRY_SECONDS)
+            raise ApiError(500, answer.code, message)
+        data = await in_thread(self.storage.read, path)
+        return Picture(request, path, data, answer.seconds_render)
 
 
-async def _store_inputs(facade: Facade, sources: Sequence[Source], field: str) -> list[str]:
-    """Fetch, check and store inputs: neither Redis nor a worker meets what a user wrote."""
-
-    def store(source: Source) -> str:
-        if isinstance(source, str):
-            data = load_input(source, facade.policy, None, field)
-        else:
-            data = source
-            check_image(data, facade.policy, field)
-        open_image(data, field)
-        return store_input(facade.storage, data)
-
-    return await _gather(
-        [in_thread(store, source, threads=facade.input_threads) for source in sources]
-    )
+UsedCalls = Annotated[Calls, provided(Calls)]
 
 
-async def _call(facade: Facade, caller: Caller, request: Rendering, workers: int) -> Picture:
-    now = datetime.now(UTC)
-    name = f"{request.custom_id}.{EXTENSIONS[request.format]}"
-    path = f"calls/{caller.team}/{now:%Y-%m-%d}/{name}"
-    call = Call(request.custom_id, caller.team, request, facade.storage.uri, path)
-    try:
-        await facade.calls.put(call)
-        answer = await facade.calls.wait(call)
-    except QueueFull as full:
-        seconds = full.ahead * facade.table.get(request.key.model).seconds_per_image / workers
-        wait = min(60, max(1, math.ceil(seconds)))
-        raise ApiError(429, "queue_full", str(full), "", wait) from None
-    except BaseException:  # above all: cancelled, as its caller has gone or its time is over
-        await asyncio.shield(facade.calls.withdraw(call))
-        raise
-    if answer.status == "rejected":
-        raise InvalidRequest("", answer.message, answer.code)
-    if answer.status != "done":
-        message = f"the image could not be rendered: {answer.message}"
-        if answer.code == "unavailable":
-            raise ApiError(503, answer.code, message, "", RETRY_SECONDS)
-        raise ApiError(500, answer.code, message)
-    data = await in_thread(facade.storage.read, path)
-    return Picture(request, path, data, answer.seconds_render)
+@dataclass(frozen=True)
+class Exchange:
+    """One HTTP request for images under way, and what its answer needs."""
+
+    calls: Calls
+    downloads: Downloads
+    caller: Caller
+    request: HttpRequest
+    response: Response
+
+    async def render(self, order: Order) -> list[Picture]:
+        """Render an order; a header tells how long the rendering itself took, in milliseconds.
+
+        Raises: as Calls.render.
+        """
+        pictures = await self.calls.render(self.caller, order, self.request)
+        longest = max(picture.seconds for picture in pictures) * 1000
+        self.response.headers["Server-Timing"] = f"render;dur={longest:.2f}"
+        return pictures
+
+    async def url(self, path: str) -> str:
+        """A URL that opens a stored file for a while."""
+        return await in_thread(self.downloads.url, path, str(self.request.base_url))
+
+
+async def _exchange(
+    calls: UsedCalls,
+    downloads: UsedDownloads,
+    caller: Admitted,
+    request: HttpRequest,
+    response: Response,
+) -> Exchange:
+    return Exchange(calls, downloads, caller, request, response)
+
+
+async def _with_key(exchange: Annotated[Exchange, Depends(_exchange)], _: WithKey) -> Exchange:
+    return exchange
+
+
+AnyExchange = Annotated[Exchange, Depends(_exchange)]
+KeyExchange = Annotated[Exchange, Depends(_with_key)]
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """What stands for inputs until they are stored."""
+    return [source if isinstance(source, str) else "upload" for source in sources]
 
 
 async def _gather(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -161,11 +236,11 @@ async def _gather(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the caller disconnects."""
 
     async def disconnected() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+        while (await http.receive())["type"] != "http.disconnect":
             pass
 
     working, watching = asyncio.create_task(work), asyncio.create_task(disconnected())
@@ -178,9 +253,3 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         for task in (working, watching):
             task.cancel()
         await asyncio.wait({working, watching})
-
-
-def timing(pictures: Sequence[Picture]) -> dict[str, str]:
-    """A header that tells how long the rendering itself took, in milliseconds."""
-    longest = max(picture.seconds for picture in pictures) * 1000
-    return {"Server-Timing": f"render;dur={longest:.2f}"}

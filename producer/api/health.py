@@ -9,8 +9,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from jobs.errors import ImagemillError
-from producer.api.facade import Used, in_thread
+from producer.api.calls import UsedCalls
 from producer.api.wire.errors import RETRY_SECONDS, ApiError, ErrorBody, declared
+from producer.api.wire.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,15 @@ async def alive() -> Health:
 
 
 @router.get("/readyz", responses=declared(ErrorBody, 400, 401, 403, 404, 413, 415, 422, 429, 500))
-async def ready(facade: Used) -> Health:
+async def ready(calls: UsedCalls) -> Health:
     """Broker, storage and at least one worker are there."""
-    await facade.redis.ping()
+    await calls.queue.ping()
     try:
-        await in_thread(facade.storage.list, "")
+        await in_thread(calls.storage.list, "")
     except ImagemillError as error:
         log.warning("The store: %s", error)
         message = "the store does not answer; the facade's log says why"
         raise ApiError(503, "no_storage", message, "", RETRY_SECONDS) from error
-    if not any([await facade.workers(model) for model in facade.table.models]):
+    if not any([await calls.roster.workers(model) for model in calls.table.models]):
         raise ApiError(503, "no_worker", "no worker is there", "", RETRY_SECONDS)
     return Health()

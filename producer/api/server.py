@@ -16,6 +16,7 @@ from jobs.models.table import load_models
 from jobs.settings import Settings
 from producer.api.access.keys import make_ring
 from producer.api.application import make_api
+from producer.api.calls import Calls
 from producer.report import say
 
 STOP_SECONDS = 10  # calls under way may take so long to end
@@ -75,7 +76,7 @@ class _Server(uvicorn.Server):
             )
         )
         self.failure: ImagemillError | None = None
-        self._facade = api.state.facade
+        self._calls: Calls = api.state.parts[Calls]
         self._url = url
         self._check = check
         self._announced = False
@@ -94,7 +95,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _has_worker(self) -> bool:
-        return any([await self._facade.workers(model) for model in self._facade.table.models])
+        return any([await self._calls.roster.workers(model) for model in self._calls.table.models])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -82,10 +82,10 @@ class Planner:
                 if isinstance(line, list):
                     errors += line
                     continue
+                name = line.custom_id or ""
                 try:
-                    request = resolver.resolve(number, line)
+                    request = resolver.resolve(number - 1, line.task, line.body, name)
                 except InvalidRequest as error:
-                    name = line.custom_id or ""
                     errors.append(LineError(number, name, error.field, error.reason))
                 else:
                     rows[id(request.key)].append(request)

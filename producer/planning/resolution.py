@@ -1,4 +1,4 @@
-"""Fills every default of a line in and checks it against what its model takes. No torch."""
+"""Fills every default of a body in and checks it against what its model takes. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from jobs.ids import derive_seed, job_id
 from jobs.models.table import Model, ModelTable
 from jobs.requests import BatchKey, Body, ImageFormat, ImageInput, Input, Request, Task
 from producer.planning.intake import Intake
-from producer.planning.manifest import Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ _Key = tuple[BatchKey, ImageFormat, bytes]  # …, their canonical form
 
 @dataclass(frozen=True)
 class Resolver:
-    """Turns lines into requests. Equal batch keys of one resolver are one object.
+    """Turns bodies into requests. Equal batch keys of one resolver are one object.
 
     intake: what takes inputs in; without one they stay as they are.
     """
@@ -61,17 +60,16 @@ class Resolver:
     _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
     _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
 
-    def resolve(self, number: int, line: Line) -> Request:
-        """The request that line `number` (from 1) stands for.
+    def resolve(self, index: int, task: Task, body: Body, custom_id: str) -> Request:
+        """The request that a body stands for. index: of its line, from 0.
 
         Raises:
-            InvalidRequest: the model does not take what the line asks for.
+            InvalidRequest: the model does not take what the body asks for.
             UnknownFingerprint: see there.
         """
-        body, task = line.body, line.task
         images = _references(body.image) if body.image else ()
         controls = _references(body.control_images) if body.control_images else ()
-        # What was not given is the same for all lines, and most lines give little.
+        # What was not given is the same for all bodies, and most give little.
         given = sorted(body.model_fields_set - _OF_ONE_LINE)
         parameters = (
             task, len(images), len(controls), body.negative_prompt is None,
@@ -79,7 +77,7 @@ class Resolver:
         )  # fmt: skip
         found = self._keys.get(parameters)
         if found is None:
-            found = self._keys[parameters] = self._make_key(line, len(images), len(controls))
+            found = self._keys[parameters] = self._make_key(task, body, len(images), len(controls))
         key, image_format, content = found
         if key.task != task:  # a model that edits takes control images as its inputs
             images, controls = controls, ()
@@ -88,7 +86,6 @@ class Resolver:
             controls = tuple(self.intake.take(one, "control_images") for one in controls)
 
         negative = body.negative_prompt or ""
-        custom_id = line.custom_id or ""
         seed = body.seed
         if seed is None:
             asked = (body.prompt, negative, images, controls)
@@ -97,15 +94,13 @@ class Resolver:
         # The weights' fingerprint, in `content`, stands for the model, whatever its name.
         identity = (custom_id, seed, body.prompt, negative, images, controls)
         return Request(
-            number - 1, custom_id, key, body.prompt, negative, seed, image_format,
+            index, custom_id, key, body.prompt, negative, seed, image_format,
             job_id(content + orjson.dumps(identity)), images, controls,
         )  # fmt: skip
 
-    def _make_key(self, line: Line, images: int, controls: int) -> _Key:
-        body = line.body
+    def _make_key(self, task: Task, body: Body, images: int, controls: int) -> _Key:
         route = self.table.route(body.model or self.options.model)
         model = self.table.get(route.model)
-        task = line.task
         if task == "generate" and controls and not model.controlnets and "edit" in model.takes:
             task, images, controls = "edit", controls, 0
         steps = body.num_inference_steps or model.steps

@@ -273,12 +273,42 @@ def test_batches_of_one_content_are_apart(plant: Plant, url: str) -> None:
     assert (found["status"], found["request_counts"]["completed"]) == ("completed", 4)
 
 
-def test_a_line_that_cannot_be_written_fails_its_batch_alone(url: str) -> None:
-    bad, good = send(url, line(0), line(1, "x" * 511, n=2)), batch(url, 2)
-    found = ended(url, bad["id"])
-    assert found["status"] == "failed"
-    assert [(one["line"], one["code"]) for one in found["errors"]["data"]] == [(2, "invalid_line")]
-    assert "custom_id" in found["errors"]["data"][0]["message"]
+def test_a_wrong_body_costs_its_batch_no_other_request(url: str) -> None:
+    """As OpenAI's service does: it has a line in the error file, with its status."""
+    bodies: list[dict[str, Any]] = [
+        {"n": 0}, {"model": "nobody"}, {"size": "12x"}, {"background": "transparent"},
+        {"size": "20x64"}, {"prompt": 5},
+    ]  # fmt: skip
+    lines = [line(0), line(1, "x" * 511, n=2), *(line(i, **b) for i, b in enumerate(bodies, 2))]
+    made = send(url, *lines)
+    found = ended(url, made["id"])
+    assert found["status"] == "completed", found
+    assert found["request_counts"] == {"total": 8, "completed": 1, "failed": 7}
+    assert [one["custom_id"] for one in results(url, found["output_file_id"])] == ["0"]
+    errors = results(url, found["error_file_id"])
+    assert [one["custom_id"] for one in errors] == ["x" * 511, *map(str, range(2, 8))]
+    assert [one["response"]["status_code"] for one in errors] == [400] * 7
+    told = [one["response"]["body"]["error"] for one in errors]
+    assert [one["param"] for one in told[:2]] == ["custom_id", "n"]
+    assert "nobody" in told[2]["message"]
+    assert not told[2]["message"].startswith("line")
+
+
+def test_a_batch_of_wrong_bodies_has_an_error_file_only(url: str) -> None:
+    for body in ({"n": 0}, {"model": "nobody"}):  # refused before, and while it is planned
+        found = ended(url, send(url, line(0, **body), line(1, **body))["id"])
+        assert (found["status"], found.get("output_file_id")) == ("completed", None)
+        assert found["request_counts"] == {"total": 2, "completed": 0, "failed": 2}
+        assert len(results(url, found["error_file_id"])) == 2
+
+
+def test_what_is_no_request_fails_its_batch_alone(url: str) -> None:
+    good = batch(url, 2)
+    for lines, number in (([line(0), "{"], 2), ([line(0), line(1), line(0)], 3)):
+        found = ended(url, send(url, *lines)["id"])
+        assert found["status"] == "failed"
+        (error,) = found["errors"]["data"]
+        assert (error["line"], error["code"]) == (number, "invalid_line")
     assert ended(url, good["id"])["status"] == "completed"
 
 

@@ -30,7 +30,9 @@ def resolved(line: bytes) -> Request:
     parsed = parse_line(1, line)
     assert isinstance(parsed, Line)
     weights = {"null": route_digest(TABLE, "null")}
-    return Resolver(TABLE, PlanOptions(model="null"), weights).resolve(1, parsed)
+    return Resolver(TABLE, PlanOptions(model="null"), weights).resolve(
+        0, parsed.task, parsed.body, parsed.custom_id or ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def table(tmp_path: Path) -> ModelTable:
 def resolve(table: ModelTable, intake: Intake | None = None, **body: Any) -> Request:
     line = parse_line(1, json.dumps({"prompt": "p"} | body).encode())
     assert not isinstance(line, list), line
-    return Resolver(table, PlanOptions(), FINGERPRINTS, intake).resolve(1, line)
+    return Resolver(table, PlanOptions(), FINGERPRINTS, intake).resolve(
+        0, line.task, line.body, line.custom_id or ""
+    )
 
 
 @pytest.mark.parametrize("given", [BASE64, f"data:image/png;base64,{BASE64}"])

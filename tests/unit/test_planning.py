@@ -23,7 +23,9 @@ def resolve(
 ) -> Request:
     line = parse_line(1, json.dumps({"prompt": "a red circle"} | body).encode())
     assert not isinstance(line, list), line
-    return Resolver(table, options, FINGERPRINTS).resolve(1, line)
+    return Resolver(table, options, FINGERPRINTS).resolve(
+        0, line.task, line.body, line.custom_id or ""
+    )
 
 
 def plan(path: Path, lines: list[dict[str, Any]], **options: Any) -> list[PlannedBlock]:

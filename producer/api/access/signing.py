@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from jobs.errors import UsageError
-from producer.api.wire.errors import ApiError
+from jobs.errors import InvalidRequest, UsageError
 
 URL_SECONDS = 3600
 SECRET_BYTES = 32
@@ -30,10 +29,10 @@ class Signer:
         return f"{quote(path)}?expires={expires}&signature={self._sign(path, expires)}"
 
     def check(self, path: str, expires: int, signature: str) -> None:
-        """Raises ApiError 403 for a URL that was altered or has expired."""
+        """Raises InvalidRequest, code bad_signature: the URL was altered or has expired."""
         signed = hmac.compare_digest(self._sign(path, expires).encode(), signature.encode())
         if not signed or expires < time.time():
-            raise ApiError(403, "bad_signature", "this URL was altered or has expired")
+            raise InvalidRequest("", "this URL was altered or has expired", "bad_signature")
 
     def _sign(self, path: str, expires: int) -> str:
         return hmac.digest(self.secret, f"{expires}\n{path}".encode(), "sha256").hex()

@@ -5,15 +5,13 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
 from jobs.errors import InvalidRequest
 from jobs.inputs.images import open_image
 from jobs.requests import Body
-from producer.api.admission import Admitted, Caller, WithKey
-from producer.api.calls import Order, Picture, render, timing
-from producer.api.facade import Facade, Used
-from producer.api.files.downloads import url_of
+from producer.api.admission import GuardedRoute
+from producer.api.calls import AnyExchange, Exchange, KeyExchange, Order, Picture
 from producer.api.friendli.bodies import (
     B64ImageItem,
     Common,
@@ -31,10 +29,10 @@ from producer.api.friendli.bodies import (
     UrlImageItem,
 )
 from producer.api.wire.errors import ErrorBody, declared
-from producer.api.wire.reading import Form, Source, StrictRoute, read_form
+from producer.api.wire.reading import Form, Source, read_form
 from producer.api.wire.schema import either
 
-router = APIRouter(route_class=StrictRoute, responses=declared(ErrorBody))
+router = APIRouter(route_class=GuardedRoute, responses=declared(ErrorBody))
 
 FILES = ("image",)
 
@@ -46,15 +44,11 @@ FILES = ("image",)
     tags=["Container.Image"],
 )
 async def container_generate(
-    body: ContainerImageGenerationBody,
-    facade: Used,
-    caller: Admitted,
-    request: Request,
-    response: Response,
+    body: ContainerImageGenerationBody, exchange: AnyExchange
 ) -> ImageGenerationContainerResult:
     """Generate an image from a text prompt."""
-    order = Order("generate", _for_model(facade, body), (), body.controls)
-    return await _container(facade, caller, order, body, request, response)
+    order = Order("generate", _for_model(exchange, body), (), body.controls)
+    return await _container(exchange, order, body)
 
 
 @router.post(
@@ -64,13 +58,11 @@ async def container_generate(
     tags=["Container.Image"],
     openapi_extra=either(ContainerImageEditBody, ContainerImageEditForm, FILES),
 )
-async def container_edit(
-    facade: Used, caller: Admitted, request: Request, response: Response
-) -> ImageGenerationContainerResult:
+async def container_edit(request: Request, exchange: AnyExchange) -> ImageGenerationContainerResult:
     """Edit an image based on a text prompt."""
     form = await read_form(request, ContainerImageEditBody, ContainerImageEditForm, FILES)
-    order = Order("edit", _for_model(facade, form.body), _images(form))
-    return await _container(facade, caller, order, form.body, request, response)
+    order = Order("edit", _for_model(exchange, form.body), _images(form))
+    return await _container(exchange, order, form.body)
 
 
 @router.post(
@@ -80,15 +72,11 @@ async def container_edit(
     tags=["Dedicated.Image"],
 )
 async def dedicated_generate(
-    body: DedicatedImageGenerationBody,
-    facade: Used,
-    caller: WithKey,
-    request: Request,
-    response: Response,
+    body: DedicatedImageGenerationBody, exchange: KeyExchange
 ) -> ImageGenerationDedicatedResult:
     """Generate an image from a text prompt."""
     order = Order("generate", body.to_body(body.stored_format), (), body.controls)
-    return await _dedicated(facade, caller, order, body, request, response)
+    return await _dedicated(exchange, order, body)
 
 
 @router.post(
@@ -98,41 +86,27 @@ async def dedicated_generate(
     tags=["Dedicated.Image"],
     openapi_extra=either(DedicatedImageEditBody, DedicatedImageEditForm, FILES),
 )
-async def dedicated_edit(
-    facade: Used, caller: WithKey, request: Request, response: Response
-) -> ImageGenerationDedicatedResult:
+async def dedicated_edit(request: Request, exchange: KeyExchange) -> ImageGenerationDedicatedResult:
     """Edit an image based on a text prompt."""
     form = await read_form(request, DedicatedImageEditBody, DedicatedImageEditForm, FILES)
     order = Order("edit", form.body.to_body(form.body.stored_format), _images(form))
-    return await _dedicated(facade, caller, order, form.body, request, response)
+    return await _dedicated(exchange, order, form.body)
 
 
 async def _container(
-    facade: Facade,
-    caller: Caller,
-    order: Order,
-    body: Container,
-    request: Request,
-    response: Response,
+    exchange: Exchange, order: Order, body: Container
 ) -> ImageGenerationContainerResult:
-    (picture,) = await render(facade, caller, order, request)
-    response.headers.update(timing([picture]))
+    (picture,) = await exchange.render(order)
     return ImageGenerationContainerResult(image=_base64(picture, body.response_format == "raw"))
 
 
 async def _dedicated(
-    facade: Facade,
-    caller: Caller,
-    order: Order,
-    body: Dedicated,
-    request: Request,
-    response: Response,
+    exchange: Exchange, order: Order, body: Dedicated
 ) -> ImageGenerationDedicatedResult:
-    (picture,) = await render(facade, caller, order, request)
-    response.headers.update(timing([picture]))
+    (picture,) = await exchange.render(order)
     wanted, seed = body.response_format or "url", picture.request.seed
     if wanted == "url":
-        url = await url_of(facade, picture.path, str(request.base_url))
+        url = await exchange.url(picture.path)
         item = UrlImageItem(seed=seed, response_format=wanted, url=url)
         return ImageGenerationDedicatedResult(data=[item])
     content = _base64(picture, wanted == "raw")
@@ -141,8 +115,9 @@ async def _dedicated(
     )
 
 
-def _for_model(facade: Facade, body: Container) -> Body:
-    return body.for_model(facade.table.get(facade.table.route(body.model).model))
+def _for_model(exchange: Exchange, body: Container) -> Body:
+    table = exchange.calls.table
+    return body.for_model(table.get(table.route(body.model).model))
 
 
 def _images(form: Form[Common]) -> Sequence[Source]:

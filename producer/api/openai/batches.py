@@ -10,23 +10,28 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from jobs.errors import InvalidRequest
-from producer.api.admission import Admitted
-from producer.api.facade import Used, in_thread
-from producer.api.files.shelf import find_file, follow, new_id
+from producer.api.admission import Admitted, GuardedRoute
+from producer.api.files.shelf import follow, new_id
 from producer.api.openai.batch.lines import Endpoint
 from producer.api.openai.batch.store import Batch, Ticket
-from producer.api.openai.files import ExpiresAfter
+from producer.api.openai.batch.tending import Batches
+from producer.api.openai.files import ExpiresAfter, UsedShelf
 from producer.api.wire.errors import OpenAIErrorBody, declared
-from producer.api.wire.reading import Given, StrictRoute
+from producer.api.wire.parts import provided
+from producer.api.wire.reading import Given
+from producer.api.wire.threads import in_thread
 
 WINDOW_SECONDS = 24 * 3600
 
 router = APIRouter(
     prefix="/openai/v1/batches",
     tags=["Batch"],
-    route_class=StrictRoute,
+    route_class=GuardedRoute,
     responses=declared(OpenAIErrorBody),
 )
+
+
+UsedBatches = Annotated[Batches, provided(Batches)]
 
 
 class CreateBatchRequest(Given):
@@ -57,10 +62,14 @@ class ListBatchesResponse(BaseModel):
 
 @router.post("", response_model_exclude_none=True)
 async def create(
-    body: CreateBatchRequest, facade: Used, caller: Admitted, request: Request
+    body: CreateBatchRequest,
+    batches: UsedBatches,
+    shelf: UsedShelf,
+    caller: Admitted,
+    request: Request,
 ) -> Batch:
     """Render the requests of an uploaded file."""
-    file = await in_thread(find_file, facade.storage, caller.team, body.input_file_id)
+    file = await in_thread(shelf.get, caller.team, body.input_file_id)
     if file.purpose != "batch":
         raise InvalidRequest("input_file_id", "the file's purpose is not batch")
     now, expires = int(time.time()), body.output_expires_after
@@ -75,14 +84,12 @@ async def create(
         base_url=str(request.base_url),
         output_seconds=expires.seconds if expires else None,
     )
-    batch = await in_thread(facade.batches.create, ticket)
-    facade.hurry.set()
-    return batch
+    return await in_thread(batches.create, ticket)
 
 
 @router.get("", response_model_exclude_none=True)
 async def list_all(
-    facade: Used,
+    batches: UsedBatches,
     caller: Admitted,
     after: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -90,27 +97,25 @@ async def list_all(
     """The team's batches."""
 
     def read() -> tuple[list[Batch], bool]:
-        ids = follow(facade.batches.store.ids(caller.team), after, newest_first=True)
-        found = list(islice(facade.batches.listed(caller.team, ids), limit + 1))
+        ids = follow(batches.store.ids(caller.team), after, newest_first=True)
+        found = list(islice(batches.listed(caller.team, ids), limit + 1))
         return found[:limit], len(found) > limit
 
-    batches, more = await in_thread(read)
-    if not batches:
+    found, more = await in_thread(read)
+    if not found:
         return ListBatchesResponse(data=[], has_more=False)
     return ListBatchesResponse(
-        data=batches, first_id=batches[0].id, last_id=batches[-1].id, has_more=more
+        data=found, first_id=found[0].id, last_id=found[-1].id, has_more=more
     )
 
 
 @router.get("/{batch_id}", response_model_exclude_none=True)
-async def get(batch_id: str, facade: Used, caller: Admitted) -> Batch:
+async def get(batch_id: str, batches: UsedBatches, caller: Admitted) -> Batch:
     """One batch."""
-    return await in_thread(facade.batches.get, caller.team, batch_id)
+    return await in_thread(batches.get, caller.team, batch_id)
 
 
 @router.post("/{batch_id}/cancel", response_model_exclude_none=True)
-async def cancel(batch_id: str, facade: Used, caller: Admitted) -> Batch:
+async def cancel(batch_id: str, batches: UsedBatches, caller: Admitted) -> Batch:
     """Stop a batch; what is rendered by then is in its output."""
-    batch = await in_thread(facade.batches.cancel, caller.team, batch_id)
-    facade.hurry.set()
-    return batch
+    return await in_thread(batches.cancel, caller.team, batch_id)

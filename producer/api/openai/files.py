@@ -11,27 +11,23 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 
-from producer.api.admission import Admitted
-from producer.api.facade import Used, in_thread
-from producer.api.files.downloads import stream
-from producer.api.files.shelf import (
-    OpenAIFile,
-    Purpose,
-    content_path,
-    delete_file,
-    find_file,
-    list_files,
-    new_file,
-)
+from producer.api.admission import Admitted, GuardedRoute
+from producer.api.files.downloads import UsedDownloads, answer_with
+from producer.api.files.shelf import OpenAIFile, Purpose, Shelf
 from producer.api.wire.errors import ApiError, OpenAIErrorBody, declared
-from producer.api.wire.reading import Given, StrictRoute, refused
+from producer.api.wire.parts import provided
+from producer.api.wire.reading import Given, refused
+from producer.api.wire.threads import in_thread
 
 router = APIRouter(
     prefix="/openai/v1/files",
     tags=["Files"],
-    route_class=StrictRoute,
+    route_class=GuardedRoute,
     responses=declared(OpenAIErrorBody),
 )
+
+
+UsedShelf = Annotated[Shelf, provided(Shelf)]
 
 
 class ExpiresAfter(Given):
@@ -94,7 +90,7 @@ def _form() -> dict[str, Any]:
 
 
 @router.post("", response_model_exclude_none=True, openapi_extra=_form())
-async def create(facade: Used, caller: Admitted, request: Request) -> OpenAIFile:
+async def create(shelf: UsedShelf, caller: Admitted, request: Request) -> OpenAIFile:
     """Upload a file."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(415, "unsupported_media_type", "send multipart/form-data")
@@ -108,10 +104,7 @@ async def create(facade: Used, caller: Admitted, request: Request) -> OpenAIFile
         def store() -> OpenAIFile:
             seconds = expires.seconds if expires else None
             name = upload.filename or "upload"
-            with new_file(facade.storage, caller.team, name, fields.purpose, seconds) as (
-                file,
-                content,
-            ):
+            with shelf.new(caller.team, name, fields.purpose, seconds) as (file, content):
                 shutil.copyfileobj(upload.file, content)
             return file
 
@@ -135,7 +128,7 @@ def _fields(texts: list[tuple[str, str]]) -> CreateFileRequest:
 
 @router.get("", response_model_exclude_none=True)
 async def list_all(
-    facade: Used,
+    shelf: UsedShelf,
     caller: Admitted,
     purpose: Purpose | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -145,7 +138,7 @@ async def list_all(
     """The team's files."""
 
     def read() -> list[OpenAIFile]:
-        files = list_files(facade.storage, caller.team, after, order == "desc")
+        files = shelf.list(caller.team, after, order == "desc")
         wanted = (file for file in files if purpose in (None, file.purpose))
         return list(islice(wanted, limit + 1))
 
@@ -156,9 +149,9 @@ async def list_all(
 
 
 @router.get("/{file_id}", response_model_exclude_none=True)
-async def get(file_id: str, facade: Used, caller: Admitted) -> OpenAIFile:
+async def get(file_id: str, shelf: UsedShelf, caller: Admitted) -> OpenAIFile:
     """One file."""
-    return await in_thread(find_file, facade.storage, caller.team, file_id)
+    return await in_thread(shelf.get, caller.team, file_id)
 
 
 @router.get(
@@ -166,14 +159,16 @@ async def get(file_id: str, facade: Used, caller: Admitted) -> OpenAIFile:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {}}}},
 )
-async def content(file_id: str, facade: Used, caller: Admitted) -> StreamingResponse:
+async def content(
+    file_id: str, shelf: UsedShelf, downloads: UsedDownloads, caller: Admitted
+) -> StreamingResponse:
     """What is in a file."""
-    file = await in_thread(find_file, facade.storage, caller.team, file_id)
-    return stream(facade.storage, content_path(caller.team, file.id))
+    file = await in_thread(shelf.get, caller.team, file_id)
+    return answer_with(downloads, shelf.content_path(caller.team, file.id))
 
 
 @router.delete("/{file_id}")
-async def delete(file_id: str, facade: Used, caller: Admitted) -> DeleteFileResponse:
+async def delete(file_id: str, shelf: UsedShelf, caller: Admitted) -> DeleteFileResponse:
     """Remove a file."""
-    await in_thread(delete_file, facade.storage, caller.team, file_id)
+    await in_thread(shelf.delete, caller.team, file_id)
     return DeleteFileResponse(id=file_id)

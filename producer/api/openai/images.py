@@ -6,18 +6,16 @@ import time
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from jobs.errors import InvalidRequest
 from jobs.inputs.images import open_image
-from producer.api.admission import Admitted, Caller
-from producer.api.calls import Order, Picture, render, timing
-from producer.api.facade import Facade, Used, in_thread
-from producer.api.files.downloads import url_of
-from producer.api.files.shelf import read_file
+from producer.api.admission import Admitted, GuardedRoute
+from producer.api.calls import AnyExchange, Calls, Exchange, Order, Picture, UsedCalls
+from producer.api.files.shelf import Shelf
 from producer.api.openai.bodies import (
     CreateImageEditRequest,
     CreateImageRequest,
@@ -28,27 +26,23 @@ from producer.api.openai.bodies import (
     ImagesResponse,
 )
 from producer.api.wire.errors import ApiError, OpenAIErrorBody, declared
-from producer.api.wire.reading import Form, Source, StrictRoute, read_form
+from producer.api.wire.parts import provided
+from producer.api.wire.reading import Form, Source, read_form
 from producer.api.wire.schema import either
+from producer.api.wire.threads import in_thread
 
 FILES = ("image", "mask")
 
 router = APIRouter(
-    prefix="/openai/v1", route_class=StrictRoute, responses=declared(OpenAIErrorBody)
+    prefix="/openai/v1", route_class=GuardedRoute, responses=declared(OpenAIErrorBody)
 )
 
 
 @router.post("/images/generations", tags=["Images"], response_model_exclude_none=True)
-async def generate(
-    body: CreateImageRequest,
-    facade: Used,
-    caller: Admitted,
-    request: Request,
-    response: Response,
-) -> ImagesResponse:
+async def generate(body: CreateImageRequest, exchange: AnyExchange) -> ImagesResponse:
     """Images from a prompt."""
     order = Order("generate", body.to_body(), count=body.n or 1)
-    return await _answer(facade, caller, order, body, request, response)
+    return await _answer(exchange, order, body)
 
 
 @router.post(
@@ -58,61 +52,54 @@ async def generate(
     openapi_extra=either(EditImageBodyJsonParam, CreateImageEditRequest, FILES),
 )
 async def edit(
-    facade: Used, caller: Admitted, request: Request, response: Response
+    request: Request, exchange: AnyExchange, shelf: Annotated[Shelf, provided(Shelf)]
 ) -> ImagesResponse:
     """Images from a prompt and other images."""
     form = await read_form(request, EditImageBodyJsonParam, CreateImageEditRequest, FILES)
     body = form.body
-    order = Order("edit", body.to_body(), await _inputs(facade, caller, form), (), body.n or 1)
-    return await _answer(facade, caller, order, body, request, response)
+    order = Order("edit", body.to_body(), await _inputs(exchange, shelf, form), (), body.n or 1)
+    return await _answer(exchange, order, body)
 
 
-async def _inputs(facade: Facade, caller: Caller, form: Form[ImageRequest]) -> Sequence[Source]:
+async def _inputs(exchange: Exchange, shelf: Shelf, form: Form[ImageRequest]) -> Sequence[Source]:
     body = form.body
     if "mask" in form.files or (isinstance(body, EditImageBodyJsonParam) and body.mask):
         raise InvalidRequest("mask", "masks are not supported here", "unsupported")
     if isinstance(body, EditImageBodyJsonParam):
-        return [await in_thread(_source, facade, caller, one) for one in body.images]
+        return [await in_thread(_source, exchange, shelf, one) for one in body.images]
     if "image" not in form.files:
         raise InvalidRequest("image", "is required")
     return form.files["image"]
 
 
-def _source(facade: Facade, caller: Caller, reference: ImageRefParam) -> Source:
+def _source(exchange: Exchange, shelf: Shelf, reference: ImageRefParam) -> Source:
     if reference.file_id is not None:
-        return read_file(facade.storage, caller.team, reference.file_id, facade.policy.max_bytes)
+        most = exchange.calls.policy.max_bytes
+        return shelf.read(exchange.caller.team, reference.file_id, most)
     return reference.image_url or ""
 
 
-async def _answer(
-    facade: Facade,
-    caller: Caller,
-    order: Order,
-    body: ImageRequest,
-    request: Request,
-    response: Response,
-) -> ImagesResponse:
-    pictures = await render(facade, caller, order, request)
-    response.headers.update(timing(pictures))
+async def _answer(exchange: Exchange, order: Order, body: ImageRequest) -> ImagesResponse:
+    pictures = await exchange.render(order)
     key = pictures[0].request.key
     return ImagesResponse(
         created=int(time.time()),
-        data=[await _image(facade, one, body, str(request.base_url)) for one in pictures],
+        data=[await _image(exchange, one, body) for one in pictures],
         output_format=body.output_format or "png",
         size=f"{key.width}x{key.height}",
     )
 
 
-async def _image(facade: Facade, picture: Picture, body: ImageRequest, base_url: str) -> Image:
+async def _image(exchange: Exchange, picture: Picture, body: ImageRequest) -> Image:
     data, path, seed = picture.data, picture.path, picture.request.seed
     if not body.is_final:
         kind = body.output_format or "png"
         data = await in_thread(_encode, data, kind, body.output_compression)
         path = f"{path.rpartition('.')[0]}.final.{'jpg' if kind == 'jpeg' else kind}"
         if body.response_format == "url":
-            await in_thread(facade.storage.write, path, data)
+            await in_thread(exchange.calls.storage.write, path, data)
     if body.response_format == "url":
-        return Image(url=await url_of(facade, path, base_url), seed=seed)
+        return Image(url=await exchange.url(path), seed=seed)
     return Image(b64_json=b64encode(data).decode(), seed=seed)
 
 
@@ -140,20 +127,20 @@ class ModelList(BaseModel):
 
 
 @router.get("/models", tags=["Models"])
-async def list_models(facade: Used, _: Admitted) -> ModelList:
+async def list_models(calls: UsedCalls, _: Admitted) -> ModelList:
     """The models, and those with an adapter."""
-    return ModelList(data=[ModelObject(id=name) for name in _names(facade)])
+    return ModelList(data=[ModelObject(id=name) for name in _names(calls)])
 
 
 @router.get("/models/{model}", tags=["Models"])
-async def get_model(model: str, facade: Used, _: Admitted) -> ModelObject:
+async def get_model(model: str, calls: UsedCalls, _: Admitted) -> ModelObject:
     """One model."""
-    if model not in _names(facade):
+    if model not in _names(calls):
         raise ApiError(404, "model_not_found", f"there is no model {model[:256]!r}", "model")
     return ModelObject(id=model)
 
 
-def _names(facade: Facade) -> list[str]:
-    models = facade.table.models
+def _names(calls: Calls) -> list[str]:
+    models = calls.table.models
     adapters = [f"{name}:{adapter}" for name in models for adapter in models[name].adapters]
     return [*models, *adapters]

@@ -91,6 +91,16 @@ def declared(
     }
 
 
+_STATUS_OF_CODE = {
+    "bad_signature": 403,
+    "batch_ended": 400,
+    "input_too_large": 413,
+    "model_not_found": 404,
+    "not_found": 404,
+    "unsupported": 400,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Culprit:
     field: str
@@ -106,7 +116,7 @@ def handle_errors(app: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
-    problem = _classify(error, request.url.path.startswith(OPENAI))
+    problem = as_answer(error, request.url.path.startswith(OPENAI))
     headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
@@ -132,15 +142,26 @@ def error_json(problem: ApiError, openai: bool) -> dict[str, object]:
     return OpenAIErrorBody(error=inner).model_dump()
 
 
-def _classify(error: Exception, openai: bool) -> ApiError:
+def as_answer(error: Exception, openai: bool = True) -> ApiError:
+    """What a caller is told of an exception; the rest goes to the log."""
+    answer = _classify(error)
+    if not openai:
+        return answer
+    # OpenAI has no 422, and its callers wrote a size where we have two sides.
+    status = 400 if answer.status == 422 else answer.status
+    field = {"width": "size", "height": "size"}.get(answer.field, answer.field)
+    return ApiError(status, answer.code, answer.message, field, answer.retry_after)
+
+
+def _classify(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
         case InvalidRequest():
-            status = {"model_not_found": 404, "input_too_large": 413, "unsupported": 400}
-            return ApiError(status.get(error.code, 422), error.code, error.message, error.field)
+            status = _STATUS_OF_CODE.get(error.code, 422)
+            return ApiError(status, error.code, error.message, error.field)
         case RequestValidationError():
-            return _invalid(error, openai)
+            return _invalid(error)
         case HTTPException():
             code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
             return ApiError(
@@ -162,11 +183,11 @@ def _classify(error: Exception, openai: bool) -> ApiError:
     return ApiError(500, "internal_error", "an unexpected error; see the log")
 
 
-def _invalid(error: RequestValidationError, openai: bool) -> ApiError:
+def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     culprit = _culprit(first["loc"], first["type"], first["msg"], first.get("ctx", {}))
     if culprit.reason.startswith("not JSON"):
-        return ApiError(400 if openai else 422, "invalid_json", culprit.reason)
+        return ApiError(422, "invalid_json", culprit.reason)
     message = f"{culprit.field}: {culprit.reason}" if culprit.field else culprit.reason
     return ApiError(422, "invalid_request", message, culprit.field)
 

@@ -1,6 +1,7 @@
 """A batch's requests ⇄ a manifest and its records, line by line.
 
-A request for n images is n manifest lines, of which the first has its custom_id.
+A request for n images is n manifest lines, of which the first has its custom_id. One whose body is
+wrong is none, and has its error instead; what is no request at all fails the whole batch.
 """
 
 from __future__ import annotations
@@ -8,32 +9,37 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from heapq import merge
+from itertools import islice
 from typing import IO, Any, Literal
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import InvalidRequest, LineError
+from jobs.ids import job_id
+from jobs.output import layout
 from jobs.output.dataset import rows_by_shard
 from jobs.output.plan import Plan
+from jobs.output.records import read_part
 from jobs.output.storage import Storage
-from jobs.requests import Body, ImageInput, Request
+from jobs.requests import ImageInput
 from producer.api.openai.bodies import (
     CreateImageRequest,
     EditImageBodyJsonParam,
     ImageRefParam,
     ImageRequest,
 )
-from producer.api.wire.errors import ApiError, error_json
+from producer.api.wire.errors import ApiError, as_answer, error_json
 from producer.api.wire.reading import Given, parse_json
-from producer.planning.manifest import BatchLine, CustomId
+from producer.planning.manifest import MAX_CUSTOM_ID, BatchLine, CustomId
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
 Load = Callable[[ImageRefParam], str]  # an input → the reference that the manifest holds
 Show = Callable[[str], dict[str, str]]  # an image's path → {"url": …} or {"b64_json": …}
 
 LINE_BYTES = 70 * 2**20  # one image of 50 MiB as base64
+MAX_REQUESTS = 50_000  # as OpenAI's
 SHOWN_ERRORS = 100
 
 
@@ -45,12 +51,23 @@ class _Line(Given):
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a body was refused. `param` is the field as its caller wrote it."""
+
+    status: int
+    code: str
+    message: str
+    param: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What the output needs to know of a request. `images` are consecutive manifest lines."""
 
     custom_id: str
     images: int
-    response_format: str
+    response_format: str = ""
+    problem: Problem | None = None
 
 
 _ASKED = TypeAdapter(Asked)
@@ -58,58 +75,86 @@ _ASKED = TypeAdapter(Asked)
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """lines: for each manifest line the line that it comes from; errors: the first ones."""
+    """Counts of requests, those that were refused among them; the first errors of the file."""
 
     requests: int
-    lines: list[int]
+    refused: int
     errors: list[LineError]
 
 
 def translate(
     source: IO[bytes], manifest: IO[bytes], asked: IO[bytes], endpoint: Endpoint, load: Load
 ) -> Translation:
-    """Write the manifest of a batch, and beside it what was asked for."""
-    requests, lines, errors = 0, list[int](), list[LineError]()
-    number = 0
+    """Write the manifest of a batch, and beside it what was asked for.
+
+    load: is called for each input; what else it raises ends the translation.
+    """
+    errors = list[LineError]()
+    known = set[str]()
+    number = refused = 0
     while (raw := source.readline(LINE_BYTES + 1)) and len(errors) < SHOWN_ERRORS:
         number += 1
         if raw.isspace():
             continue
         try:
-            custom_id, wanted = _read(raw, endpoint)
-            written = _manifest_lines(custom_id, wanted, endpoint, load)
-        except ValidationError:  # "<custom_id>#2" is an id as well
-            errors.append(
-                LineError(number, custom_id, "custom_id", "is too long for so many images")
-            )
+            line = _read(raw, endpoint)
+            if line.custom_id in known:
+                raise InvalidRequest("custom_id", f"{line.custom_id!r} stands on an earlier line")
+            if len(known) == MAX_REQUESTS:
+                raise InvalidRequest("", f"the file has more than {MAX_REQUESTS:,} requests")
+        except InvalidRequest as error:
+            errors.append(LineError(number, "", error.field, error.reason))
+            if len(known) == MAX_REQUESTS:
+                break
             continue
-        except (InvalidRequest, ApiError) as error:
-            errors.append(LineError(number, "", error.field, error.message))
-            continue
-        manifest.write(b"".join(line + b"\n" for line in written))
-        note = Asked(custom_id, len(written), wanted.response_format or "url")
+        known.add(line.custom_id)
+        try:
+            wanted = _body(line)
+            written = _manifest_lines(line.custom_id, wanted, endpoint, load)
+        except InvalidRequest as error:
+            note = Asked(line.custom_id, 0, problem=_problem(error))
+            refused += 1
+        else:
+            manifest.write(b"".join(one + b"\n" for one in written))
+            note = Asked(line.custom_id, len(written), wanted.response_format or "url")
         asked.write(orjson.dumps(note) + b"\n")
-        lines += [number] * len(written)
-        requests += 1
-    if not requests and not errors:
+    if not known and not errors:
         errors.append(LineError(1, "", "", "the file holds no request"))
-    return Translation(requests, lines, errors)
+    return Translation(len(known), refused, errors)
 
 
-def _read(raw: bytes, endpoint: Endpoint) -> tuple[str, ImageRequest]:
+def _read(raw: bytes, endpoint: Endpoint) -> _Line:
+    """Raises InvalidRequest if it is no request of the endpoint."""
     if len(raw) > LINE_BYTES:
         raise InvalidRequest("", f"the line is longer than {LINE_BYTES >> 20} MiB")
-    model = EditImageBodyJsonParam if endpoint == "/v1/images/edits" else CreateImageRequest
     try:
         line = _Line.model_validate(parse_json(raw))
-        if line.url != endpoint:
-            raise InvalidRequest("url", f"must be the batch's endpoint, {endpoint}")
-        return line.custom_id, model.model_validate(line.body)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(".".join(map(str, first["loc"][:1])), first["msg"]) from error
+        raise _invalid(error) from error
     except ValueError as error:
         raise InvalidRequest("", f"not JSON: {error}") from error
+    if line.url != endpoint:
+        raise InvalidRequest("url", f"must be the batch's endpoint, {endpoint}")
+    return line
+
+
+def _body(line: _Line) -> ImageRequest:
+    """Raises InvalidRequest if the body is none of its endpoint."""
+    model = EditImageBodyJsonParam if line.url == "/v1/images/edits" else CreateImageRequest
+    try:
+        return model.model_validate(line.body)
+    except ValidationError as error:
+        raise _invalid(error) from error
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False)[0]
+    return InvalidRequest(".".join(map(str, first["loc"][:1])), first["msg"])
+
+
+def _problem(error: InvalidRequest) -> Problem:
+    answer = as_answer(error)
+    return Problem(answer.status, answer.code, answer.message, answer.field)
 
 
 def _manifest_lines(
@@ -124,61 +169,87 @@ def _manifest_lines(
             raise InvalidRequest("mask", "masks are not supported here", "unsupported")
         images = [ImageInput(image=load(one)) for one in wanted.images]
         body = body.model_copy(update={"image": images})
-    return [
-        _manifest_line(custom_id if i == 0 else f"{custom_id}#{i + 1}", body, i, endpoint)
-        for i in range(wanted.n or 1)
-    ]
-
-
-def _manifest_line(custom_id: str, body: Body, number: int, endpoint: Endpoint) -> bytes:
-    if body.seed is not None:
-        body = body.model_copy(update={"seed": (body.seed + number) % 2**64})
-    line = BatchLine(custom_id=custom_id, method="POST", url=endpoint, body=body)
-    return line.model_dump_json(exclude_none=True).encode()
+    names = [custom_id, *(f"{custom_id}#{i + 1}" for i in range(1, wanted.n or 1))]
+    if len(names[-1]) > MAX_CUSTOM_ID:
+        raise InvalidRequest("custom_id", f"is too long for {len(names)} images")
+    lines = (
+        BatchLine(custom_id=name, method="POST", url=endpoint, body=body.numbered(i))
+        for i, name in enumerate(names)
+    )
+    return [line.model_dump_json(exclude_none=True).encode() for line in lines]
 
 
 def results(
-    storage: Storage,
-    plan: Plan,
     asked: IO[bytes],
+    settled: Iterator[Settled],
     created: int,
     unfinished: str,
     shows: Mapping[str, Show],
 ) -> Iterator[tuple[bool, bytes]]:
     """(whether it succeeded, its line of output) of each request, in the order of the file.
 
-    storage: the run's output; unfinished: the code of requests without a record, for example
-    "batch_expired"; shows: for each response_format, how an image is shown.
+    settled: of all manifest lines in order; unfinished: the code of requests without a record, for
+    example "batch_expired"; shows: for each response_format, how an image is shown.
     """
-    rows = chain.from_iterable(rows_by_shard(storage, plan))
     for raw in asked:
         wanted = _ASKED.validate_json(raw)
-        own = list(islice(rows, wanted.images))
-        yield _result(wanted, own, created, unfinished, shows[wanted.response_format])
+        if wanted.problem:
+            yield False, _refusal(wanted.custom_id, wanted.problem)
+        else:
+            own = list(islice(settled, wanted.images))
+            yield _result(wanted, own, created, unfinished, shows[wanted.response_format])
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of one manifest line. `row` is its record's, or what errors.jsonl says of it."""
+
+    index: int
+    job_id: str
+    seed: int
+    row: dict[str, Any] | None
+
+
+def settled_lines(storage: Storage, run_id: str, plan: Plan | None) -> Iterator[Settled]:
+    """Every manifest line of a run, in order; without a plan none was worth rendering."""
+    rendered = (
+        Settled(request.index, request.job_id, request.seed, row)
+        for shard in (rows_by_shard(storage, plan) if plan else ())
+        for request, row in shard
+    )
+    refused = (
+        Settled(row["index"], "", 0, row) for row in read_part(storage, layout.invalid(run_id))
+    )
+    return merge(rendered, refused, key=lambda one: one.index)
 
 
 def _result(
-    wanted: Asked,
-    rows: list[tuple[Request, dict[str, Any] | None]],
-    created: int,
-    unfinished: str,
-    show: Show,
+    wanted: Asked, lines: list[Settled], created: int, unfinished: str, show: Show
 ) -> tuple[bool, bytes]:
-    first = rows[0][0].job_id
+    first = lines[0].job_id
     line = {"id": f"batch_req_{first}", "custom_id": wanted.custom_id}
-    bad = [row for _, row in rows if row is None or row["status"] != "done"]
+    bad = [one.row for one in lines if one.row is None or one.row["status"] != "done"]
     if not bad:
-        data = [show(row["file_name"]) | {"seed": request.seed} for request, row in rows if row]
+        data = [show(one.row["file_name"]) | {"seed": one.seed} for one in lines if one.row]
         body: dict[str, Any] = {"created": created, "data": data}
         answer: dict[str, Any] = {"status_code": 200, "request_id": first, "body": body}
         return True, _dump(line | {"response": answer, "error": None})
     if bad[0] is None:
         error = {"code": unfinished, "message": "this request was not executed"}
         return False, _dump(line | {"response": None, "error": error})
-    status = 422 if bad[0]["status"] == "rejected" else 500
-    problem = ApiError(status, bad[0]["code"], bad[0]["message"])
-    answer = {"status_code": status, "request_id": first, "body": error_json(problem, openai=True)}
-    return False, _dump(line | {"response": answer, "error": None})
+    status = {"invalid": 400, "rejected": 422}.get(bad[0]["status"], 500)
+    # Lines of the manifest are nothing that a caller knows.
+    message = bad[0]["message"].removeprefix(f"line {lines[0].index + 1}: ")
+    return False, _refusal(wanted.custom_id, Problem(status, bad[0]["code"], message), first)
+
+
+def _refusal(custom_id: str, problem: Problem, name: str = "") -> bytes:
+    name = name or job_id(custom_id.encode())
+    error = ApiError(problem.status, problem.code, problem.message, problem.param)
+    body = error_json(error, openai=True)
+    answer = {"status_code": problem.status, "request_id": name, "body": body}
+    line = {"id": f"batch_req_{name}", "custom_id": custom_id}
+    return _dump(line | {"response": answer, "error": None})
 
 
 def _dump(line: dict[str, Any]) -> bytes:

@@ -7,18 +7,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from threading import Event
 from typing import Any, Literal
 
 from jobs.broker.runs import Progress
-from jobs.errors import FatalError, InvalidRequest, LineError, ManifestRefused, UsageError
+from jobs.errors import (
+    FatalError,
+    InvalidRequest,
+    LineError,
+    ManifestRefused,
+    TransientError,
+    UsageError,
+)
 from jobs.inputs.images import InputPolicy, check_image, load_input, store_input
 from jobs.models.table import ModelTable
 from jobs.output.plan import Plan, read_plan
-from producer.api.access.signing import Signer
-from producer.api.files.shelf import content_path, find_file, new_file, part_id, read_file
-from producer.api.openai.batch.lines import Show, Translation, b64_of, results, translate
+from producer.api.files.downloads import Downloads
+from producer.api.files.shelf import Shelf, part_id
+from producer.api.openai.batch.lines import (
+    Show,
+    Translation,
+    b64_of,
+    results,
+    settled_lines,
+    translate,
+)
 from producer.api.openai.batch.store import (
     BatchError,
     BatchErrors,
@@ -29,34 +44,51 @@ from producer.api.openai.batch.store import (
     Ticket,
 )
 from producer.api.openai.bodies import ImageRefParam
-from producer.api.wire.errors import ApiError
 from producer.control.installation import Installation
+from producer.control.stopping import cancel_run
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, launch, prepare
 
+LOOK_SECONDS = 10.0  # a batch whose run is under way is read from storage so often
 SETTLE_SECONDS = 2.0  # a stopped run's workers get so long at least to store what they have
 SETTLE_MOST_SECONDS = 600.0
 OUTPUT_URL_SECONDS = 7 * 24 * 3600  # the most that S3 allows
 
 
+@dataclass(frozen=True, slots=True)
+class Next:
+    """When a batch is to be looked at again: at `at`, in Unix seconds, or when its run ends.
+
+    run_id: empty as long as there is no run to watch.
+    """
+
+    at: float
+    run_id: str = ""
+
+
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a deployment's batches. Every method blocks."""
+    """The steps of a deployment's batches. Every method blocks.
+
+    stopping: once it is set, what takes long ends soon, to be taken again later.
+    """
 
     store: BatchStore
+    shelf: Shelf
     known: Installation
     table: ModelTable
     policy: InputPolicy
-    signer: Signer
+    downloads: Downloads
+    stopping: Event = field(default_factory=Event)
 
-    def advance(self, ticket: Ticket) -> bool:
-        """Take the next step of a batch; true if it has ended.
+    def advance(self, ticket: Ticket) -> Next | None:
+        """Take the next step of a batch; None if it has ended.
 
         Raises:
             ImagemillError: it cannot be taken now.
         """
         if self.store.final(ticket):
-            return True
+            return None
         started = self.store.started(ticket)
         progress = self.progress(started) if started else None
         late = time.time() >= ticket.expires_at
@@ -69,52 +101,51 @@ class Steps:
         if started is None:
             if stopped:
                 self.store.end(ticket, stopped)
-                return True
+                return None
             return self._start(ticket)
         if progress and progress.state == "finished":
-            return self._finish(ticket, started, "completed")
+            self._finish(ticket, started, "completed")
+            return None
         if stopped:
-            waited = time.time() - (cancelled or ticket.expires_at)
-            if self._settles(started, waited):
-                return False
-            return self._finish(ticket, started, stopped)
+            if self._settles(ticket, started):
+                return Next(time.time() + 1)
+            self._finish(ticket, started, stopped)
+            return None
         if progress is None:  # Redis has forgotten the run; storage has not
             self._launch(ticket, started.run_id)
-        return False
+        return Next(min(time.time() + LOOK_SECONDS, ticket.expires_at), started.run_id)
 
     def progress(self, started: Started) -> Progress | None:
         """Where the run of a batch stands; None if Redis has forgotten it."""
         with self.known.reached():
             return self.known.runs.progress(started.run_id)
 
-    def _start(self, ticket: Ticket) -> bool:
+    def _start(self, ticket: Ticket) -> Next | None:
         try:
             found = self._translate(ticket)
             if found.errors:
-                return self._fail(ticket, found.errors)
-            try:
-                run_id = self._plan(ticket)
-            except ManifestRefused as refused:
-                lines = [found.lines[error.line - 1] for error in refused.errors]
-                return self._fail(
-                    ticket,
-                    [
-                        LineError(line, error.custom_id, error.field, error.reason)
-                        for line, error in zip(lines, refused.errors, strict=True)
-                    ],
-                )
-        except (ApiError, InvalidRequest, UsageError) as error:
-            return self._fail(ticket, [LineError(0, "", "input_file_id", error.message)])
-        self.store.start(ticket, Started(run_id, int(time.time()), found.requests))
+                self._fail(ticket, found.errors)
+                return None
+            run_id = self._plan(ticket)
+        except (InvalidRequest, UsageError) as error:
+            self._fail(ticket, [LineError(0, "", "input_file_id", error.message)])
+            return None
+        started = Started(run_id, int(time.time()), found.requests, found.refused)
+        if read_plan(self.store.out(ticket), run_id) is None:  # no request is worth rendering
+            self._finish(ticket, started, "completed")
+            return None
+        self.store.start(ticket, started)
         self._launch(ticket, run_id)
-        return False
+        return Next(time.time() + 1, run_id)
 
     def _translate(self, ticket: Ticket) -> Translation:
         storage, team, out = self.store.storage, ticket.team, self.store.out(ticket)
 
         def load(reference: ImageRefParam) -> str:
+            if self.stopping.is_set():
+                raise TransientError("this process ends")
             if reference.file_id is not None:
-                data = read_file(storage, team, reference.file_id, self.policy.max_bytes)
+                data = self.shelf.read(team, reference.file_id, self.policy.max_bytes)
                 check_image(data, self.policy)
             elif (url := reference.image_url or "").startswith(("http:", "https:")):
                 return url  # the worker that renders it fetches it
@@ -122,55 +153,59 @@ class Steps:
                 data = load_input(url, self.policy)
             return store_input(out, data)
 
-        find_file(storage, team, ticket.input_file_id)
+        self.shelf.get(team, ticket.input_file_id)
         with (
-            storage.reader(content_path(team, ticket.input_file_id)) as source,
+            storage.reader(self.shelf.content_path(team, ticket.input_file_id)) as source,
             storage.writer(f"{ticket.folder}/manifest.jsonl") as manifest,
             storage.writer(f"{ticket.folder}/asked.jsonl") as asked,
         ):
             return translate(source, manifest, asked, ticket.endpoint, load)
 
     def _plan(self, ticket: Ticket) -> str:
+        """The id of the batch's run. Without a plan, not one of its lines can be rendered."""
         manifest = self.store.storage.name(f"{ticket.folder}/manifest.jsonl")
-        job = Job(manifest, self.store.out(ticket).uri, self.table, PlanOptions())
-        submission = identify(job)
-        prepare(submission, lambda _: None)
+        options = PlanOptions(skip_invalid=True)
+        submission = identify(Job(manifest, self.store.out(ticket).uri, self.table, options))
+        with suppress(ManifestRefused):  # each line has its reason among the run's invalid ones
+            prepare(submission, lambda _: None)
         return submission.run_id
 
     def _launch(self, ticket: Ticket, run_id: str) -> None:
+        out = self.store.out(ticket)
+        plan = read_plan(out, run_id)
+        if plan is None:
+            raise FatalError(f"the plan of batch {ticket.id} is gone", "Submit the batch again.")
         with self.known.reached():
-            launch(
-                self._plan_of(ticket, run_id),
-                self.store.out(ticket),
-                self.known.runs,
-                self.known.dispatcher,
-            )
+            launch(plan, out, self.known.runs, self.known.dispatcher)
 
-    def _settles(self, started: Started, waited: float) -> bool:
-        """Whether workers may still be storing what a stopped run has rendered."""
+    def _settles(self, ticket: Ticket, started: Started) -> bool:
+        """Stop a batch's run; whether workers may still be storing what they have rendered."""
+        since = self.store.stopped_at(ticket)
+        if since is None:
+            cancel_run(self.store.out(ticket), started.run_id, self.known)
+            # From now on, however long ago the batch expired: workers learn of it only now.
+            self.store.stop(ticket)
+            return True
         with self.known.reached():
-            if self.known.runs.progress(started.run_id):
-                self.known.runs.set_state(started.run_id, "cancelled")
             busy = self.known.runs.is_busy(started.run_id)
+        waited = time.time() - since
         return waited < SETTLE_SECONDS or (busy and waited < SETTLE_MOST_SECONDS)
 
-    def _finish(self, ticket: Ticket, started: Started, status: BatchStatus) -> bool:
+    def _finish(self, ticket: Ticket, started: Started, status: BatchStatus) -> None:
         """Write the output and error files of a run that has ended one way or another."""
         storage, out, now = self.store.storage, self.store.out(ticket), int(time.time())
-        plan = self._plan_of(ticket, started.run_id)
+        plan: Plan | None = read_plan(out, started.run_id)
+        settled = settled_lines(out, started.run_id, plan)
         counts = RequestCounts(total=started.requests)
         files: dict[str, Any] = {}
         with ExitStack() as stack:
             asked = stack.enter_context(storage.reader(f"{ticket.folder}/asked.jsonl"))
-            for done, line in results(
-                out, plan, asked, now, f"batch_{status}", self._shows(ticket)
-            ):
+            for done, line in results(asked, settled, now, f"batch_{status}", self._shows(ticket)):
                 kind = "output" if done else "error"
                 if kind not in files:
                     # Ids of the batch's own: a second attempt replaces the first one's files.
                     files[kind] = stack.enter_context(
-                        new_file(
-                            storage,
+                        self.shelf.new(
                             ticket.team,
                             f"{ticket.id}_{kind}.jsonl",
                             "batch_output",
@@ -189,18 +224,15 @@ class Steps:
             in_progress_at=started.at,
             finalizing_at=now,
         )
-        return True
 
     def _shows(self, ticket: Ticket) -> Mapping[str, Show]:
         def url(path: str) -> dict[str, str]:
             full = f"{ticket.folder}/out/{path}"
-            presigned = self.store.storage.presigned_url(full, OUTPUT_URL_SECONDS)
-            own = f"{ticket.base_url}files/{self.signer.query(full, OUTPUT_URL_SECONDS)}"
-            return {"url": presigned or own}
+            return {"url": self.downloads.url(full, ticket.base_url, OUTPUT_URL_SECONDS)}
 
         return {"url": url, "b64_json": b64_of(self.store.out(ticket))}
 
-    def _fail(self, ticket: Ticket, errors: list[LineError]) -> bool:
+    def _fail(self, ticket: Ticket, errors: list[LineError]) -> None:
         found = [
             BatchError(
                 code="invalid_line" if error.line else "invalid_file",
@@ -211,10 +243,3 @@ class Steps:
             for error in errors
         ]
         self.store.end(ticket, "failed", errors=BatchErrors(data=found))
-        return True
-
-    def _plan_of(self, ticket: Ticket, run_id: str) -> Plan:
-        plan = read_plan(self.store.out(ticket), run_id)
-        if plan is None:
-            raise FatalError(f"the plan of batch {ticket.id} is gone", "Submit the batch again.")
-        return plan

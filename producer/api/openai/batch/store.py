@@ -3,6 +3,7 @@
 batches/<team>/<batch id>/ticket.json    what was asked for; never changes
                           cancel.json    since when somebody wants it to end
                           manifest.jsonl, asked.jsonl, started.json    it was planned: its run
+                          stopped.json   since when its run is not to go on
                           out/           the run's output, a dataset like any other
                           final.json     the batch as it ended; never changes
 """
@@ -16,10 +17,10 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, TypeAdapter
 
+from jobs.errors import InvalidRequest
 from jobs.output.storage import Storage, open_storage
 from producer.api.files.shelf import check_id
 from producer.api.openai.batch.lines import Endpoint
-from producer.api.wire.errors import ApiError
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling",
@@ -101,11 +102,15 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The run of a batch, since when it goes, and the batch's requests."""
+    """The run of a batch, since when it goes, and the batch's requests.
+
+    refused: those among them whose bodies are wrong.
+    """
 
     run_id: str
     at: int
     requests: int
+    refused: int = 0
 
 
 _TICKET = TypeAdapter(Ticket)
@@ -121,13 +126,19 @@ class BatchStore:
     def add(self, ticket: Ticket) -> None:
         self.storage.write(f"{ticket.folder}/ticket.json", orjson.dumps(ticket))
 
-    def ticket(self, team: str, batch_id: str) -> Ticket:
-        """A team's ticket. Raises ApiError 404 if there is none."""
+    def find(self, team: str, batch_id: str) -> Ticket | None:
+        """A team's ticket; None if there is none."""
         try:
             path = f"batches/{team}/{check_id(batch_id)}/ticket.json"
             return _TICKET.validate_json(self.storage.read(path))
-        except FileNotFoundError as error:
-            raise ApiError(404, "not_found", f"there is no batch {batch_id!r}") from error
+        except FileNotFoundError:
+            return None
+
+    def get(self, team: str, batch_id: str) -> Ticket:
+        """A team's ticket. Raises InvalidRequest, code not_found, if there is none."""
+        if ticket := self.find(team, batch_id):
+            return ticket
+        raise InvalidRequest("", f"there is no batch {batch_id!r}", "not_found")
 
     def ids(self, team: str) -> list[str]:
         """The ids of a team's batches."""
@@ -157,6 +168,14 @@ class BatchStore:
 
     def cancelled_at(self, ticket: Ticket) -> int | None:
         data = self._read(ticket, "cancel.json")
+        return None if data is None else int(data)
+
+    def stop(self, ticket: Ticket) -> None:
+        """Note that the batch's run is not to go on."""
+        self.storage.write(f"{ticket.folder}/stopped.json", b"%d" % time.time())
+
+    def stopped_at(self, ticket: Ticket) -> int | None:
+        data = self._read(ticket, "stopped.json")
         return None if data is None else int(data)
 
     def end(self, ticket: Ticket, status: BatchStatus, **fields: Any) -> None:

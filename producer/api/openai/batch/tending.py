@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import BoundedSemaphore, Thread
+from threading import Event, Thread
 from typing import cast
 
 import redis
@@ -18,8 +18,8 @@ from redis.exceptions import LockError
 
 from jobs.broker.heartbeat import heartbeat
 from jobs.broker.runs import Progress
-from jobs.errors import ImagemillError
-from producer.api.openai.batch.steps import Steps
+from jobs.errors import ImagemillError, InvalidRequest
+from producer.api.openai.batch.steps import Next, Steps
 from producer.api.openai.batch.store import (
     Batch,
     BatchError,
@@ -31,10 +31,10 @@ from producer.api.openai.batch.store import (
     Ticket,
     face,
 )
-from producer.api.wire.errors import ApiError
 
+TEND_SECONDS = 1.0  # between two looks at the batches
 LOCK_SECONDS = 30  # after that another facade takes over from one that is gone
-STEPS = 4  # that a facade takes at a time
+STEPS = 4  # that a facade takes at a time, each of another team
 RETRY_SECONDS = 10.0  # after a step that failed
 
 log = logging.getLogger(__name__)
@@ -48,38 +48,67 @@ class Batches:
     steps: Steps
     client: redis.Redis
     prefix: str
-    _due: dict[bytes, float] = field(default_factory=dict)  # monotonic, of steps that failed
-    _under_way: set[bytes] = field(default_factory=set)
-    _free: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(STEPS))
+    _hurry: Event = field(default_factory=Event)
+    _due: dict[bytes, Next] = field(default_factory=dict)  # of those that wait for something
+    _failed: set[bytes] = field(default_factory=set)  # whose last step did
+    _under_way: dict[str, bytes] = field(default_factory=dict)  # by team
+
+    def run(self) -> None:
+        """Take the batches on, from step to step, until `stop`."""
+        recovered = False
+        while not self.steps.stopping.is_set():
+            self._hurry.clear()
+            try:
+                if not recovered:
+                    self.recover()
+                    recovered = True
+                self.tend()
+            except (ImagemillError, redis.RedisError) as error:
+                log.warning("Batches wait: %s", error)
+            self._hurry.wait(TEND_SECONDS)
+
+    def stop(self) -> None:
+        """Have `run` end, and steps that take long as well."""
+        self.steps.stopping.set()
+        self._hurry.set()
 
     def create(self, ticket: Ticket) -> Batch:
         """Note a new batch; `tend` does the rest."""
         # First: without Redis there must be no batch that the caller does not know of.
         self._remember(ticket.team, ticket.id)
         self.store.add(ticket)
+        self._hurry.set()
         return face(ticket, "validating")
 
     def get(self, team: str, batch_id: str) -> Batch:
-        """A team's batch as it is now. Raises ApiError 404."""
-        ticket = self.store.ticket(team, batch_id)
+        """A team's batch as it is now. Raises InvalidRequest, code not_found."""
+        return self._now(self.store.get(team, batch_id))
+
+    def _now(self, ticket: Ticket) -> Batch:
         if final := self.store.final(ticket):
             return final
-        self._remember(team, batch_id)  # Redis may have been wiped
+        self._remember(ticket.team, ticket.id)  # Redis may have been wiped
         return self._current(ticket)
 
     def listed(self, team: str, ids: Iterable[str]) -> Iterator[Batch]:
         """Those of a team's batches that are still there."""
         for batch_id in ids:
-            with suppress(ApiError):
-                yield self.get(team, batch_id)
+            if ticket := self.store.find(team, batch_id):
+                yield self._now(ticket)
 
     def cancel(self, team: str, batch_id: str) -> Batch:
-        """Have a batch end soon. Raises ApiError 404, or 400 if it has ended."""
-        ticket = self.store.ticket(team, batch_id)
+        """Have a batch end soon.
+
+        Raises:
+            InvalidRequest: code not_found, or batch_ended.
+        """
+        ticket = self.store.get(team, batch_id)
         if final := self.store.final(ticket):
-            raise ApiError(400, "batch_ended", f"the batch is {final.status} already")
+            raise InvalidRequest("", f"the batch is {final.status} already", "batch_ended")
         self.store.cancel(ticket)
         self._remember(team, batch_id)
+        self._due.pop(_name(ticket), None)
+        self._hurry.set()
         return self._current(ticket)
 
     def recover(self) -> None:
@@ -88,40 +117,63 @@ class Batches:
             self._remember(team, batch_id)
 
     def tend(self) -> None:
-        """Begin the next step of every batch that has not ended, each in a thread.
+        """Begin the next step of every batch that is due, each in a thread, one a team at a time.
 
         Raises:
             redis.RedisError: Redis is away.
         """
         for name in cast("set[bytes]", self.client.smembers(f"{self.prefix}batches")):
-            if name not in self._under_way and self._due.get(name, 0.0) <= time.monotonic():
-                self._free.acquire()
-                self._under_way.add(name)
-                # Daemons: a step that is cut off is taken again, so the end need not wait for it.
-                Thread(target=self._step, args=[name], name="batch", daemon=True).start()
+            team = name.decode().partition("/")[0]
+            if team in self._under_way or len(self._under_way) >= STEPS or not self._is_due(name):
+                continue
+            self._under_way[team] = name
+            # Daemons: a step that is cut off is taken again, so the end need not wait for it.
+            Thread(target=self._step, args=[name], name="batch", daemon=True).start()
+
+    def _is_due(self, name: bytes) -> bool:
+        """Whether there may be something to do; asks Redis at most, never storage."""
+        due = self._due.get(name)
+        if due is None or due.at <= time.time():
+            return True
+        if not due.run_id:
+            return False
+        progress = self.steps.known.runs.progress(due.run_id)
+        return progress is None or progress.state in ("finished", "cancelled")
 
     def _step(self, name: bytes) -> None:
         """Take the next step of a batch; what fails is tried again later."""
         team, _, batch_id = name.decode().partition("/")
         try:
             with self._locked(batch_id) as mine:
-                if mine and self.steps.advance(self.store.ticket(team, batch_id)):
-                    self._forget(name)
-            self._due.pop(name, None)
+                if mine:
+                    self._take(name, self.store.find(team, batch_id))
         except Exception as error:  # of whatever kind: the other batches go on
             known = isinstance(error, ImagemillError | redis.RedisError)
             log.warning("Batch %s: %s", batch_id, error, exc_info=not known)
-            if name in self._due and isinstance(error, ApiError):
-                # Its ticket was deleted. The first time it may only come later than its name.
+            self._due[name] = Next(time.time() + RETRY_SECONDS)
+        finally:
+            del self._under_way[team]
+            self._hurry.set()  # the team's next one may be due
+
+    def _take(self, name: bytes, ticket: Ticket | None) -> None:
+        if ticket is None:
+            # The first time its ticket may only come later than its name; then it was deleted.
+            if name in self._failed:
                 self._forget(name)
             else:
-                self._due[name] = time.monotonic() + RETRY_SECONDS
-        finally:
-            self._under_way.discard(name)
-            self._free.release()
+                self._failed.add(name)
+                self._due[name] = Next(time.time() + RETRY_SECONDS)
+            return
+        following = self.steps.advance(ticket)
+        self._failed.discard(name)
+        if following is None:
+            self._forget(name)
+        else:
+            self._due[name] = following
 
     def _forget(self, name: bytes) -> None:
         self._due.pop(name, None)
+        self._failed.discard(name)
         with suppress(redis.RedisError):  # then it is found, and forgotten, once more
             self.client.srem(f"{self.prefix}batches", name)
 
@@ -171,13 +223,18 @@ class Batches:
             self.client.sadd(f"{self.prefix}batches", f"{team}/{batch_id}")
 
 
+def _name(ticket: Ticket) -> bytes:
+    """As Redis keeps it."""
+    return f"{ticket.team}/{ticket.id}".encode()
+
+
 def _counts(started: Started, progress: Progress | None) -> RequestCounts:
     """Of requests, although a run counts images."""
     if progress is None:
-        return RequestCounts(total=started.requests)
-    share = started.requests / max(1, progress.requests)
+        return RequestCounts(total=started.requests, failed=started.refused)
+    share = (started.requests - started.refused) / max(1, progress.requests)
     return RequestCounts(
         total=started.requests,
         completed=int(progress.done * share),
-        failed=int(progress.failed * share),
+        failed=started.refused + int(progress.failed * share),
     )

@@ -1,0 +1,117 @@
+"""The steps of OpenAI batches, with a real broker and a real worker."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from jobs.inputs.images import InputPolicy
+from jobs.models.table import load_models
+from jobs.output.dataset import read_summary
+from jobs.output.storage import Storage, open_storage
+from producer.api.access.signing import Signer
+from producer.api.files.downloads import Downloads
+from producer.api.files.shelf import Shelf, new_id
+from producer.api.openai.batch.steps import Steps
+from producer.api.openai.batch.store import Batch, BatchStore, Ticket
+from producer.api.openai.batch.tending import Batches
+from producer.control.installation import installation
+from tests.sites import Site
+from tests.support import eventually
+
+
+@dataclass(frozen=True)
+class CountingStorage(Storage):
+    """Counts what is read, by the last part of its path."""
+
+    reads: Counter[str] = field(default_factory=Counter)
+
+    def read(self, path: str) -> bytes:
+        self.reads[path.rpartition("/")[2]] += 1
+        return super().read(path)
+
+
+@pytest.fixture
+def batches(site: Site, tmp_path: Path) -> Batches:
+    plain = open_storage(str(tmp_path / "store"))
+    storage = CountingStorage(plain.uri, plain.filesystem, plain.root)
+    known = installation(site.settings)
+    store, shelf = BatchStore(storage), Shelf(storage)
+    steps = Steps(
+        store,
+        shelf,
+        known,
+        load_models(site.settings.models),
+        InputPolicy(),
+        Downloads(storage, Signer(b"secret")),
+    )
+    return Batches(store, steps, known.runs.client, site.settings.key_prefix)
+
+
+def made(batches: Batches, model: str, requests: int, ends_in: float) -> Ticket:
+    """A batch of `model`, which expires so many seconds from now."""
+    endpoint: Any = "/v1/images/generations"
+    with batches.steps.shelf.new("red", "a", "batch") as (file, content):
+        for i in range(requests):
+            body = {"prompt": f"{i}", "model": model}
+            line = {"custom_id": f"{i}", "method": "POST", "url": endpoint, "body": body}
+            content.write(orjson.dumps(line) + b"\n")
+    now = int(time.time())
+    ticket = Ticket(
+        new_id("batch_"), "red", file.id, endpoint, None, now, int(now + ends_in), "http://x/"
+    )
+    batches.create(ticket)
+    return ticket
+
+
+def tended(batches: Batches, ticket: Ticket) -> Batch:
+    """The batch once it has ended, tended as a facade does."""
+
+    def look() -> Batch | None:
+        batches.tend()
+        return batches.store.final(ticket)
+
+    return eventually(look, 30)
+
+
+def test_a_batch_under_way_asks_storage_for_nothing(site: Site, batches: Batches) -> None:
+    """Ten looks, of which each cost four reads once."""
+    ticket = made(batches, "slow", 4, 3600)
+    batches.steps.advance(ticket)  # planned and launched; there is no worker yet
+    following = batches.steps.advance(ticket)
+    assert following
+    batches._due[f"red/{ticket.id}".encode()] = following
+    storage = batches.store.storage
+    assert isinstance(storage, CountingStorage)
+    storage.reads.clear()
+    for _ in range(10):
+        batches.tend()
+        assert not batches._under_way
+    assert not storage.reads
+    site.start_worker("slow")
+    assert tended(batches, ticket).status == "completed"
+
+
+def test_a_facade_that_comes_back_late_lets_workers_settle(site: Site, batches: Batches) -> None:
+    """Its batch has expired long ago; a worker is still rendering it."""
+    ticket = made(batches, "slow", 200, 3600)
+    site.start_worker("slow")
+    batches.steps.advance(ticket)
+    eventually(lambda: batches.get("red", ticket.id).request_counts.completed)
+    late = replace(ticket, expires_at=int(time.time()) - 3600)
+    assert batches.steps.advance(late)
+    out = batches.store.out(ticket)
+    summary = read_summary(out)
+    assert summary
+    assert summary.state == "cancelled"  # also for who looks at run.json
+    final = eventually(lambda: None if batches.steps.advance(late) else batches.store.final(late))
+    assert final.status == "expired"
+    images = len(list(Path(out.root).rglob("images/*/*")))
+    assert final.request_counts.completed == images
+    assert len(list(Path(out.root).rglob("images/*/*"))) == images
