@@ -9,7 +9,9 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.dependencies.models import Dependant
@@ -40,6 +42,11 @@ class Access:
     limiter: RateLimiter
     rate: RateLimitItem
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is no key and never was one, so that everybody may come in."""
+        return not self.keys.all() and not self.keys.guarded
+
     async def admit(self, token: str | None, team: str | None, needs_key: bool) -> Caller:
         """The caller that a token stands for.
 
@@ -48,7 +55,7 @@ class Access:
         Raises:
             ApiError: 401, 403 or 429.
         """
-        if not needs_key and not self.keys.all() and not self.keys.guarded:
+        if self.is_open and not needs_key:
             # Clients that must have a token send one all the same.
             return await self._within_rate(Caller(OPEN_TEAM))
         if token is None:
@@ -80,8 +87,10 @@ class GuardedRoute(StrictRoute):
         needs_key = _uses(self.dependant, _with_key)
 
         async def guarded(request: Request) -> Response:
-            credentials = await _bearer(request)
-            request.state.caller = await part_of(request, Access).admit(
+            credentials, access = await _bearer(request), part_of(request, Access)
+            if access.is_open:
+                check_site(request)
+            request.state.caller = await access.admit(
                 credentials.credentials if credentials else None,
                 request.headers.get("x-friendli-team"),
                 needs_key,
@@ -89,6 +98,36 @@ class GuardedRoute(StrictRoute):
             return await handle(request)
 
         return guarded
+
+
+def check_site(request: Request) -> None:
+    """Refuse what a page of another site has a browser of this machine send.
+
+    Without keys all that protects a facade on loopback is its address, and a stranger's page can
+    reach that: by a form, or by a name of its own that leads here (DNS rebinding).
+
+    Raises:
+        ApiError: 403.
+    """
+    server = request.scope.get("server")
+    if server is None or not is_loopback(server[0]):
+        return
+    host = urlsplit(f"//{request.headers.get('host', '')}")
+    if not is_loopback(host.hostname or ""):
+        raise ApiError(403, "wrong_host", f"{(host.hostname or '')[:256]!r} is not this machine")
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host.netloc:
+        raise ApiError(403, "wrong_origin", "pages of other sites may not call without a key")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _uses(dependant: Dependant, dependency: Callable[..., object]) -> bool:

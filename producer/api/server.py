@@ -6,7 +6,6 @@ import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import ip_address
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,8 +14,10 @@ from jobs.errors import ImagemillError, UsageError
 from jobs.models.table import load_models
 from jobs.settings import Settings
 from producer.api.access.keys import make_ring
+from producer.api.admission import is_loopback
 from producer.api.application import make_api
 from producer.api.calls import Calls
+from producer.api.protocol import BoundedProtocol
 from producer.report import say
 
 STOP_SECONDS = 10  # calls under way may take so long to end
@@ -52,7 +53,7 @@ def run_server(
 
 def check_exposure(settings: Settings, host: str, insecure: bool) -> None:
     """Raises UsageError if other machines could call without a key."""
-    if insecure or _is_loopback(host):
+    if insecure or is_loopback(host):
         return
     if not make_ring(settings.api_keys, settings.keys_file).all():
         raise UsageError(
@@ -69,6 +70,8 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 api,
                 lifespan="on",
+                http=BoundedProtocol,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -114,12 +117,3 @@ def _listen(host: str, port: int) -> socket.socket:
 def _netloc(host: str, listener: socket.socket) -> str:
     name = f"[{host}]" if ":" in host else host
     return f"{name}:{listener.getsockname()[1]}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

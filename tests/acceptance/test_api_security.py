@@ -139,6 +139,18 @@ def test_bodies_are_capped_before_they_are_read(facade: Facade) -> None:
         assert line.recv(100).startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize("path", [GENERATE, EDIT, "/dedicated" + EDIT, "/openai/v1/files"])
+def test_no_body_is_read_of_whoever_has_no_token(facade: Facade, path: str) -> None:
+    """The answer comes before a byte of the body was sent."""
+    host, port = facade.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as line:
+        line.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {10**7}\r\n\r\n".encode()
+        )
+        assert line.recv(100).startswith(b"HTTP/1.1 401")
+
+
 def test_tokens_and_teams(facade: Facade) -> None:
     dedicated = "/dedicated" + GENERATE
     body = {"prompt": "x", "model": "null"}
@@ -220,6 +232,28 @@ def test_open_doors_need_a_key_or_a_word(tmp_path: Any) -> None:
     refused = premises.run("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 2
     assert "--insecure" in refused.stderr
+
+
+def test_without_keys_other_sites_are_kept_out(tmp_path: Path) -> None:
+    """A page of a stranger, in a browser of this machine: a form, or a name that leads here."""
+    premises = make_premises(tmp_path)
+    server, url = premises.serve("serve", "--broker", "redis://127.0.0.1:1")
+    port = url.rpartition(":")[2]
+    models = f"{url}/openai/v1/models"
+    try:
+        for headers, code in (
+            ({"Host": f"evil.example:{port}"}, "wrong_host"),
+            ({"Host": ""}, "wrong_host"),
+            ({"Origin": "https://evil.example"}, "wrong_origin"),
+            ({"Origin": "null"}, "wrong_origin"),
+            ({"Origin": f"http://localhost:{port}", "Host": f"127.0.0.1:{port}"}, "wrong_origin"),
+        ):
+            answer = httpx.get(models, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, code), headers
+        for headers in ({"Host": f"localhost:{port}"}, {"Origin": url}):
+            assert httpx.get(models, headers=headers).status_code == 503  # it is the broker's turn
+    finally:
+        stop(server, premises.log("serve"))
 
 
 def test_revoking_the_last_key_opens_no_door(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -24,13 +25,29 @@ from producer.api.wire.reading import parse_json
         (b'{"a": "\xff"}', "utf-8"),
         (b"", "Expecting value"),
         (b'{"a": 1} x', "Extra data"),
+        (b"[" + b"[]," * 7_000_000 + b"[]]", "too many values"),
+        (b"{" + b",".join(b'"%d":1' % i for i in range(60_000)) + b',"1":1}', "256 keys"),
+        (b"[" + b"0," * 300 + b"0]", "256 items"),
+        (b'{"' + b"k" * 10_000_000 + b'":1,"' + b"k" * 10_000_000 + b'":1}', "appears twice"),
     ],
+    ids=lambda value: str(value[:20]),
 )
 def test_surprises_are_refused(raw: bytes, reason: str) -> None:
+    started = time.perf_counter()
     with pytest.raises(json.JSONDecodeError, match=reason):
         parse_json(raw)
+    assert time.perf_counter() - started < 1
 
 
-@pytest.mark.parametrize("content", [{}, {"a": [1, {"b": None}]}, "text", 2**64])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"a": [1, {"b": None}]},
+        "text",
+        2**64,
+        {"prompt": "," * 32_768, "negative": "[" * 32_768},
+    ],
+)
 def test_plain_json_is_read(content: Any) -> None:
     assert parse_json(json.dumps(content).encode()) == content

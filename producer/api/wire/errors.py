@@ -163,7 +163,9 @@ def _classify(error: Exception) -> ApiError:
         case RequestValidationError():
             return _invalid(error)
         case HTTPException():
-            code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+            code = {
+                404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "body_too_large"
+            }  # fmt: skip
             return ApiError(
                 error.status_code, code.get(error.status_code, "bad_request"), str(error.detail)
             )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
-from email.message import Message
+from email.message import Message as Header
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request, Response
@@ -13,11 +15,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
 
 from jobs.requests import MAX_INPUTS
 from producer.api.wire.errors import ApiError
+from producer.api.wire.threads import in_thread
 
 MAX_DEPTH = 32
+MAX_ITEMS = 256  # of a list, and keys of an object
+MAX_MARKS = 200_000  # commas and opening brackets; prompts of commas alone hold a third of them
+LARGE_BYTES = 64 * 2**10  # from here on JSON is read beside the event loop
+BODY_SECONDS = 300.0  # until the last byte of a body is there
 FORM = "multipart/form-data"
 FORM_TEXT_BYTES = 256 * 2**10
 
@@ -41,11 +50,16 @@ class Given(BaseModel):
 
 
 def parse_json(raw: bytes) -> Any:
-    """JSON without repeated keys, NaN, infinities or deep nesting.
+    """JSON without repeated keys, NaN, infinities, deep nesting or very many values.
+
+    Takes time and memory in proportion to its bytes, whatever they are.
 
     Raises:
         json.JSONDecodeError: says which of these it has, or that it is none.
     """
+    # Before any value is built: each costs far more than its bytes.
+    if sum(raw.count(mark) for mark in b"[{,") > MAX_MARKS:
+        raise json.JSONDecodeError("too many values", "", 0)
     try:
         content = json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse)
     except json.JSONDecodeError:
@@ -54,17 +68,18 @@ def parse_json(raw: bytes) -> Any:
         raise json.JSONDecodeError("nested too deeply", "", 0) from error
     except ValueError as error:  # broken UTF-8, a number of thousands of digits, a repeated key
         raise json.JSONDecodeError(str(error), "", 0) from error
-    if _depth(content, MAX_DEPTH) > MAX_DEPTH:
-        raise json.JSONDecodeError("nested too deeply", "", 0)
+    _check_shape(content)
     return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        again = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {again[:64]!r} appears twice")
+    if len(pairs) > MAX_ITEMS:  # each unknown one would become an error
+        raise ValueError(f"an object has more than {MAX_ITEMS} keys")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {name[:64]!r} appears twice")
+        found[name] = value
     return found
 
 
@@ -72,11 +87,22 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
 
 
-def _depth(content: Any, most: int) -> int:
-    if most < 0 or not isinstance(content, dict | list):
-        return 0
-    inner = content.values() if isinstance(content, dict) else content
-    return 1 + max((_depth(value, most - 1) for value in inner), default=0)
+def _check_shape(content: Any) -> None:
+    """Refuse lists that are too long and nesting that is too deep."""
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        following = list[Any]()
+        for value in level:
+            if isinstance(value, dict):
+                following += value.values()
+            elif isinstance(value, list):
+                if len(value) > MAX_ITEMS:
+                    raise json.JSONDecodeError(f"a list has more than {MAX_ITEMS} items", "", 0)
+                following += value
+        if not following:
+            return
+        level = following
+    raise json.JSONDecodeError("nested too deeply", "", 0)
 
 
 class StrictRequest(Request):
@@ -84,11 +110,12 @@ class StrictRequest(Request):
 
     async def json(self) -> Any:
         """The body. Raises json.JSONDecodeError."""
-        return parse_json(await self.body())
+        raw = await self.body()
+        return await in_thread(parse_json, raw) if len(raw) > LARGE_BYTES else parse_json(raw)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The body. Raises ApiError 400 at the end of a form that lacks its last boundary."""
-        boundary = Message()
+        boundary = Header()
         boundary["content-type"] = self.headers.get("content-type", "")
         last = str(boundary.get_param("boundary", "")).encode("latin-1", "replace") + b"--"
         tail = b""
@@ -108,9 +135,29 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, request.receive))
+            return await handle(StrictRequest(request.scope, _in_time(request.receive)))
 
         return strict
+
+
+def _in_time(receive: Receive) -> Receive:
+    """The same channel. The whole body must come within BODY_SECONDS, else HTTPException 408."""
+    deadline, whole = time.monotonic() + BODY_SECONDS, False
+
+    async def bounded() -> Message:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                message = await receive()
+        except TimeoutError as error:
+            reason = f"the body did not come within {BODY_SECONDS:.0f} seconds"
+            raise HTTPException(408, reason) from error
+        whole = not message.get("more_body", False)
+        return message
+
+    return bounded
 
 
 Source = str | bytes  # an input image: as a user wrote it, or the file itself
