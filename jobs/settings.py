@@ -88,6 +88,10 @@ class Settings(BaseSettings):
     call_seconds: Annotated[
         float, Field(gt=0, le=3600, description="Seconds until an interactive call has failed")
     ] = 120.0
+    drain_seconds: Annotated[
+        float | None,
+        Field(ge=0, le=3600, description="Seconds a stopping facade finishes calls in"),
+    ] = None
     model_calls: Annotated[
         int, Field(ge=1, description="Interactive calls that may wait for a model")
     ] = 256

@@ -64,12 +64,13 @@ class Order:
     count: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass
 class Calls:
     """Renders orders with the workers of the installation.
 
     table: closed, so that nobody names a repository or a folder from outside; storage: where
-    inputs and images lie; seconds: until a call has failed.
+    inputs and images lie; seconds: until a call has failed; under_way: calls now; draining: no
+    new ones are taken, as the process is to end.
     """
 
     table: ModelTable
@@ -78,6 +79,9 @@ class Calls:
     roster: Roster
     policy: InputPolicy
     seconds: float
+    under_way: int = 0
+    draining: bool = False
+    _given_up: asyncio.Event = field(default_factory=asyncio.Event)
     _fingerprints: dict[str, str] = field(default_factory=dict)
     _threads: anyio.CapacityLimiter = field(
         default_factory=lambda: anyio.CapacityLimiter(INPUT_THREADS)
@@ -89,8 +93,44 @@ class Calls:
         Raises:
             InvalidRequest, ApiError, TimeoutError: see producer.api.wire.errors.
         """
-        async with asyncio.timeout(self.seconds):
-            return await _unless_gone(http, self._render(caller, order))
+        if self.draining:
+            raise _stopping()
+        self.under_way += 1
+        try:
+            async with asyncio.timeout(self.seconds):
+                return await self._unless_in_vain(http, self._render(caller, order))
+        finally:
+            self.under_way -= 1
+
+    def give_up(self) -> None:
+        """End the calls that are still under way: their callers are told to come back."""
+        self._given_up.set()
+
+    async def _unless_in_vain(
+        self, http: HttpRequest, work: Coroutine[Any, Any, list[Picture]]
+    ) -> list[Picture]:
+        """The result of `work`, which is cancelled when the caller goes or this process ends."""
+
+        async def disconnected() -> None:
+            while (await http.receive())["type"] != "http.disconnect":
+                pass
+
+        working = asyncio.create_task(work)
+        gone, given_up = (
+            asyncio.create_task(one) for one in (disconnected(), self._given_up.wait())
+        )
+        tasks: set[asyncio.Task[Any]] = {working, gone, given_up}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if gone.done():
+                raise ApiError(499, "client_gone", "the caller has gone")
+            raise _stopping()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _render(self, caller: Caller, order: Order) -> list[Picture]:
         names = [uuid.uuid4().hex for _ in range(order.count)]  # what missing seeds derive from
@@ -221,6 +261,10 @@ AnyExchange = Annotated[Exchange, Depends(_exchange)]
 KeyExchange = Annotated[Exchange, Depends(_with_key)]
 
 
+def _stopping() -> ApiError:
+    return ApiError(503, "stopping", "this server is stopping; try again", "", RETRY_SECONDS)
+
+
 def _names(sources: Sequence[Source]) -> list[str]:
     """What stands for inputs until they are stored."""
     return [source if isinstance(source, str) else "upload" for source in sources]
@@ -234,22 +278,3 @@ async def _gather(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the caller disconnects."""
-
-    async def disconnected() -> None:
-        while (await http.receive())["type"] != "http.disconnect":
-            pass
-
-    working, watching = asyncio.create_task(work), asyncio.create_task(disconnected())
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ApiError(499, "client_gone", "the caller has gone")
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.wait({working, watching})

@@ -32,7 +32,9 @@ async def alive() -> Health:
 
 @router.get("/readyz", responses=declared(ErrorBody, 400, 401, 403, 404, 413, 415, 422, 429, 500))
 async def ready(calls: UsedCalls) -> Health:
-    """Broker, storage and at least one worker are there."""
+    """Broker, storage and at least one worker are there, and it is not stopping."""
+    if calls.draining:
+        raise ApiError(503, "stopping", "this server is stopping", "", RETRY_SECONDS)
     await calls.queue.ping()
     try:
         await in_thread(calls.storage.list, "")

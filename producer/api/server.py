@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,7 +22,7 @@ from producer.api.calls import Calls
 from producer.api.protocol import BoundedProtocol
 from producer.report import say
 
-STOP_SECONDS = 10  # calls under way may take so long to end
+STOP_SECONDS = 10  # uploads and downloads under way may take so long to end
 TICKS = 10  # of a tenth of a second: how often the children are looked at
 
 
@@ -43,7 +45,8 @@ def run_server(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     api = make_api(settings, load_models(settings.models))
     listener = _listen(host, port)
-    server = _Server(api, f"http://{_netloc(host, listener)}", check)
+    drain = settings.call_seconds if settings.drain_seconds is None else settings.drain_seconds
+    server = _Server(api, f"http://{_netloc(host, listener)}", drain, check)
     # Uvicorn raises the signal again after it has stopped; that is how a server ends.
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
@@ -63,9 +66,14 @@ def check_exposure(settings: Settings, host: str, insecure: bool) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, and ends when `check` fails."""
+    """Says when it is ready, and ends when `check` fails or, asked to, when no call is left.
 
-    def __init__(self, api: FastAPI, url: str, check: Callable[[], None] | None) -> None:
+    drain: seconds that calls under way have when it is to end.
+    """
+
+    def __init__(
+        self, api: FastAPI, url: str, drain: float, check: Callable[[], None] | None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 api,
@@ -83,6 +91,23 @@ class _Server(uvicorn.Server):
         self._url = url
         self._check = check
         self._announced = False
+        self._drain = drain
+        self._drained_by: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Finish the calls under way first; asked again, end at once.
+
+        Until then it answers, so that whoever asks hears that it is no longer ready.
+        """
+        if self.should_exit or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._captured_signals.append(sig)
+        again = self._calls.draining
+        self._drained_by = 0.0 if again else time.monotonic() + self._drain
+        self._calls.draining = True
+        if self._calls.under_way and not again:
+            say(f"Stopping: {self._calls.under_way} calls under way (Ctrl-C again ends them)")
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn every tenth of a second."""
@@ -92,7 +117,11 @@ class _Server(uvicorn.Server):
             except ImagemillError as error:
                 self.failure = error
                 return True
-        if not self._announced and (not self._check or await self._has_worker()):
+        if self._drained_by is not None:
+            if time.monotonic() > self._drained_by:
+                self._calls.give_up()
+            self.should_exit = self.should_exit or not self._calls.under_way
+        elif not self._announced and (not self._check or await self._has_worker()):
             self._announced = True
             say(f"Ready: {self._url} (Ctrl-C stops)")
         return await super().on_tick(counter)

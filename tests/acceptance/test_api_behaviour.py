@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -150,7 +151,7 @@ def test_gone_caller_is_cancelled(plant: Plant, url: str) -> None:
     with plant.frozen():
         with socket.create_connection((host, int(port)), timeout=10) as line:
             line.sendall(
-                f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"POST {GENERATE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
             )
             eventually(lambda: plant.waiting() == 1)
@@ -343,6 +344,36 @@ def test_missing_worker_and_broker_are_named(tmp_path: Path, valkey: str) -> Non
         assert httpx.get(f"{url}/healthz").status_code == 200
     finally:
         stop(process, premises.log("serve"))
+
+
+def test_a_stopping_facade_finishes_its_calls_and_takes_no_others(plant: Plant) -> None:
+    url = plant.ready(plant.serve())
+    with plant.frozen():
+        (waiting,) = calls(url, 1)
+        eventually(plant.waiting)
+        plant.facades[-1].send_signal(signal.SIGTERM)
+        refused = eventually(lambda: (got := call(url)).status_code == 503 and got)
+        assert refused.json()["code"] == "stopping"
+        assert int(refused.headers["retry-after"]) > 0
+        assert httpx.get(f"{url}/readyz").json()["code"] == "stopping"
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert plant.facades[-1].poll() is None
+    assert waiting.result().status_code == 200
+    assert plant.facades.pop().wait(10) == 0
+
+
+def test_calls_that_outlast_the_stop_are_told_to_come_back(plant: Plant) -> None:
+    url = plant.ready(plant.serve(IMAGEMILL_DRAIN_SECONDS="0.5"))
+    with plant.frozen():
+        (waiting,) = calls(url, 1)
+        eventually(plant.waiting)
+        plant.facades[-1].send_signal(signal.SIGTERM)
+        answer = waiting.result()
+        assert (answer.status_code, answer.json()["code"]) == (503, "stopping")
+        assert int(answer.headers["retry-after"]) > 0
+        assert plant.facades.pop().wait(10) == 0
+        assert not plant.waiting()
+    assert "Traceback" not in plant.premises.log("serve").read_text()
 
 
 def test_killed_worker_process_costs_no_call(plant: Plant) -> None:
