@@ -62,9 +62,9 @@ class Loader:
     policy: InputPolicy
     stores: frozenset[str]
 
-    def load(self, requests: list[Request]) -> list[Prepared]:
-        """The requests of one batch with their inputs. Raises: as Loading.wait."""
-        return Loading(requests, self._start).wait()
+    def load(self, requests: list[Request]) -> Loading:
+        """The requests of one batch."""
+        return Loading(requests, self._start)
 
     def ahead(self, batches: Iterable[list[Request]], eager: bool = True) -> Iterator[Loading]:
         """Batches with their inputs. If eager, those of the next one are under way as well."""

@@ -60,6 +60,11 @@ class Rendered:
     tokens_cut: int = 0
 
 
+def failed(one: Rendered, code: str, message: str) -> Rendered:
+    """The same request without an image; `message` says why."""
+    return replace(one, pixels=None, status="failed", code=code, message=message[:500])
+
+
 def batches(requests: list[Request], slots: Callable[[BatchKey], int]) -> Iterator[list[Request]]:
     """Runs of at most slots(key) requests with equal batch keys, in the given order."""
     for key, group in groupby(requests, key=lambda request: request.key):
@@ -162,8 +167,6 @@ class BatchRenderer:
                 seconds_load=one.seconds,
                 tokens_cut=self.renderer.tokens_cut(one.request.prompt),
             )
-            if np.isfinite(pixels).all()
-            else self.ended(one, "failed", "non_finite", "the image has NaN pixels", started)
             for one, pixels in zip(batch, images, strict=False)
         ]
 

@@ -14,7 +14,7 @@ from jobs.output.records import Record, RecordStatus, Timings
 from jobs.output.storage import Storage
 from jobs.requests import Request
 from worker.encode import encode
-from worker.render import Rendered
+from worker.render import Rendered, failed
 
 IN_FLIGHT = 2  # batches: one being stored, one waiting
 SMALL_PIXELS = 256 * 256  # on a local disk, fewer cost less than handing them to another thread
@@ -29,7 +29,7 @@ class Shelf:
     attempt: int
 
     def put(self, one: Rendered, path: str) -> Record:
-        """Encode and store one image; a failure of the rendering only becomes a record.
+        """Encode and store one image; a failure, also of the encoding, only becomes a record.
 
         Raises:
             TransientError, FatalError: it could not be stored.
@@ -37,8 +37,13 @@ class Shelf:
         request, data = one.request, b""
         started = encoded = stored = time.perf_counter()
         if one.pixels is not None:
-            data = encode(one.pixels, request.format)
-            encoded = time.perf_counter()
+            try:
+                data = encode(one.pixels, request.format)
+            except Exception as error:  # whatever a pipeline made that Pillow does not take
+                reason = f"its image cannot be encoded: {type(error).__name__}: {error}"
+                one = failed(one, "render_error", reason)
+            encoded = stored = time.perf_counter()
+        if data:
             self.storage.write(path, data, durable=False)
             stored = time.perf_counter()
         return Record(

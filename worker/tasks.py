@@ -24,7 +24,6 @@ from jobs.output.records import RecordStatus, chunks_done
 from worker.calls import serve_calls
 from worker.chunks import Work, count
 from worker.process.parent import READY_SIGNAL, STOP_SIGNAL
-from worker.process.watchdog import watchdog
 from worker.storing import Output
 from worker.suspects import Suspects
 from worker.workshop import Workshop, workshop
@@ -89,9 +88,7 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, RecordStatus]:
             while not shop.stopping.is_set() and serve_calls(shop):
                 pass  # whoever waits for a single image goes first
             with suspects.watch(batch.requests):
-                with watchdog(shop.batch_seconds):
-                    rendered = renderer().render(batch.wait())
-                output.take(rendered)  # encoded and stored while the next one renders
+                shop.stage.run(work.model, batch, output)
             shop.runs.report(work.run_id, work.number, done_before + output.taken, failed_before)
             if time.monotonic() - saved > SAVE_SECONDS:
                 work.store_interrupted(output.records())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +24,7 @@ from jobs.settings import load_settings
 from worker.chunks import LiveRun, open_run
 from worker.inputs import Loader
 from worker.renderers import Renderers
+from worker.stage import Stage
 
 RUNS_KEPT = 8
 
@@ -31,18 +33,20 @@ RUNS_KEPT = 8
 class Workshop:
     """The tools of one device process.
 
-    name: the worker's; models: what it serves; executor stores, inputs loads; policy, stores: what
-    inputs may be and where from; stopping: set when it is to end after its batch.
+    name: the worker's; models: what it serves, the first of them loaded at once; slots: requests
+    that one call of each has room for; stage renders, executor stores, inputs loads; policy,
+    stores: what inputs may be and where from; stopping: set when it is to end after its batch.
     """
 
     name: str
     models: list[str]
+    slots: Mapping[str, int]
     runs: Runs
     claims: Claims
     dispatcher: Dispatcher
     renderers: Renderers
+    stage: Stage
     executor: ThreadPoolExecutor
-    batch_seconds: float
     inputs: ThreadPoolExecutor
     policy: InputPolicy
     stores: frozenset[str]
@@ -72,17 +76,18 @@ def workshop() -> Workshop:
     settings = load_settings()
     client, seal = connect(settings), make_seal(settings)
     conf = current_app.conf  # what worker/process/parent.py gave its pool process
+    table = load_models(settings.models)
+    renderers = Renderers(table, conf.imagemill_device, settings.models_kept)
     return Workshop(
         name=conf.imagemill_worker,
         models=conf.imagemill_models,
+        slots={name: table.get(name).batch_width for name in conf.imagemill_models},
         runs=Runs(client, settings.key_prefix, seal),
         claims=Claims(client, settings.key_prefix, seal),
         dispatcher=Dispatcher(make_app(settings)),
-        renderers=Renderers(
-            load_models(settings.models), conf.imagemill_device, settings.models_kept
-        ),
+        renderers=renderers,
+        stage=Stage(renderers, settings.batch_seconds),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
-        batch_seconds=settings.batch_seconds,
         # Apart from those that store: a slow host must not hold images up.
         inputs=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="load"),
         policy=InputPolicy(hosts=settings.input_hosts),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import orjson
 import pytest
@@ -22,6 +26,8 @@ from jobs.calls.waiting import CallLimits, CallQueue, QueueFull
 from jobs.requests import BatchKey, Request
 from jobs.settings import Settings
 from tests.support import eventually
+from worker.calls import serve_calls
+from worker.render import Rendered
 
 KEYS = CallKeys("t:")
 LIMITS = CallLimits(60, 7, 6)
@@ -182,3 +188,31 @@ def test_a_withdrawn_call_leaves_nothing(broker: str, client: redis.Redis) -> No
     asyncio.run(_with_queue(broker, come_and_go))
     assert client.keys() == [b"t:" + queue_name(INTERACTIVE, "null").encode()]
     assert Claims(client, "t:", NO_SEAL).take({"null": 4}) == []
+
+
+@pytest.mark.parametrize("where", ["loader", "stage", "store"])
+def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
+    client: redis.Redis, put: Put, tmp_path: Path, where: str
+) -> None:
+    """A bulk run that makes way for it must not be paused by it: nothing is raised."""
+
+    def broken(*_: object) -> Any:
+        raise OSError("of a library")
+
+    def run(_: str, __: object, sink: Any) -> None:
+        # A location that no storage knows: the storing thread meets the error.
+        sink.take([Rendered(make_call("a").request, None, 0.1, None)])  # type: ignore[arg-type]
+
+    shop: Any = SimpleNamespace(
+        claims=Claims(client, "t:", NO_SEAL),
+        slots={"null": 1},
+        name="w",
+        loader=broken if where == "loader" else lambda _: SimpleNamespace(load=lambda _: None),
+        stage=SimpleNamespace(run=broken if where == "stage" else run),
+    )
+    put(replace(make_call("a"), out="nowhere://x" if where == "store" else str(tmp_path)))
+    with ThreadPoolExecutor(1) as shop.executor:
+        assert serve_calls(shop)
+    answer = decode_answer(client.lpop(KEYS.answer("a")))  # type: ignore[arg-type]
+    assert (answer.status, answer.code) == ("failed", "unavailable")
+    assert "of a library" not in answer.message

@@ -328,6 +328,12 @@ def test_adapters_switch_and_leave_no_trace(studio: Studio, name: str, lora: str
     assert_independent(renderer, [adapted("ink", seed) for seed in range(3)])
 
 
+def test_an_adapter_that_the_table_lacks_is_named(studio: Studio) -> None:
+    renderer = studio.load("sd")
+    with pytest.raises(FatalError, match=r"(?s)no adapter 'ink'.*same models table"):
+        renderer.check_weights(replace(PLAIN, adapter="ink"), "planned")
+
+
 def test_adapters_that_do_not_fit_leave_and_come_back(studio: Studio) -> None:
     studio.part("sd")
     parts = "".join(

@@ -47,7 +47,7 @@ def test_inputs_of_every_kind(
     (tmp_path / "photos/cat.png").write_bytes(png("blue"))
     loader = Loader(executor, storage, InputPolicy(), frozenset({"file:///"}))
     stored = store_input(storage, png("red"))
-    (one,) = loader.load([asks(stored, controls=((tmp_path / "photos/cat.png").as_uri(),))])
+    (one,) = loader.load([asks(stored, controls=((tmp_path / "photos/cat.png").as_uri(),))]).wait()
     assert one.problem is None
     assert one.images[0].getpixel((0, 0)) == (255, 0, 0)
     assert one.controls[0].getpixel((0, 0)) == (0, 0, 255)
@@ -69,7 +69,7 @@ def test_an_input_that_cannot_be_had_is_a_reason(
 ) -> None:
     loader = Loader(executor, storage, InputPolicy(), frozenset({"memory://photos/"}))
     good = store_input(storage, png("red"))
-    bad, fine = loader.load([asks(reference), asks(good)])
+    bad, fine = loader.load([asks(reference), asks(good)]).wait()
     assert bad.problem is not None
     assert bad.problem.code == code
     assert fine.problem is None

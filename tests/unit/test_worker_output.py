@@ -88,3 +88,14 @@ def test_an_image_that_cannot_be_stored_stops_the_chunk(
     sink.take([rendered(1, pixels=PIXELS)])
     with pytest.raises(FatalError, match="images"):
         sink.records()
+
+
+def test_an_image_that_cannot_be_encoded_is_a_failure(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    sink = output(tmp_path, executor)
+    sink.take([rendered(1, pixels=np.zeros((8, 16, 5), np.float32)), rendered(2, pixels=PIXELS)])
+    first, second = sink.records()
+    assert (first.status, first.code, first.file_name) == ("failed", "render_error", "")
+    assert "cannot be encoded" in first.message
+    assert second.status == "done"

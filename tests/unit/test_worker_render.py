@@ -15,6 +15,7 @@ from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
 from worker.inputs import Prepared
 from worker.render import BatchRenderer, batches
+from worker.stage import refuse_broken
 
 KEY = BatchKey("generate", "m", "", 16, 16, 8)
 STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
@@ -142,8 +143,9 @@ def test_pixels_that_are_no_numbers_are_no_image() -> None:
             return images
 
     rendered = BatchRenderer(Broken()).render(prepared(1, 2))
-    assert [one.code for one in rendered] == ["", "non_finite"]
-    assert rendered[1].pixels is None
+    checked = [refuse_broken(one) for one in rendered]
+    assert [one.code for one in checked] == ["", "non_finite"]
+    assert checked[1].pixels is None
 
 
 def test_other_weights_than_planned_are_refused() -> None:

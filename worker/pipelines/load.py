@@ -87,7 +87,13 @@ class PipelineRenderer:
         if name not in self._stacks:
             digest = self.stack.fingerprint
             if key.adapter:
-                adapter = self.adapters.known[key.adapter]
+                adapter = self.adapters.known.get(key.adapter)
+                if adapter is None:
+                    raise FatalError(
+                        f"this worker's models table has no adapter {key.adapter!r} of the model "
+                        f"from {self.stack.repo}",
+                        "Give all producers and workers the same models table, then resume.",
+                    )
                 digest += f"+{adapter_digest(self.adapters.table, adapter)}"
             self._stacks[name] = replace(self.stack, pipeline=pipeline, fingerprint=digest)
         return self._stacks[name]

@@ -1,0 +1,64 @@
+"""One batch, whoever asked for it: load inputs → render → check → hand on to be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from worker.inputs import Loading
+from worker.process.watchdog import watchdog
+from worker.render import Rendered, failed
+from worker.renderers import Renderers
+
+
+class Sink(Protocol):
+    """Whoever encodes and stores what was rendered: a chunk's output, or the answers to calls."""
+
+    def take(self, batch: list[Rendered]) -> None:
+        """Begin to store a batch; may wait while too many are under way.
+
+        Raises:
+            TransientError, FatalError: an earlier image could not be stored.
+        """
+
+
+def refuse_broken(one: Rendered) -> Rendered:
+    """What is no picture is a failure: (height, width, 3) finite values are one."""
+    if one.pixels is None:
+        return one
+    if one.pixels.ndim != 3 or one.pixels.shape[2] != 3:
+        shape = " x ".join(map(str, one.pixels.shape))
+        return failed(one, "render_error", f"the pipeline made {shape} values, not RGB")
+    if not np.isfinite(one.pixels).all():
+        return failed(one, "non_finite", "the image has NaN pixels")
+    return one
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Renders batches on this process's device.
+
+    batch_seconds: until a batch on the device counts as hung; after: what is done with each image
+    before it is stored, in this order.
+    """
+
+    renderers: Renderers
+    batch_seconds: float
+    after: Sequence[Callable[[Rendered], Rendered]] = (refuse_broken,)
+
+    def run(self, model: str, batch: Loading, sink: Sink) -> None:
+        """Render a batch and hand it to the sink.
+
+        Raises:
+            TransientError, FatalError: inputs, model or storage are not to be had.
+        """
+        prepared = batch.wait()  # before the clock starts: slow inputs are no hung device
+        renderer = self.renderers.get(model)
+        with watchdog(self.batch_seconds):
+            rendered = renderer.render(prepared)
+        for step in self.after:
+            rendered = [step(one) for one in rendered]
+        sink.take(rendered)
