@@ -5,7 +5,13 @@ Every hash is BLAKE2b (RFC 7693) with a `person` tag, so that two kinds of ident
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
+
+# What may become part of a path, wherever it was read.
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+STORED_INPUT = re.compile(r"sha256:([0-9a-f]{64})")  # a reference to an input in storage
 
 DERIVED_SEED_BITS = 53  # exact in JSON readers that keep numbers as doubles
 

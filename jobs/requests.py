@@ -11,8 +11,9 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.formats import ImageFormat
+
 Task = Literal["generate", "edit"]
-ImageFormat = Literal["jpeg", "png"]
 
 MAX_SEED = 2**64 - 1  # what torch.Generator.manual_seed takes
 MAX_PROMPT = 32_768  # characters

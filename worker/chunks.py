@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from jobs.broker.runs import Attempt
 from jobs.errors import FatalError
@@ -87,7 +88,7 @@ class Work:
         folder = layout.parts(self.run_id)
         mine = (f"{self.shard:05d}.{self.chunk:04d}.", f"{self.shard:05d}.reused.")
         found: dict[str, RecordStatus] = {
-            row["job_id"]: row["status"]
+            row["job_id"]: cast("RecordStatus", row["status"])
             for name in sorted(names)
             if name.startswith(mine)
             for row in read_part(self.run.storage, f"{folder}/{name}")

@@ -16,13 +16,13 @@ from io import BytesIO
 from PIL import Image, ImageOps
 
 from jobs.errors import InvalidRequest
+from jobs.ids import STORED_INPUT
 from jobs.inputs.fetching import Forbidden, TooLarge, Unreachable, fetch
 from jobs.output import layout
 from jobs.output.storage import Storage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
-_STORED = re.compile(r"sha256:([0-9a-f]{64})")
 _DATA = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)
 _URL = re.compile(r"https?:", re.IGNORECASE)
 
@@ -48,7 +48,7 @@ def load_input(
         InvalidRequest: code input_unreachable, input_forbidden, input_too_large or
             input_not_an_image.
     """
-    if storage and (stored := _STORED.fullmatch(reference)):
+    if storage and (stored := STORED_INPUT.fullmatch(reference)):
         try:
             return storage.read(layout.stored_input(stored[1]))
         except FileNotFoundError as error:

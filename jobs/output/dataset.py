@@ -6,20 +6,23 @@ Works shard by shard, so memory does not grow with the run; anyone may call it, 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Literal
 
 import orjson
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import FatalError
+from jobs.ids import RUN_ID
 from jobs.output import layout
 from jobs.output.plan import Plan, read_shard
-from jobs.output.records import encode_part, parts_by_shard, read_part
+from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part
 from jobs.output.storage import Storage
+from jobs.output.writers import JsonlWriter
 from jobs.requests import Request
 
 RunState = Literal["running", "cancelled", "finished"]
@@ -76,6 +79,9 @@ class Summary:
 
 
 _SUMMARY = TypeAdapter(Summary)
+# Two adapters of a model are two stacks.
+_SUMMARIZED = ("model", "adapter", *STACK_FIELDS)
+_stack_of = itemgetter(*_SUMMARIZED)
 
 
 class IncompleteRun(FatalError):
@@ -91,11 +97,23 @@ def write_summary(storage: Storage, summary: Summary) -> None:
 
 
 def read_summary(storage: Storage) -> Summary | None:
-    """The run.json of an output location; None if there is none."""
+    """The run.json of an output location; None if there is none.
+
+    Raises:
+        FatalError: it is none of ours.
+    """
     try:
-        return _SUMMARY.validate_json(storage.read(layout.RUN))
+        summary = _SUMMARY.validate_json(storage.read(layout.RUN))
     except FileNotFoundError:
         return None
+    except ValidationError:
+        summary = None
+    if summary is None or not RUN_ID.fullmatch(summary.run_id):
+        raise FatalError(
+            f"{storage.name(layout.RUN)} was not written by imagemill",
+            "Choose another output location.",
+        )
+    return summary
 
 
 def planned(plan: Plan, state: RunState = "running") -> Summary:
@@ -120,45 +138,36 @@ def write_dataset(storage: Storage, plan: Plan) -> Summary:
         IncompleteRun: a request has no record; nothing is replaced.
     """
     tally = _Tally()
-    with storage.writer(layout.METADATA) as images, storage.writer(layout.ERRORS) as errors:
+    with JsonlWriter(storage) as writer:
         for row in _invalid_rows(storage, plan):
-            errors.write(encode_part([row]))
+            writer.add([row])
         for shard in rows_by_shard(storage, plan):
             # The index is the plan's: a reused record may stand on another line now.
-            rows = [row | {"index": request.index} for request, row in shard if row]
+            rows: list[Row] = [row | {"index": request.index} for request, row in shard if row]
             if len(rows) < len(shard):
                 raise IncompleteRun(plan.run_id, len(shard) - len(rows))
-            images.write(encode_part(row for row in rows if row["status"] == "done"))
-            errors.write(encode_part(row for row in rows if row["status"] != "done"))
+            writer.add(rows)
             tally.add(rows)
     summary = tally.summary(plan)
     write_summary(storage, summary)
     return summary
 
 
-def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[dict[str, Any]]:
+def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[Row]:
     if plan.invalid:
         yield from read_part(storage, layout.invalid(plan.run_id))
 
 
-def rows_by_shard(
-    storage: Storage, plan: Plan
-) -> Iterator[list[tuple[Request, dict[str, Any] | None]]]:
+def rows_by_shard(storage: Storage, plan: Plan) -> Iterator[list[tuple[Request, Row | None]]]:
     """The requests of each shard in manifest order, each with its record's row if there is one."""
     parts = parts_by_shard(storage, plan.run_id)
     for number in range(len(plan.shards)):
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Row] = {}
         for part in parts.get(number, []):
             for row in read_part(storage, part):
                 found.setdefault(row["job_id"], row)
         requests = sorted(read_shard(storage, plan.run_id, number), key=lambda r: r.index)
         yield [(request, found.get(request.job_id)) for request in requests]
-
-
-STACK_FIELDS = (
-    "model", "adapter", "repo", "revision", "fingerprint", "pipeline", "scheduler", "dtype",
-    "device", "device_name", "batch_width", "threads", "versions",
-)  # fmt: skip
 
 
 class _Tally:
@@ -168,23 +177,25 @@ class _Tally:
         self.status: Counter[str] = Counter()
         self.unreachable = 0
         self.stacks: Counter[tuple[Any, ...]] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.first, self.last = "", ""
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: list[Row]) -> None:
         for row in rows:
             self.status[row["status"]] += 1
             self.unreachable += row.get("code") == "input_unreachable"
-            self.stacks[tuple(row[name] for name in STACK_FIELDS)] += 1
-            for stage in ("load", "render", "encode", "store"):
-                self.seconds[stage] += row[f"seconds_{stage}"]
+            self.stacks[_stack_of(row)] += 1
+            self.seconds["load"] += row["seconds_load"]
+            self.seconds["render"] += row["seconds_render"]
+            self.seconds["encode"] += row["seconds_encode"]
+            self.seconds["store"] += row["seconds_store"]
             at = row["created_at"]
             self.first = min(self.first or at, at)
             self.last = max(self.last, at)
 
     def summary(self, plan: Plan) -> Summary:
         stacks = [
-            dict(zip(STACK_FIELDS, stack, strict=True)) | {"images": count}
+            dict(zip(_SUMMARIZED, stack, strict=True)) | {"images": count}
             for stack, count in self.stacks.most_common()
         ]
         return replace(

@@ -14,16 +14,16 @@ _inputs/<sha256>               input images that requests name by their hash
 
 from __future__ import annotations
 
+from jobs.formats import FORMATS, ImageFormat
+
 METADATA = "metadata.jsonl"
 ERRORS = "errors.jsonl"
 RUN = "run.json"
 
-EXTENSIONS = {"jpeg": "jpg", "png": "png"}
 
-
-def image(shard: int, job_id: str, image_format: str) -> str:
+def image(shard: int, job_id: str, image_format: ImageFormat) -> str:
     """The path of one image. Job ids are hexadecimal, so nothing a user wrote becomes a path."""
-    return f"images/{shard:05d}/{job_id}.{EXTENSIONS[image_format]}"
+    return f"images/{shard:05d}/{job_id}.{FORMATS[image_format].extension}"
 
 
 def manifest(run_id: str) -> str:

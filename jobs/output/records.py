@@ -2,18 +2,74 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 import orjson
 
+from jobs.errors import FatalError
+from jobs.ids import JOB_ID
 from jobs.output import layout
 from jobs.output.storage import Storage
 from jobs.requests import Request
 
 RecordStatus = Literal["done", "rejected", "failed"]
+
+_FILE_NAME = re.compile(r"images/[0-9]{5,}/[0-9a-f]{32}\.[a-z]{3,4}")
+
+
+class Row(TypedDict, total=False):
+    """A record as parts and the dataset hold it: flat, without nulls, the seed as a string.
+
+    A line that was left out has `custom_id`, `index`, `status` "invalid", `code` and `message`.
+    """
+
+    file_name: str
+    custom_id: str
+    index: int
+    job_id: str
+    status: Literal["done", "rejected", "failed", "invalid"]
+    sha256: str
+    bytes: int
+    code: str
+    message: str
+    task: str
+    prompt: str
+    prompt_tokens_cut: int
+    negative_prompt: str
+    guidance_scale: float
+    strength: float
+    input_images: list[str]
+    control_images: list[str]
+    controlnet_weights: list[float]
+    model: str
+    adapter: str
+    seed: str
+    width: int
+    height: int
+    num_inference_steps: int
+    response_format: str
+    repo: str
+    revision: str
+    fingerprint: str
+    pipeline: str
+    scheduler: str
+    dtype: str
+    device: str
+    device_name: str
+    batch_width: int
+    threads: int
+    versions: str
+    worker: str
+    attempt: int
+    seconds_load: float
+    seconds_render: float
+    seconds_encode: float
+    seconds_store: float
+    created_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +92,9 @@ class Stack:
     batch_width: int
     threads: int
     versions: str
+
+
+STACK_FIELDS = tuple(one.name for one in fields(Stack))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +129,11 @@ class Record:
     message: str = ""
     prompt_tokens_cut: int = 0
 
-    def row(self) -> dict[str, Any]:
-        """The flat form that parts and the dataset hold: no nulls, the seed as a string.
+    def row(self) -> Row:
+        """The flat form that parts and the dataset hold.
 
-        Both for `datasets`, which turns a column of nulls and big integers into float64.
+        No nulls, and the seed a string: `datasets` turns a column of nulls and big integers into
+        float64.
         """
         request, key = self.request, self.request.key
         row: dict[str, Any] = {"file_name": self.file_name} if self.status == "done" else {}
@@ -98,7 +158,7 @@ class Record:
         if request.control_images:
             row["control_images"] = list(request.control_images)
             row["controlnet_weights"] = list(key.controlnet_weights)
-        return row | {
+        row |= {
             "task": key.task,
             "prompt": request.prompt,
             "prompt_tokens_cut": self.prompt_tokens_cut,
@@ -118,6 +178,7 @@ class Record:
             "seconds_store": self.timings.store,
             "created_at": self.created_at,
         }
+        return cast("Row", row)
 
 
 @cache
@@ -125,7 +186,7 @@ def _stack_row(stack: Stack) -> dict[str, Any]:
     return asdict(stack)  # slow, and the same for all images that a process renders
 
 
-def encode_part(rows: Iterable[dict[str, Any]]) -> bytes:
+def encode_part(rows: Iterable[Row]) -> bytes:
     return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
 
 
@@ -133,11 +194,34 @@ def write_part(storage: Storage, path: str, records: Iterable[Record]) -> None:
     storage.write(path, encode_part(record.row() for record in records))
 
 
-def read_part(storage: Storage, path: str) -> Iterator[dict[str, Any]]:
-    """The rows of a part, or of a dataset's metadata.jsonl or errors.jsonl."""
+def read_part(storage: Storage, path: str) -> Iterator[Row]:
+    """The rows of a part, or of a dataset's metadata.jsonl or errors.jsonl.
+
+    What becomes part of a path is what we would have written: anybody can write a dataset.
+
+    Raises:
+        FatalError: a row is none of ours.
+    """
     with storage.reader(path) as lines:
         for line in lines:
-            yield orjson.loads(line)
+            row = _row(line)
+            if row is None:
+                raise FatalError(
+                    f"{storage.name(path)} holds what imagemill did not write: {line[:80]!r}",
+                    "Remove what wrote it, then run the manifest again.",
+                )
+            yield row
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = orjson.loads(line)
+        named = row["status"] == "invalid" or JOB_ID.fullmatch(row["job_id"])
+        if named and (row["status"] != "done" or _FILE_NAME.fullmatch(row["file_name"])):
+            return cast("Row", row)
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        pass
+    return None
 
 
 def parts_by_shard(storage: Storage, run_id: str) -> dict[int, list[str]]:

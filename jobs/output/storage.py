@@ -37,6 +37,9 @@ _PERMANENT_ERRNOS = {
     errno.ELOOP: ("is a loop of links", "Choose another location"),
 }
 
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+_TORN = {"BadDigest", "IncompleteBody", "InvalidDigest", "XAmzContentSHA256Mismatch"}  # on its way
+
 
 def classify(error: Exception, where: str) -> ImagemillError:
     """The one place that decides whether a storage fault is worth trying again."""
@@ -45,9 +48,18 @@ def classify(error: Exception, where: str) -> ImagemillError:
     if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS:
         state, advice = _PERMANENT_ERRNOS[error.errno]
         return FatalError(f"storage {where} {state}", f"{advice}, then run the same command again.")
-    name = type(error).__name__
+    name, code = type(error).__name__, _s3_code(error)
     if isinstance(error, FileNotFoundError):
-        return FatalError(f"storage {where} does not exist", "Create the bucket or folder first.")
+        return UsageError(f"storage {where} does not exist", "Create the bucket or folder first.")
+    if code in _EXPIRED:
+        return FatalError(f"storage {where}: the credentials have expired ({code})", "Renew them.")
+    if isinstance(error, PermissionError):
+        reason = f" ({code or error})" if str(error) else ""
+        return FatalError(
+            f"storage {where} refuses access{reason}", "Check the permissions or the credentials."
+        )
+    if code and isinstance(error, OSError) and error.errno == errno.EINVAL and code not in _TORN:
+        return FatalError(f"storage {where} refuses the request ({code}): {error}")
     if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
         return FatalError(
             f"storage {where}: no credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
@@ -55,6 +67,13 @@ def classify(error: Exception, where: str) -> ImagemillError:
     if isinstance(error, ValueError | TypeError | ImportError):
         return FatalError(f"storage {where}: {error}")
     return TransientError(f"storage {where} failed: {name}: {error}", "Check that it is reachable.")
+
+
+def _s3_code(error: Exception) -> str:
+    """What an S3 server called its error, which s3fs keeps as the cause; empty for other errors."""
+    response = getattr(error.__cause__, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return str(code or "")
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ class Storage:
         """
         target = self._full(path)
         try:
-            self._attempt(path, lambda: self._put(target, data, durable))
+            self.attempt(path, lambda: self._put(target, data, durable))
         except FileNotFoundError as error:  # the bucket
             raise classify(error, self.name(path)) from error
 
@@ -107,7 +126,7 @@ class Storage:
             with tempfile.NamedTemporaryFile("wb", 1 << 20) as spool:
                 yield cast("IO[bytes]", spool)
                 spool.flush()
-                self._attempt(path, lambda: self.filesystem.put_file(spool.name, target))
+                self.attempt(path, lambda: self.filesystem.put_file(spool.name, target))
         except OSError as error:
             raise classify(error, self.name(path)) from error
 
@@ -117,9 +136,7 @@ class Storage:
         Raises:
             FileNotFoundError: there is no such object.
         """
-        return self._attempt(
-            path, lambda: cast("bytes", self.filesystem.cat_file(self._full(path)))
-        )
+        return self.attempt(path, lambda: cast("bytes", self.filesystem.cat_file(self._full(path))))
 
     @contextmanager
     def reader(self, path: str) -> Iterator[IO[bytes]]:
@@ -135,7 +152,7 @@ class Storage:
             with ExitStack() as stack:
                 if self.local_root is None:
                     spool = stack.enter_context(tempfile.NamedTemporaryFile())
-                    self._attempt(path, lambda: self.filesystem.get_file(target, spool.name))
+                    self.attempt(path, lambda: self.filesystem.get_file(target, spool.name))
                     target = spool.name
                 local = fsspec.open(target, "rb", compression=compression)
                 yield cast("IO[bytes]", stack.enter_context(local))
@@ -145,7 +162,7 @@ class Storage:
             raise classify(error, self.name(path)) from error
 
     def exists(self, path: str) -> bool:
-        return self._attempt(path, lambda: bool(self.filesystem.exists(self._full(path))))
+        return self.attempt(path, lambda: bool(self.filesystem.exists(self._full(path))))
 
     def list(self, folder: str) -> list[str]:
         """The names directly in `folder`, sorted; empty if there is no such folder."""
@@ -157,7 +174,7 @@ class Storage:
                 return []
             return sorted(name.rsplit("/", 1)[-1] for name in found)
 
-        return self._attempt(folder, names)
+        return self.attempt(folder, names)
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Path → bytes of every object below `folder`."""
@@ -167,7 +184,7 @@ class Storage:
             found = self.filesystem.find(self._full(folder), detail=True)
             return {name[len(self.root) + 1 :]: info["size"] for name, info in found.items()}
 
-        return self._attempt(folder, find)
+        return self.attempt(folder, find)
 
     def remove(self, path: str) -> None:
         """Delete an object or a folder with all that is in it; nothing happens if it is absent."""
@@ -178,7 +195,7 @@ class Storage:
             except FileNotFoundError:
                 return
 
-        self._attempt(path, delete)
+        self.attempt(path, delete)
 
     def presigned_url(self, path: str, seconds: int) -> str | None:
         """A URL that reads the object for so many seconds; None where the store has no such."""
@@ -189,16 +206,21 @@ class Storage:
             except NotImplementedError:
                 return None
 
-        return self._attempt(path, sign)
+        return self.attempt(path, sign)
 
     def _full(self, path: str) -> str:
+        """Where a name lies. Raises FatalError for one that is not below this location."""
+        if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            raise FatalError(f"storage {self.uri}: {path!r} names no place below it")
         return f"{self.root}/{path}" if path else self.root
 
     def name(self, path: str) -> str:
         """The URI of `path`, for messages."""
         return f"{self.uri.rstrip('/')}/{path}"
 
-    def _attempt(self, path: str, action: Callable[[], T]) -> T:
+    def attempt(self, path: str, action: Callable[[], T]) -> T:
+        """The result of an operation on `path`, tried again as long as its fault may pass."""
+
         def classified() -> T:
             try:
                 return action()
@@ -214,6 +236,37 @@ class Storage:
             reraise=True,
         )
         return retrying(classified)
+
+
+@contextmanager
+def open_file(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]]:
+    """A binary stream from one file: a path, file://, s3:// or any fsspec URI.
+
+    compression: "infer" goes by the name's end. What is not on this machine fills a temporary file
+    first, so that a download can be retried.
+
+    Raises:
+        UsageError: there is no such file, or its protocol is unknown.
+        TransientError, FatalError: it cannot be opened.
+    """
+    with ExitStack() as stack:
+        try:
+            filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+            how = fsspec.utils.infer_compression(path) if compression == "infer" else compression
+            if not isinstance(filesystem, LocalFileSystem):
+                spool = stack.enter_context(tempfile.NamedTemporaryFile())
+                remote, path = path, spool.name
+                Storage(uri, filesystem, remote).attempt(
+                    "", lambda: filesystem.get_file(remote, path)
+                )
+            file = stack.enter_context(fsspec.open(path, "rb", compression=how))
+        except FileNotFoundError as error:
+            raise UsageError(f"{uri} does not exist", "Check the path.") from error
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"{uri}: {error}", "Use a path, file:// or s3://.") from error
+        except OSError as error:
+            raise classify(error, uri) from error
+        yield cast("IO[bytes]", file)
 
 
 def _sync(file: IO[bytes]) -> None:

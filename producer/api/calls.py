@@ -17,10 +17,10 @@ from fastapi import Request as HttpRequest
 from jobs.calls.call import Call
 from jobs.calls.waiting import CallQueue, QueueFull
 from jobs.errors import InvalidRequest
+from jobs.formats import FORMATS
 from jobs.inputs.images import InputPolicy, check_image, load_input, open_image, store_input
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import ModelTable
-from jobs.output.layout import EXTENSIONS
 from jobs.output.storage import Storage
 from jobs.requests import Body, ImageInput, Request, Task
 from producer.api.admission import Admitted, Caller, WithKey
@@ -191,7 +191,7 @@ class Calls:
 
     async def _call(self, caller: Caller, request: Request, workers: int) -> Picture:
         now = datetime.now(UTC)
-        name = f"{request.custom_id}.{EXTENSIONS[request.format]}"
+        name = f"{request.custom_id}.{FORMATS[request.format].extension}"
         path = f"calls/{caller.team}/{now:%Y-%m-%d}/{name}"
         call = Call(request.custom_id, caller.team, request, self.storage.uri, path)
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from jobs.formats import ImageFormat
 
 REQUESTS = "Requests"
 DEPLOYMENT = "Deployment"
@@ -42,7 +44,7 @@ Seed = Annotated[
     ),
 ]
 Format = Annotated[
-    Literal["jpeg", "png"],
+    ImageFormat,
     typer.Option(help="Image format of the lines that name none.", rich_help_panel=REQUESTS),
 ]
 Limit = Annotated[

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import file_digest
-from io import BufferedReader
-from typing import IO, Annotated, Any, Literal
+from io import BufferedReader, RawIOBase
+from typing import IO, Annotated, Any, Literal, cast
 
-import fsspec
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from jobs.errors import FatalError, LineError, UsageError
+from jobs.errors import FatalError, LineError
 from jobs.output.plan import SHARD_LINES
+from jobs.output.storage import open_file
 from jobs.requests import STRICT, Body, Task
 
 MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
@@ -168,22 +168,20 @@ def manifest_digest(uri: str) -> str:
     Raises: as read_blocks.
     """
     with _open(uri, compression=None) as stream:
-        return file_digest(stream, "sha256").hexdigest()
+        return file_digest(cast("BufferedReader", stream), "sha256").hexdigest()
 
 
 @contextmanager
-def _open(uri: str, compression: str | None = "infer") -> Iterator[BufferedReader]:
-    try:
-        with fsspec.open(uri, "rb", compression=compression) as file:
-            # An object store's files do not know how to read at most so much of a line.
-            with BufferedReader(file, READ_BYTES) as stream:
-                yield stream
-    except FileNotFoundError as error:
-        raise UsageError(f"manifest {uri} does not exist", "Check the path.") from error
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"manifest {uri}: {error}") from error
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a torn .gz
-        raise FatalError(f"manifest {uri} cannot be read: {error}", "Check the file.") from error
+def _open(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]]:
+    with open_file(uri, compression) as file:
+        try:
+            # A compressed file does not know how to read at most so much of a line.
+            with BufferedReader(cast("RawIOBase", file), READ_BYTES) as stream:
+                yield cast("IO[bytes]", stream)
+        except (OSError, EOFError, zlib.error) as error:  # the last two: a torn .gz
+            raise FatalError(
+                f"manifest {uri} cannot be read: {error}", "Check the file."
+            ) from error
 
 
 def _skip_line(stream: IO[bytes], raw: bytes) -> None:

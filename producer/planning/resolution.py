@@ -9,9 +9,10 @@ from typing import Any
 import orjson
 
 from jobs.errors import InvalidRequest
+from jobs.formats import ImageFormat, format_named
 from jobs.ids import derive_seed, job_id
 from jobs.models.table import Model, ModelTable
-from jobs.requests import BatchKey, Body, ImageFormat, ImageInput, Input, Request, Task
+from jobs.requests import BatchKey, Body, ImageInput, Input, Request, Task
 from producer.planning.intake import Intake
 
 
@@ -139,17 +140,13 @@ def _references(inputs: Input | list[Input] | tuple[Input, ...]) -> tuple[str, .
 
 
 def _format(body: Body, default: ImageFormat) -> ImageFormat:
-    match body.response_format:
-        case None | "url":
-            return default
-        case "jpg" | "jpeg":
-            return "jpeg"
-        case "png":
-            return "png"
-        case "raw":
-            raise InvalidRequest(
-                "response_format", "a dataset holds no raw images; use png or jpeg"
-            )
+    if body.response_format in (None, "url"):
+        return default
+    if found := format_named(body.response_format):
+        return found
+    raise InvalidRequest(
+        "response_format", f"a dataset holds no {body.response_format} images; use png or jpeg"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.output import layout
 from jobs.output.plan import Shard, read_plan
-from jobs.output.records import encode_part, parts_by_shard, read_part
+from jobs.output.records import Row, encode_part, parts_by_shard, read_part
 from jobs.output.storage import Storage
 
 Hashes = npt.NDArray[np.uint64]
@@ -44,7 +43,7 @@ def reuse_records(
         hashes = np.frombuffer(bytes.fromhex("".join(r["job_id"][:16] for r in rows)), np.uint64)
         at = np.minimum(np.searchsorted(ordered, hashes), ordered.size - 1)
         found = np.flatnonzero(ordered[at] == hashes)
-        by_shard: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        by_shard: dict[int, list[Row]] = defaultdict(list)
         for row in found:
             position = order[at[row]]
             if not decided[position]:
@@ -76,7 +75,7 @@ def _newest_first(storage: Storage, run_id: str) -> list[str]:
     return [plan.run_id for plan in newest]
 
 
-def _batches(storage: Storage, run_ids: list[str]) -> Iterator[list[dict[str, Any]]]:
+def _batches(storage: Storage, run_ids: list[str]) -> Iterator[list[Row]]:
     """The runs' rows, so many at a time; none of a run before the one before it is through."""
     for run_id in run_ids:
         rows = _rows(storage, run_id)
@@ -84,7 +83,7 @@ def _batches(storage: Storage, run_ids: list[str]) -> Iterator[list[dict[str, An
             yield batch
 
 
-def _rows(storage: Storage, run_id: str) -> Iterator[dict[str, Any]]:
+def _rows(storage: Storage, run_id: str) -> Iterator[Row]:
     for parts in parts_by_shard(storage, run_id).values():
         for part in parts:
             yield from read_part(storage, part)

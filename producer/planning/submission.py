@@ -22,7 +22,7 @@ from jobs.models.table import ModelTable
 from jobs.output import layout
 from jobs.output.dataset import Summary, now, planned, read_summary, write_dataset, write_summary
 from jobs.output.plan import Plan, Shard, read_plan, write_plan
-from jobs.output.records import encode_part
+from jobs.output.records import Row, encode_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey
 from producer.planning.blocks import PlannedBlock, plan_blocks
@@ -179,7 +179,7 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
 
 def _report(report: IO[bytes], block: PlannedBlock) -> int:
     """Write the block's invalid lines as rows of errors.jsonl, one a line; returns how many."""
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, Row] = {}
     for error in sorted(block.errors, key=lambda e: e.line):
         reason = f"{error.field}: {error.reason}" if error.field else error.reason
         if error.line in rows:

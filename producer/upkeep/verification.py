@@ -12,10 +12,11 @@ from typing import Any
 import orjson
 
 from jobs.errors import UsageError
+from jobs.ids import STORED_INPUT
 from jobs.models.table import ModelTable
 from jobs.output import layout
-from jobs.output.dataset import STACK_FIELDS, read_summary
-from jobs.output.records import read_part
+from jobs.output.dataset import read_summary
+from jobs.output.records import STACK_FIELDS, Row, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import Settings
 from producer.control.progress import Display
@@ -23,8 +24,6 @@ from producer.local.embedded import Crew
 from producer.local.whole import render
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job
-
-Row = dict[str, Any]
 
 _SAME = {"prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale"}
 _SAME |= {"strength", "response_format", "control_images", "controlnet_weights"}
@@ -92,14 +91,14 @@ def draw_sample(storage: Storage, sample: int) -> list[Row]:
 def _copy_inputs(rows: list[Row], storage: Storage, to: Storage) -> None:
     for row in rows:
         for reference in (*row.get("input_images", ()), *row.get("control_images", ())):
-            if reference.startswith("sha256:"):
-                path = layout.stored_input(reference.removeprefix("sha256:"))
+            if stored := STORED_INPUT.fullmatch(reference):
+                path = layout.stored_input(stored[1])
                 to.write(path, storage.read(path))
 
 
-def as_line(row: Row) -> Row:
+def as_line(row: Row) -> dict[str, Any]:
     """The manifest line that asks for a record's image, with nothing left to a default."""
-    line = {name: row[name] for name in _SAME if name in row}
+    line: dict[str, Any] = {name: value for name, value in row.items() if name in _SAME}
     if row["custom_id"]:
         line["custom_id"] = row["custom_id"]
     if row["task"] == "edit":
@@ -120,11 +119,12 @@ def _differences(rows: list[Row], after: dict[int, Row]) -> Iterator[Difference]
         if now["status"] == "done" and now["sha256"] == row["sha256"]:
             continue
         message = "other bytes" if now["status"] == "done" else f"no image: {now['message']}"
-        stack = {
-            name: (str(row[name]), str(now[name]))
-            for name in STACK_FIELDS
-            if row[name] != now.get(name, row[name])
-        }
+        then, here = (
+            {name: str(value) for name, value in one.items() if name in STACK_FIELDS}
+            for one in (row, now)
+        )
+        changed = [name for name in then if name in here and then[name] != here[name]]
+        stack = {name: (then[name], here[name]) for name in changed}
         yield Difference(row["file_name"], row["custom_id"], message, stack)
 
 

@@ -68,7 +68,8 @@ def test_rates_replace_guesses(tmp_path: Path) -> None:
     file = tmp_path / "cache" / "rates.json"
     assert estimate(key, 100, TABLE, read_rates(file)).device == ""
     row = {"model": "null", "adapter": "", "width": 64, "height": 64, "num_inference_steps": 8}
-    row |= {"device_name": "a card", "seconds_render": 0.5}
+    row |= {"device_name": "a card", "seconds_render": 0.5, "status": "done"}
+    row |= {"job_id": "0" * 32, "file_name": f"images/00000/{'0' * 32}.png"}
     storage = open_storage(str(tmp_path / "out"))
     storage.write("metadata.jsonl", encode_part([row, row | {"seconds_render": 1.5}]))
     measure(storage, file)

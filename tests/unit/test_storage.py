@@ -1,12 +1,13 @@
 """Storage is atomic for readers, and its faults say what to do."""
 
 import errno
+import gzip
 from pathlib import Path
 
 import pytest
 
-from jobs.errors import FatalError, TransientError, UsageError
-from jobs.output.storage import classify, open_storage
+from jobs.errors import FatalError, ImagemillError, TransientError, UsageError
+from jobs.output.storage import classify, open_file, open_storage
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -49,8 +50,6 @@ def test_a_missing_object_is_not_found(location: str) -> None:
 
 
 def test_gzip_is_read_through(location: str) -> None:
-    import gzip
-
     storage = open_storage(location)
     storage.write("a.gz", gzip.compress(b"x\ny\n"))
     with storage.reader("a.gz") as lines:
@@ -81,3 +80,64 @@ def test_a_file_where_a_folder_is_needed_is_fatal(tmp_path: Path) -> None:
 def test_faults_are_classified(fault: Exception, kind: type[Exception]) -> None:
     assert isinstance(classify(fault, "s3://b/x"), kind)
     assert "s3://b/x" in str(classify(fault, "s3://b/x"))
+
+
+def s3_error(kind: type[Exception], code: str, number: int = 0) -> Exception:
+    """As s3fs raises it: an OSError whose cause is the server's own error."""
+    cause = Exception(code)
+    cause.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+    error = kind(number, code) if number else kind(code)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (s3_error(PermissionError, "AccessDenied"), FatalError, "refuses access (AccessDenied)"),
+        (s3_error(PermissionError, "InvalidAccessKeyId"), FatalError, "refuses access"),
+        (s3_error(PermissionError, "SignatureDoesNotMatch"), FatalError, "refuses access"),
+        (s3_error(PermissionError, "ExpiredToken"), FatalError, "credentials have expired"),
+        (s3_error(OSError, "TokenRefreshRequired", errno.EINVAL), FatalError, "have expired"),
+        (s3_error(OSError, "InvalidBucketName", errno.EINVAL), FatalError, "InvalidBucketName"),
+        (s3_error(OSError, "400", errno.EINVAL), FatalError, "refuses the request (400)"),
+        (s3_error(FileNotFoundError, "NoSuchBucket"), UsageError, "does not exist"),
+        (s3_error(OSError, "SlowDown", errno.EBUSY), TransientError, "SlowDown"),
+        (s3_error(OSError, "InternalError", errno.EREMOTEIO), TransientError, "InternalError"),
+        (s3_error(OSError, "IncompleteBody", errno.EINVAL), TransientError, "IncompleteBody"),
+        (s3_error(OSError, "BadDigest", errno.EINVAL), TransientError, "BadDigest"),
+        (s3_error(TimeoutError, "RequestTimeout"), TransientError, "RequestTimeout"),
+        (PermissionError(errno.EACCES, "no"), FatalError, "refuses access"),
+        (OSError(errno.EINVAL, "of a disk"), TransientError, "of a disk"),
+    ],
+)
+def test_faults_of_s3_that_no_wait_can_mend(
+    error: Exception, kind: type[ImagemillError], text: str
+) -> None:
+    found = classify(error, "s3://bucket/a")
+    assert type(found) is kind
+    assert text in str(found)
+
+
+def test_a_file_is_opened_by_its_uri(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x"))
+    for uri, how, content in (
+        (str(path), "infer", b"x"),
+        (path.as_uri(), "infer", b"x"),
+        (str(path), None, path.read_bytes()),
+    ):
+        with open_file(uri, how) as file:
+            assert file.read() == content
+    open_storage("memory://opened").write("b.gz", path.read_bytes())
+    with open_file("memory://opened/b.gz") as file:
+        assert file.read() == b"x"
+    for wrong in (str(tmp_path / "none"), "memory://opened/none", "nowhere://x"):
+        with pytest.raises(UsageError), open_file(wrong):
+            pass
+
+
+def test_a_fault_of_whoever_reads_a_file_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    with pytest.raises(ValueError, match="mine"), open_file(str(tmp_path / "a")):
+        raise ValueError("mine")

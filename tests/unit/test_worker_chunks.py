@@ -37,7 +37,11 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def write(storage: Storage, path: str, numbers: list[int]) -> None:
-    storage.write(path, encode_part({"job_id": name(i), "status": "done"} for i in numbers))
+    rows = (
+        {"job_id": name(i), "status": "done", "file_name": f"images/00000/{name(i)}.png"}
+        for i in numbers
+    )
+    storage.write(path, encode_part(rows))  # type: ignore[arg-type]
 
 
 def work(storage: Storage, chunk: int, attempt: int = 1) -> Work:

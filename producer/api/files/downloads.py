@@ -9,13 +9,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
+from jobs.formats import FORMATS
 from jobs.output.storage import Storage
 from producer.api.access.signing import URL_SECONDS, Signer
 from producer.api.wire.errors import ApiError, ErrorBody, declared
 from producer.api.wire.parts import provided
 from producer.api.wire.threads import in_thread
 
-MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+MEDIA_TYPES = {one.extension: one.media_type for one in FORMATS.values()} | {"webp": "image/webp"}
 PIECE_BYTES = 1 << 20
 
 router = APIRouter(responses=declared(ErrorBody, 400, 401, 413, 415, 429, 500, 504))

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from jobs.formats import ImageFormat
 from jobs.models.table import Model
-from jobs.requests import MAX_INPUTS, MAX_SEED, Body, ImageFormat, PixelSize, Prompt, Weight
+from jobs.requests import MAX_INPUTS, MAX_SEED, Body, PixelSize, Prompt, Weight
 from producer.api.wire.reading import Given
 
 AnyFormat = Literal["url", "raw", "png", "jpeg", "jpg"]

@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from jobs.errors import InvalidRequest
-from jobs.requests import MAX_INPUTS, MAX_SEED, Body, ImageFormat, Prompt
+from jobs.formats import ImageFormat
+from jobs.requests import MAX_INPUTS, MAX_SEED, Body, Prompt
 from producer.api.wire.reading import Given
 
 OutputFormat = Literal["png", "jpeg", "webp"]

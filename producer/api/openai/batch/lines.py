@@ -21,7 +21,7 @@ from jobs.ids import job_id
 from jobs.output import layout
 from jobs.output.dataset import rows_by_shard
 from jobs.output.plan import Plan
-from jobs.output.records import read_part
+from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage
 from jobs.requests import ImageInput
 from producer.api.openai.bodies import (
@@ -207,7 +207,7 @@ class Settled:
     index: int
     job_id: str
     seed: int
-    row: dict[str, Any] | None
+    row: Row | None
 
 
 def settled_lines(storage: Storage, run_id: str, plan: Plan | None) -> Iterator[Settled]:

@@ -1,0 +1,60 @@
+"""Forms that a dataset is written in. Each takes a run's rows in manifest order, shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Protocol, Self
+
+from jobs.output import layout
+from jobs.output.records import Row, encode_part
+from jobs.output.storage import Storage
+
+
+class DatasetWriter(Protocol):
+    """One form of a dataset, in a `with` block: whole when that ends, nothing if it raises."""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Write rows that follow all earlier ones."""
+
+    def close(self) -> None:
+        """Make what was written visible."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class JsonlWriter:
+    """metadata.jsonl beside the images, as `datasets` reads an image folder, and errors.jsonl."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._files = ExitStack()
+        self._images = self._files.enter_context(storage.writer(layout.METADATA))
+        self._errors = self._files.enter_context(storage.writer(layout.ERRORS))
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Rows with an image go to the one file, the others to the other."""
+        self._images.write(encode_part(row for row in rows if row["status"] == "done"))
+        self._errors.write(encode_part(row for row in rows if row["status"] != "done"))
+
+    def close(self) -> None:
+        """Both files replace those that were there."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
