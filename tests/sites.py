@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 
-from jobs.broker.app import make_app
 from jobs.broker.connection import connect
 from jobs.broker.dispatch import Dispatcher, start_run
 from jobs.broker.fleet import Fleet
@@ -64,7 +63,7 @@ class Site:
         self.client = connect(self.settings)
         self.runs = Runs(self.client, self.settings.key_prefix, make_seal(self.settings))
         self.fleet = Fleet(self.client, self.settings.key_prefix)
-        self.dispatcher = Dispatcher(make_app(self.settings))
+        self.dispatcher = Dispatcher(self.client, self.settings.key_prefix, self.runs.seal)
 
     def start_worker(self, models: str, *options: str) -> subprocess.Popen[str]:
         """`imagemill worker` on the CPU."""

@@ -14,6 +14,13 @@ import redis
 from celery import shared_task
 from celery.exceptions import Reject
 from celery.signals import worker_process_init
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_fixed,
+)
 
 from jobs.broker.dispatch import next_shard, start_run
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
@@ -29,6 +36,7 @@ from worker.suspects import Suspects
 from worker.workshop import Workshop, workshop
 
 PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
+RELEASE_SECONDS = 60.0  # a partition that ends within them counts as no death
 SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
 
 log = logging.getLogger(__name__)
@@ -51,7 +59,7 @@ def render(run_id: str, epoch: int, shard: int, chunk: int) -> None:
         try:
             settled = render_chunk(shop, work)
         except Exception as error:
-            shop.runs.release(run_id, number)
+            release(shop, work)
             if not isinstance(error, Interrupted):
                 raise
             if shop.stopping.is_set():
@@ -59,6 +67,21 @@ def render(run_id: str, epoch: int, shard: int, chunk: int) -> None:
             return
         if shop.runs.complete(run_id, number, *count(settled.values())):
             shop.dispatcher.finalize(run_id, epoch, work.model)
+
+
+def release(shop: Workshop, work: Work) -> None:
+    """Say that an attempt has ended without a death, as soon as Redis answers.
+
+    Raises:
+        redis.RedisError: it has not answered for RELEASE_SECONDS, or this process is to end.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(redis.RedisError),
+        stop=stop_after_delay(RELEASE_SECONDS) | stop_when_event_set(shop.stopping),
+        wait=wait_fixed(PAUSE_SECONDS),
+        reraise=True,
+    )
+    retrying(shop.runs.release, work.run_id, work.number, work.attempt)
 
 
 def render_chunk(shop: Workshop, work: Work) -> dict[str, RecordStatus]:
@@ -89,7 +112,9 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, RecordStatus]:
                 pass  # whoever waits for a single image goes first
             with suspects.watch(batch.requests):
                 shop.stage.run(work.model, batch, output)
-            shop.runs.report(work.run_id, work.number, done_before + output.taken, failed_before)
+            shop.runs.report(
+                work.run_id, work.number, work.attempt, done_before + output.taken, failed_before
+            )
             if time.monotonic() - saved > SAVE_SECONDS:
                 work.store_interrupted(output.records())
                 saved = time.monotonic()
@@ -106,9 +131,11 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, RecordStatus]:
 
 @shared_task(name=WAKE)  # type: ignore[untyped-decorator]
 def wake() -> None:
-    """Serve interactive calls. One batch a message, so that no model waits for another's calls."""
+    """Serve interactive calls, the oldest first, until none waits."""
+    shop = workshop()
     try:
-        serve_calls(workshop())
+        while not shop.stopping.is_set() and serve_calls(shop):
+            pass
     except redis.RedisError as error:
         log.warning("Interactive calls: %s", error)  # those who wait will wake us again
 

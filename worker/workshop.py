@@ -11,7 +11,6 @@ from threading import Event
 
 from celery import current_app
 
-from jobs.broker.app import make_app
 from jobs.broker.connection import connect
 from jobs.broker.dispatch import Dispatcher
 from jobs.broker.runs import Runs
@@ -84,7 +83,7 @@ def workshop() -> Workshop:
         slots={name: table.get(name).batch_width for name in conf.imagemill_models},
         runs=Runs(client, settings.key_prefix, seal),
         claims=Claims(client, settings.key_prefix, seal),
-        dispatcher=Dispatcher(make_app(settings)),
+        dispatcher=Dispatcher(client, settings.key_prefix, seal),
         renderers=renderers,
         stage=Stage(renderers, settings.batch_seconds),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),

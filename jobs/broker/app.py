@@ -1,28 +1,19 @@
-"""The Celery application: names, queues and settings that producers and workers share.
-
-Messages are JSON and carry ids and numbers only. Tasks have explicit names, so that a producer can
-send them without importing the worker.
-"""
+"""The Celery application of a worker. Producers need none: jobs.broker.dispatch writes messages."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from hashlib import blake2b
 
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
-from jobs.broker.connection import register_transport, transport_options
+from jobs.broker.queues import queue_names
+from jobs.broker.transport import register_transport, transport_options
 from jobs.settings import Settings
-
-BULK = "bulk"
-FEEDS = "feed"
-INTERACTIVE = "interactive"
 
 
 def make_app(settings: Settings, include: Iterable[str] = ()) -> Celery:
-    """The application. `include` names the modules that define tasks; only a worker has some."""
+    """The application. `include` names the modules that define tasks."""
     app = Celery("imagemill", include=list(include), set_as_current=False)
     transport = register_transport()
     app.conf.update(
@@ -56,21 +47,10 @@ def make_app(settings: Settings, include: Iterable[str] = ()) -> Celery:
     return app
 
 
-def queue_name(kind: str, model: str) -> str:
-    """The queue of a model. Names that are not plain (repositories, folders) become a hash."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", model):
-        model = "x-" + blake2b(model.encode(), digest_size=8).hexdigest()
-    return f"{kind}.{model}"
-
-
-def make_queue(kind: str, model: str) -> Queue:
-    """The queue of a kind of message for a model."""
-    name = queue_name(kind, model)
-    # The nameless exchange needs no binding in Redis, which a flush would lose.
-    return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
-
-
-def queues(models: Iterable[str]) -> list[Queue]:
+def make_queues(models: Iterable[str]) -> list[Queue]:
     """The queues of a worker that serves these models, in strict order of priority."""
-    served = list(models)
-    return [make_queue(kind, model) for kind in (INTERACTIVE, BULK, FEEDS) for model in served]
+    # The nameless exchange needs no binding in Redis, which a flush would lose.
+    return [
+        Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
+        for name in queue_names(models)
+    ]

@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-import orjson
 import redis
 
 from jobs.broker import messages
-from jobs.broker.app import BULK, FEEDS
+from jobs.broker.messages import Message
+from jobs.broker.queues import BULK, FEEDS
 from jobs.broker.runs import Runs
 
 Live = tuple[str, int]  # a run and its epoch
@@ -53,17 +54,19 @@ class Backlog:
         return int(self.client.llen(f"{self.prefix}{messages.QUARANTINE}"))
 
     def _moving(self) -> Iterator[Live]:
-        for raw in self._messages():
-            try:
-                task, arguments = messages.parse(raw)
-            except ValueError:
-                continue  # whoever takes it puts it aside
-            if task != messages.WAKE:
-                yield arguments[0], arguments[1]
+        for message in self._messages():
+            if message.task != messages.WAKE:
+                yield message.arguments[0], message.arguments[1]
 
-    def _messages(self) -> Iterator[bytes]:
+    def _messages(self) -> Iterator[Message]:
+        """Those of ours; whoever takes another one puts it aside."""
         for kind in (BULK, FEEDS):
-            for queue in self.client.scan_iter(match=f"{self.prefix}{kind}.*", count=1000):
-                yield from cast("list[bytes]", self.client.lrange(queue, 0, -1))
+            for queue in self.client.scan_iter(
+                match=f"{self.prefix}{kind}.*", count=1000, _type="LIST"
+            ):
+                for raw in cast("list[bytes]", self.client.lrange(queue, 0, -1)):
+                    with suppress(ValueError):
+                        yield messages.parse(raw)
         for held in cast("list[bytes]", self.client.hvals(f"{self.prefix}unacked")):
-            yield orjson.dumps(orjson.loads(held)[0])
+            with suppress(ValueError):
+                yield messages.parse_held(held)

@@ -5,7 +5,7 @@ Everything here can be rebuilt from a run's storage; that is what `imagemill res
     <prefix>runs                   sorted set: run id → time of submission
     <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, …
     <prefix>run:<id>:chunks        bitmap: chunk number → complete
-    <prefix>run:<id>:busy          hash: chunk number → "<done> <failed>" while it renders
+    <prefix>run:<id>:busy          hash: chunk number → "<done> <failed> <attempt>" while it renders
     <prefix>run:<id>:attempts      hash: chunk number → how often a worker began it
     <prefix>run:<id>:deaths        hash: chunk number → how many attempts never ended
     <prefix>run:<id>:suspects      hash: job id → deaths of workers that it was watched in
@@ -71,6 +71,19 @@ class Attempt:
     deaths: int
 
 
+# KEYS: busy, deaths, the run. ARGV: a chunk, an attempt. Ends the attempt. If another one has begun
+# since, it took this one for dead: it was not, Redis was away.
+RELEASE = """
+local busy = redis.call('HGET', KEYS[1], ARGV[1])
+if busy and string.match(busy, '%S+$') == ARGV[2] then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+elseif busy and tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0) > 0 then
+  redis.call('HINCRBY', KEYS[2], ARGV[1], -1)
+  redis.call('HINCRBY', KEYS[3], 'deaths', -1)
+end
+"""
+
+
 @dataclass(frozen=True)
 class Runs:
     """Access to the live state of all runs. Raises redis.RedisError when Redis is away."""
@@ -109,9 +122,26 @@ class Runs:
             for number in done:
                 pipe.setbit(f"{key}:chunks", number, 1)
             pipe.zadd(f"{self.prefix}runs", {plan.run_id: time.time()})
-            pipe.zremrangebyscore(f"{self.prefix}runs", 0, time.time() - KEEP_SECONDS)
             self._touch(pipe, key)
-            return int(pipe.execute()[1])
+            epoch = int(pipe.execute()[1])
+        self._forget_gone()
+        return epoch
+
+    def _forget_gone(self) -> None:
+        """Take the runs off the list whose state has expired, KEEP_SECONDS after their last change.
+
+        Not by the time of their submission: a run may go on for months.
+        """
+        old = cast(
+            "list[bytes]",
+            self.client.zrangebyscore(f"{self.prefix}runs", 0, time.time() - KEEP_SECONDS),
+        )
+        with self.client.pipeline(transaction=False) as pipe:
+            for run_id in old:
+                pipe.exists(self._key(run_id.decode()))
+            there = pipe.execute()
+        if gone := [run_id for run_id, exists in zip(old, there, strict=True) if not exists]:
+            self.client.zrem(f"{self.prefix}runs", *gone)
 
     def progress(self, run_id: str) -> Progress | None:
         """Where the run stands; None if Redis does not know it.
@@ -130,7 +160,7 @@ class Runs:
             return None
         text = {name.decode(): value.decode() for name, value in fields.items()}
         self._check(run_id, text["out"], text.get("seal", ""))
-        under_way = [tuple(map(int, value.split())) for value in busy]
+        under_way = [tuple(map(int, value.split()[:2])) for value in busy]
         return Progress(
             run_id=run_id,
             out=text["out"],
@@ -192,11 +222,11 @@ class Runs:
         An attempt that neither followed has died with its worker.
         """
         key = self._key(run_id)
+        number = int(self.client.hincrby(f"{key}:attempts", str(chunk), 1))
         with self.client.pipeline() as pipe:
-            pipe.hincrby(f"{key}:attempts", str(chunk), 1)
-            pipe.hset(f"{key}:busy", str(chunk), "0 0")
+            pipe.hset(f"{key}:busy", str(chunk), f"0 0 {number}")
             pipe.hget(f"{key}:deaths", str(chunk))
-            number, ended, deaths = pipe.execute()
+            ended, deaths = pipe.execute()
             if number > 1:
                 pipe.hincrby(key, "retries", 1)
             if not ended:  # its entry was still there
@@ -204,7 +234,7 @@ class Runs:
                 pipe.hincrby(f"{key}:deaths", str(chunk), 1)
             self._touch(pipe, key)
             pipe.execute()
-        return Attempt(int(number), int(deaths or 0) + (not ended))
+        return Attempt(number, int(deaths or 0) + (not ended))
 
     def suspects(self, run_id: str, job_ids: Sequence[str]) -> list[int]:
         """For each request, in how many deaths of a worker it was being watched."""
@@ -224,17 +254,20 @@ class Runs:
         """Requests that were watched have a record now."""
         self.client.hdel(f"{self._key(run_id)}:suspects", *job_ids)
 
-    def report(self, run_id: str, chunk: int, done: int, failed: int) -> None:
-        """Say how far a chunk is that is still rendering."""
-        self.client.hset(f"{self._key(run_id)}:busy", str(chunk), f"{done} {failed}")
+    def report(self, run_id: str, chunk: int, attempt: Attempt, done: int, failed: int) -> None:
+        """Say how far an attempt at a chunk is that is still rendering."""
+        progress = f"{done} {failed} {attempt.number}"
+        self.client.hset(f"{self._key(run_id)}:busy", str(chunk), progress)
 
     def is_busy(self, run_id: str) -> bool:
         """Whether a chunk has been rendering lately and has not been stored."""
         return bool(self.client.hlen(f"{self._key(run_id)}:busy"))
 
-    def release(self, run_id: str, chunk: int) -> None:
-        """A chunk stopped before its end: its counts no longer stand."""
-        self.client.hdel(f"{self._key(run_id)}:busy", str(chunk))
+    def release(self, run_id: str, chunk: int, attempt: Attempt) -> None:
+        """An attempt at a chunk stopped before its end, perhaps a while ago: it was no death."""
+        key = self._key(run_id)
+        keys = [f"{key}:busy", f"{key}:deaths", key]
+        self.client.eval(RELEASE, len(keys), *keys, chunk, attempt.number)
 
     def complete(self, run_id: str, chunk: int, done: int, failed: int) -> bool:
         """Count a complete chunk, once however often it is said. True if it was the last one."""

@@ -27,11 +27,15 @@ class Seal:
             return ""
         # Each with its length, so that no text can run over into the next.
         content = "".join(f"{len(text)}:{text}" for text in texts)
-        return hmac.digest(self.secret, content.encode(), "sha256").hex()
+        return hmac.digest(self.secret, content.encode("utf-8", "surrogatepass"), "sha256").hex()
 
     def fits(self, signature: str, *texts: str) -> bool:
         """Whether the texts were signed with our secret; true without one."""
-        return hmac.compare_digest(self.sign(*texts), signature if self.secret else "")
+        # Of bytes: of texts it takes ASCII only, and a signature is what somebody else wrote.
+        expected = self.sign(*texts).encode()
+        return not self.secret or hmac.compare_digest(
+            expected, signature.encode("utf-8", "surrogatepass")
+        )
 
 
 NO_SEAL = Seal(b"")

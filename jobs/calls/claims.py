@@ -15,8 +15,6 @@ from jobs.broker.heartbeat import heartbeat
 from jobs.broker.seals import Seal
 from jobs.calls.call import Answer, Call, CallKeys, decode_call
 
-CLAIM_SECONDS = 3.0  # a dead worker's calls may be taken again after that
-RENEW_SECONDS = 0.5
 TAKES = 3  # a call that was taken so often without an answer is given up
 ANSWER_SECONDS = 60  # how long an answer waits for whoever asked
 
@@ -63,10 +61,23 @@ return taken
 
 
 class Claims:
-    """The calls that this worker is at. Raises redis.RedisError when Redis is away."""
+    """The calls that this worker is at. Raises redis.RedisError when Redis is away.
 
-    def __init__(self, client: redis.Redis, prefix: str, seal: Seal) -> None:
+    seconds: after that a dead worker's calls may be taken again; renewed: a living one's are, so
+    often.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        prefix: str,
+        seal: Seal,
+        seconds: float = 3.0,
+        renewed: float = 0.5,
+    ) -> None:
         self._client = client
+        self._seconds = seconds
+        self._renewed = renewed
         self._keys = CallKeys(prefix)
         self._seal = seal
         self._take = client.register_script(TAKE)
@@ -79,7 +90,7 @@ class Claims:
         sets = [self._keys.waiting(model) for model in slots]
         beginnings = [self._keys.call(""), self._keys.takes("")]
         while True:
-            found = self._take(sets, [CLAIM_SECONDS, *beginnings, *slots.values()])
+            found = self._take(sets, [self._seconds, *beginnings, *slots.values()])
             if found is None:
                 return []
             if calls := list(self._wanted(cast("list[_Taken]", found))):
@@ -106,11 +117,11 @@ class Claims:
 
         def renew() -> None:
             seconds, micros = self._client.time()
-            until = seconds + micros / 1e6 + CLAIM_SECONDS
+            until = seconds + micros / 1e6 + self._seconds
             # XX: never bring back a call that was answered or withdrawn meanwhile.
             self._client.zadd(waiting, {call.member: until for call in calls}, xx=True)
 
-        with heartbeat("claims on calls", RENEW_SECONDS, renew):
+        with heartbeat("claims on calls", self._renewed, renew):
             yield
 
     def answer(self, call: Call, row: Mapping[str, Any]) -> None:

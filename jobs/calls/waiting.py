@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from uuid import uuid4
 
 import redis.asyncio
 
-from jobs.broker.app import INTERACTIVE, queue_name
-from jobs.broker.dispatch import Dispatcher
+from jobs.broker.dispatch import wake_message
+from jobs.broker.queues import INTERACTIVE, queue_name
 from jobs.broker.seals import Seal
 from jobs.calls.call import Answer, Call, CallKeys, decode_answer, encode_call
 
-WAKE_SECONDS = 2.0  # as long as a call waits, a worker is woken so often
-
-_MESSAGE_ID = "$id"  # in the wake message that others are made from; no model's queue has a "$"
-
 # KEYS: the calls that wait for the model, those of the team, the call's body, the model's queue.
-# ARGV: member, id, body, seconds to live, most for the model, most for the team, a wake message.
+# ARGV: member, id, body, seconds to live, most for the model, most for the team, a wake message,
+# how many of those may lie in the queue.
 # Returns what is full: "" (the call was put there), "model" or "team", and how many are before it.
 PUT = """
 local time = redis.call('TIME')
@@ -31,8 +27,13 @@ redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[4] * 2)
 redis.call('EXPIRE', KEYS[2], ARGV[4])
-redis.call('LPUSH', KEYS[4], ARGV[7])
+if redis.call('LLEN', KEYS[4]) < tonumber(ARGV[8]) then redis.call('LPUSH', KEYS[4], ARGV[7]) end
 return {'', waiting}
+"""
+
+# KEYS: the model's queue. ARGV: a wake message, how many may lie there.
+WAKE = """
+if redis.call('LLEN', KEYS[1]) < tonumber(ARGV[2]) then redis.call('LPUSH', KEYS[1], ARGV[1]) end
 """
 
 
@@ -46,11 +47,17 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """For how long a call may wait, and how many may at a time."""
+    """For how long a call may wait, and how many may at a time.
+
+    wake_seconds: as long as a call waits, a worker is woken so often; wakes: that may lie in a
+    model's queue, each of which has a worker serve until no call waits.
+    """
 
     seconds: int
     model: int
     team: int
+    wake_seconds: float = 2.0
+    wakes: int = 16
 
 
 class CallQueue:
@@ -62,16 +69,14 @@ class CallQueue:
         prefix: str,
         limits: CallLimits,
         seal: Seal,
-        dispatcher: Dispatcher,
     ) -> None:
         self._client = client
         self._prefix = prefix
         self._keys = CallKeys(prefix)
         self._limits = limits
         self._seal = seal
-        self._dispatcher = dispatcher
         self._put = client.register_script(PUT)
-        self._wake_messages: dict[str, bytes] = {}
+        self._wake = client.register_script(WAKE)
 
     async def ping(self) -> None:
         """Nothing, if Redis answers."""
@@ -91,7 +96,8 @@ class CallQueue:
             ],
             [
                 call.member, call.id, encode_call(call, self._seal), self._limits.seconds,
-                self._limits.model, self._limits.team, self._wake_message(model),
+                self._limits.model, self._limits.team, wake_message(model, self._seal),
+                self._limits.wakes,
             ],
         )  # fmt: skip
         if full:
@@ -101,10 +107,17 @@ class CallQueue:
         """The answer to a call, however long it takes."""
         model = call.request.key.model
         while True:
-            found = await self._client.blpop([self._keys.answer(call.id)], timeout=WAKE_SECONDS)
+            found = await self._client.blpop(
+                [self._keys.answer(call.id)], timeout=self._limits.wake_seconds
+            )
             if found:
                 return decode_answer(found[1])
-            await self._client.lpush(self._queue(model), self._wake_message(model))
+            await self.wake(model)
+
+    async def wake(self, model: str) -> None:
+        """Have one more worker look for calls of a model, unless enough are to do so."""
+        message = wake_message(model, self._seal)
+        await self._wake([self._queue(model)], [message, self._limits.wakes])
 
     async def withdraw(self, call: Call) -> None:
         """Remove a call that waits. One that is being rendered ends unheard."""
@@ -116,9 +129,3 @@ class CallQueue:
 
     def _queue(self, model: str) -> str:
         return self._prefix + queue_name(INTERACTIVE, model)
-
-    def _wake_message(self, model: str) -> bytes:
-        """One of its own each time, from one that was made once: that takes a millisecond."""
-        if model not in self._wake_messages:
-            self._wake_messages[model] = self._dispatcher.wake_message(model, _MESSAGE_ID)
-        return self._wake_messages[model].replace(_MESSAGE_ID.encode(), uuid4().hex.encode())

@@ -67,7 +67,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     )  # fmt: skip
     policy = InputPolicy(hosts=settings.input_hosts)
     limits = CallLimits(math.ceil(settings.call_seconds), settings.model_calls, settings.team_calls)
-    queue = CallQueue(client, settings.key_prefix, limits, known.runs.seal, known.dispatcher)
+    queue = CallQueue(client, settings.key_prefix, limits, known.runs.seal)
     roster = Roster(Fleet(known.runs.client, settings.key_prefix))
     shelf = Shelf(storage)
     downloads = Downloads(storage, read_signer(settings.signing_file))

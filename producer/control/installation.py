@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import redis
-from kombu.utils.url import maybe_sanitize_url
 
-from jobs.broker.app import make_app
-from jobs.broker.connection import connect
+from jobs.broker.connection import connect, without_password
 from jobs.broker.dispatch import Dispatcher
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
@@ -37,7 +35,7 @@ class Installation:
             yield
         except redis.RedisError as error:
             raise TransientError(
-                f"broker {maybe_sanitize_url(self.url)} cannot be reached: {error}",
+                f"broker {without_password(self.url)} cannot be reached: {error}",
                 "Start it, or check --broker. Without one, imagemill run brings its own.",
             ) from error
 
@@ -50,4 +48,5 @@ class Installation:
 def installation(settings: Settings) -> Installation:
     """The installation whose broker the settings name."""
     runs = Runs(connect(settings), settings.key_prefix, make_seal(settings))
-    return Installation(settings.broker, runs, Dispatcher(make_app(settings)))
+    dispatcher = Dispatcher(runs.client, runs.prefix, runs.seal)
+    return Installation(settings.broker, runs, dispatcher)

@@ -14,15 +14,13 @@ import orjson
 import pytest
 import redis
 
-from jobs.broker.app import INTERACTIVE, make_app, queue_name
 from jobs.broker.connection import connect, connect_async
-from jobs.broker.dispatch import Dispatcher
 from jobs.broker.messages import WAKE, parse
+from jobs.broker.queues import INTERACTIVE, queue_name
 from jobs.broker.seals import NO_SEAL, Seal
-from jobs.calls import claims, waiting
 from jobs.calls.call import Call, CallKeys, decode_answer, encode_call
 from jobs.calls.claims import Claims
-from jobs.calls.waiting import CallLimits, CallQueue, QueueFull
+from jobs.calls.waiting import CallLimits, CallQueue
 from jobs.requests import BatchKey, Request
 from jobs.settings import Settings
 from tests.support import eventually
@@ -55,11 +53,12 @@ def put(broker: str) -> Put:
     return lambda call: asyncio.run(_with_queue(broker, lambda queue: queue.put(call)))
 
 
-async def _with_queue(broker: str, action: Callable[[CallQueue], Awaitable[T]]) -> T:
+async def _with_queue(
+    broker: str, action: Callable[[CallQueue], Awaitable[T]], limits: CallLimits = LIMITS
+) -> T:
     settings = Settings(broker=broker, key_prefix="t:")
     async with connect_async(settings) as connection:
-        dispatcher = Dispatcher(make_app(settings))
-        return await action(CallQueue(connection, "t:", LIMITS, NO_SEAL, dispatcher))
+        return await action(CallQueue(connection, "t:", limits, NO_SEAL))
 
 
 def test_oldest_first_and_only_what_fits_together(client: redis.Redis, put: Put) -> None:
@@ -101,11 +100,8 @@ def test_a_call_of_somebody_else_is_dropped(client: redis.Redis, put: Put, body:
     assert client.zscore(KEYS.waiting("null"), make_call("a").member) is None
 
 
-def test_a_call_whose_workers_die_is_given_up(
-    client: redis.Redis, put: Put, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claims, "CLAIM_SECONDS", 0)
-    calls = Claims(client, "t:", NO_SEAL)
+def test_a_call_whose_workers_die_is_given_up(client: redis.Redis, put: Put) -> None:
+    calls = Claims(client, "t:", NO_SEAL, seconds=0)
     for name in "ab":
         put(make_call(name))
     assert [call.id for call in calls.take({"null": 4})] == ["a", "b"]
@@ -118,13 +114,9 @@ def test_a_call_whose_workers_die_is_given_up(
         assert decode_answer(row).code == "worker_died"
 
 
-def test_claims_run_out_unless_they_are_kept(
-    client: redis.Redis, put: Put, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claims, "CLAIM_SECONDS", 0.6)
-    monkeypatch.setattr(claims, "RENEW_SECONDS", 0.1)
+def test_claims_run_out_unless_they_are_kept(client: redis.Redis, put: Put) -> None:
     put(make_call("a"))
-    mine, other = Claims(client, "t:", NO_SEAL), Claims(client, "t:", NO_SEAL)
+    mine, other = (Claims(client, "t:", NO_SEAL, seconds=0.6, renewed=0.1) for _ in range(2))
     taken = mine.take({"null": 1})
     with mine.keep(taken):
         score = client.zscore(KEYS.waiting("null"), taken[0].member)
@@ -147,47 +139,32 @@ def test_one_answer_is_heard(client: redis.Redis, put: Put) -> None:
     assert not client.exists(KEYS.waiting("null"), KEYS.call("a"))
 
 
-def test_a_call_wakes_a_worker_again_and_again(
-    broker: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+def test_a_call_wakes_workers_again_until_enough_wakes_lie_there(
+    broker: str, client: redis.Redis
 ) -> None:
-    monkeypatch.setattr(waiting, "WAKE_SECONDS", 0.1)
+    """256 calls of two minutes each once left 15,000 wakes before whatever followed."""
+    limits = replace(LIMITS, wake_seconds=0.05, wakes=3)
     call, name = make_call("a"), "t:" + queue_name(INTERACTIVE, "null")
 
     async def call_and_answer(queue: CallQueue) -> None:
         await queue.put(call)
-        answered = asyncio.create_task(queue.wait(call))
+        waiting = asyncio.create_task(queue.wait(call))
         while client.llen(name) < 3:
             await asyncio.sleep(0.01)
+        client.rpop(name)
+        while client.llen(name) < 3:  # whoever took one may have died of it
+            await asyncio.sleep(0.01)
+        await queue.put(make_call("b"))
+        for _ in range(5):
+            await queue.wake("null")
+        assert client.llen(name) == 3
         Claims(client, "t:", NO_SEAL).answer(call, {"status": "done"})
-        assert (await answered).status == "done"
+        assert (await waiting).status == "done"
 
-    asyncio.run(_with_queue(broker, call_and_answer))
-    wakes = client.lrange(name, 0, -1)
-    assert {parse(wake) for wake in wakes} == {(WAKE, ())}
-    assert len({orjson.loads(wake)["properties"]["delivery_tag"] for wake in wakes}) == len(wakes)
-
-
-def test_so_many_calls_may_wait(client: redis.Redis, put: Put) -> None:
-    for name in "abcdef":
-        put(make_call(name))
-    with pytest.raises(QueueFull, match="this team") as full:
-        put(make_call("g"))
-    assert full.value.ahead == 6
-    client.delete(KEYS.team("team"))
-    put(make_call("g"))
-    with pytest.raises(QueueFull, match="this model"):
-        put(make_call("h"))
-    assert not client.exists(KEYS.call("h"))
-
-
-def test_a_withdrawn_call_leaves_nothing(broker: str, client: redis.Redis) -> None:
-    async def come_and_go(queue: CallQueue) -> None:
-        await queue.put(make_call("a"))
-        await queue.withdraw(make_call("a"))
-
-    asyncio.run(_with_queue(broker, come_and_go))
-    assert client.keys() == [b"t:" + queue_name(INTERACTIVE, "null").encode()]
-    assert Claims(client, "t:", NO_SEAL).take({"null": 4}) == []
+    asyncio.run(_with_queue(broker, call_and_answer, limits))
+    wakes = [parse(raw) for raw in client.lrange(name, 0, -1)]
+    assert {(wake.task, wake.queue) for wake in wakes} == {(WAKE, "interactive.null")}
+    assert len({wake.id for wake in wakes}) == 3
 
 
 @pytest.mark.parametrize("where", ["loader", "stage", "store"])

@@ -1,11 +1,12 @@
 """The live state of a run in a real Valkey."""
 
+import time
 from dataclasses import replace
 
 import pytest
 
 from jobs.broker.connection import connect
-from jobs.broker.runs import Attempt, Runs
+from jobs.broker.runs import KEEP_SECONDS, Attempt, Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.output.plan import Chunk, Plan, Shard
 from jobs.settings import Settings
@@ -53,11 +54,12 @@ def test_a_chunk_counts_once_and_the_last_one_says_so(runs: Runs) -> None:
 
 def test_chunks_under_way_count_until_they_are_released(runs: Runs) -> None:
     runs.open(PLAN, "out", [])
-    runs.report("abc", 1, 4, 1)
+    attempt = runs.begin("abc", 1)
+    runs.report("abc", 1, attempt, 4, 1)
     progress = runs.progress("abc")
     assert progress is not None
     assert (progress.done, progress.failed) == (14, 1)
-    runs.release("abc", 1)
+    runs.release("abc", 1, attempt)
     progress = runs.progress("abc")
     assert progress is not None
     assert (progress.done, progress.failed) == (10, 0)
@@ -66,7 +68,7 @@ def test_chunks_under_way_count_until_they_are_released(runs: Runs) -> None:
 def test_an_attempt_that_never_ended_is_a_death(runs: Runs) -> None:
     runs.open(PLAN, "out", [])
     assert runs.begin("abc", 1) == Attempt(1, 0)
-    runs.release("abc", 1)  # stopped, alive
+    runs.release("abc", 1, Attempt(1, 0))  # stopped, alive
     assert runs.begin("abc", 1) == Attempt(2, 0)
     assert runs.begin("abc", 1) == Attempt(3, 1)
     assert runs.begin("abc", 1) == Attempt(4, 2)
@@ -74,6 +76,41 @@ def test_an_attempt_that_never_ended_is_a_death(runs: Runs) -> None:
     progress = runs.progress("abc")
     assert progress is not None
     assert (progress.retries, progress.deaths) == (3, 2)
+
+
+def test_an_attempt_that_ends_late_was_no_death(runs: Runs) -> None:
+    """Its worker could not reach Redis while another one began the chunk again."""
+    runs.open(PLAN, "out", [])
+    first = runs.begin("abc", 1)
+    assert runs.begin("abc", 1) == Attempt(2, 1)
+    runs.release("abc", 1, first)
+    progress = runs.progress("abc")
+    assert progress
+    assert (progress.retries, progress.deaths) == (1, 0)
+    assert runs.begin("abc", 1) == Attempt(3, 1)  # the second one's
+
+
+def test_an_attempt_that_ends_after_its_chunk_changes_nothing(runs: Runs) -> None:
+    runs.open(PLAN, "out", [])
+    runs.begin("abc", 1)
+    second = runs.begin("abc", 1)
+    runs.complete("abc", 1, 10, 0)
+    runs.release("abc", 1, second)
+    progress = runs.progress("abc")
+    assert progress
+    assert progress.deaths == 1
+
+
+def test_a_run_is_listed_for_as_long_as_it_changes(runs: Runs) -> None:
+    """Not for 30 days after its submission, at the next one."""
+    runs.open(PLAN, "out", [])
+    runs.open(replace(PLAN, run_id="gone"), "out", [])
+    long_ago = time.time() - 2 * KEEP_SECONDS
+    runs.client.zadd("test:runs", {"abc": long_ago, "gone": long_ago})
+    runs.client.delete("test:run:gone")  # as its state expires after its last change
+    runs.open(replace(PLAN, run_id="def"), "out", [])
+    assert runs.listed() == ["def", "abc"]
+    assert {name for name, _ in runs.live()} == {"def", "abc"}
 
 
 def test_suspects_are_watched_until_they_are_trusted(runs: Runs) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -49,9 +50,11 @@ class Leases(StartStopStep):  # type: ignore[misc]
         """Nothing: a task that still finishes while the worker stops keeps its lease."""
 
     def shutdown(self, _: Any) -> None:
-        """The worker has ended."""
-        self.timer.cancel()
-        self.fleet.forget(self.worker)
+        """The worker has ended, perhaps before it ever reached Redis."""
+        if self.timer:
+            self.timer.cancel()
+        with suppress(redis.RedisError):  # then its sign of life expires
+            self.fleet.forget(self.worker)
 
     def renew(self, consumer: Any) -> None:
         """Give each message that is not acknowledged yet the score of a new one."""

@@ -19,7 +19,6 @@ from jobs.broker.dispatch import Dispatcher
 from jobs.broker.fleet import Worker
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
-from jobs.errors import TransientError
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class Maintenance(StartStopStep):  # type: ignore[misc]
         self.seal = make_seal(settings)
         self.seconds = settings.visibility_timeout  # no message is out of sight for longer
         self.worker = worker
-        self.dispatcher = Dispatcher(consumer.app)
+        self.dispatcher = Dispatcher(self.client, self.prefix, self.seal)
         self.timer: Any = None
 
     def start(self, consumer: Any) -> None:
@@ -65,5 +64,5 @@ class Maintenance(StartStopStep):  # type: ignore[misc]
                 log.warning("Run %s has lost its messages: dispatching it again", run_id)
                 # Whoever takes it sees what storage lacks.
                 self.dispatcher.finalize(run_id, epoch, self.worker.models[0])
-        except (redis.RedisError, TransientError) as error:
+        except redis.RedisError as error:
             log.warning("Runs were not looked after: %s", error)

@@ -18,7 +18,7 @@ from celery.platforms import SecurityWarning
 from celery.signals import setup_logging
 from celery.worker import state
 
-from jobs.broker.app import make_app, queues
+from jobs.broker.app import make_app, make_queues
 from jobs.broker.fleet import Worker
 from jobs.settings import load_settings
 from worker.process.leases import Leases
@@ -88,7 +88,7 @@ def serve(device: str, kind: str, models: list[str]) -> int:
     signal.signal(READY_SIGNAL, signal.SIG_IGN)  # until there is someone to note it
     app = make_app(settings, include=["worker.tasks"])
     app.conf.update(
-        task_queues=queues(models),
+        task_queues=make_queues(models),
         imagemill_worker=name,
         imagemill_device=kind,
         imagemill_models=models,
