@@ -10,7 +10,6 @@ import ssl
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from socket import EAI_AGAIN, SOCK_STREAM, gaierror, getaddrinfo
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
@@ -24,6 +23,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from jobs.inputs.addresses import is_public
+
 REDIRECTS = 3
 ATTEMPTS = 3
 CONNECT_SECONDS = 5.0
@@ -31,7 +32,6 @@ READ_SECONDS = 10.0
 TOTAL_SECONDS = 30.0  # all attempts together
 
 _SAFE = "/%:?#[]@!$&'()*+,;=~"  # may stand in a URL; what is encoded already stays as it is
-_TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))  # RFC 6052, RFC 8215
 
 
 class Unreachable(Exception):
@@ -155,7 +155,7 @@ class _Guard(httpcore.NetworkBackend):
             raise kind(f"host {name} is not known") from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         # One private address among public ones is a trick, so all are checked before any is used.
-        if not self.hosts and not all(_is_public(address) for address in addresses):
+        if not self.hosts and not all(is_public(address) for address in addresses):
             raise Forbidden(f"host {name} has an address that is not public")
         for address in addresses:
             try:
@@ -202,15 +202,3 @@ def _until(deadline: float, timeout: float | None) -> float:
     if left <= 0:
         raise httpcore.ReadTimeout(f"no complete answer within {TOTAL_SECONDS:.0f} s")
     return left if timeout is None else min(left, timeout)
-
-
-def _is_public(text: str) -> bool:
-    address: IPv4Address | IPv6Address = ip_address(text)
-    if isinstance(address, IPv6Address) and (
-        address.ipv4_mapped
-        or address.sixtofour
-        or address.teredo
-        or any(address in network for network in _TRANSLATED)
-    ):
-        return False  # an IPv4 address in disguise
-    return address.is_global and not address.is_multicast and not address.is_reserved

@@ -18,12 +18,16 @@ def is_store_uri(reference: str) -> bool:
 
 
 def check_store_uri(uri: str, stores: Collection[str], field: str) -> None:
-    """Refuse a URI outside the allowed places. stores: how an allowed URI may begin.
+    """Refuse a URI outside the allowed places.
+
+    stores: beginnings of allowed URIs. One that does not end with a slash is that very place, not
+    whatever else begins with its name.
 
     Raises:
         InvalidRequest: code input_forbidden.
     """
-    if ".." in uri.split("/") or not uri.startswith(tuple(stores)):
+    places = tuple(place if place.endswith("/") else f"{place}/" for place in stores)
+    if ".." in uri.split("/") or not uri.startswith(places):
         raise InvalidRequest(
             field, "storage URIs are taken only below those of input_stores", "input_forbidden"
         )

@@ -19,6 +19,7 @@ from PIL import Image
 from jobs.errors import InvalidRequest
 from jobs.inputs import fetching
 from jobs.inputs.images import InputPolicy, load_input, open_image, store_input
+from jobs.inputs.stores import check_store_uri
 from jobs.output.storage import open_storage
 
 LOCAL = InputPolicy(hosts=frozenset({"127.0.0.1", "localhost"}))
@@ -284,3 +285,25 @@ def test_pixels_are_upright_rgb_on_white() -> None:
     deep = Image.new("I;16", (1, 1), 0x8080)
     assert open_image(encoded(deep)).getpixel((0, 0)) == (0x80,) * 3
     assert open_image(encoded(Image.new("CMYK", (1, 1)), "JPEG")).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("uri", "allowed"),
+    [
+        ("s3://photos/a.png", True),
+        ("s3://photos/deep/er.png", True),
+        ("s3://photos-private/a.png", False),
+        ("s3://photos", False),
+        ("s3://photos/../other/a.png", False),
+        ("s3://PHOTOS/a.png", False),
+        ("gs://photos/a.png", False),
+    ],
+)
+@pytest.mark.parametrize("place", ["s3://photos", "s3://photos/"])
+def test_a_place_is_no_beginning_of_other_names(place: str, uri: str, allowed: bool) -> None:
+    if allowed:
+        check_store_uri(uri, {place}, "image")
+        return
+    with pytest.raises(InvalidRequest) as refused:
+        check_store_uri(uri, {place}, "image")
+    assert refused.value.code == "input_forbidden"
