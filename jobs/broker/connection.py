@@ -40,7 +40,16 @@ def address(settings: Settings) -> tuple[str, dict[str, Any]]:
     return url, options
 
 
+def drop_endless(client: redis.Redis, lock: str, seconds: float) -> None:
+    """Remove a lock that would outlast the `seconds` that ours have: somebody else made it."""
+    left = int(client.pttl(lock))
+    if left == -1 or left > seconds * 1000:
+        client.unlink(lock)  # kombu would give DEL a prefix of its own
+
+
 def without_password(url: str) -> str:
     """A broker's URL as messages may show it."""
-    password = urlsplit(url).password
-    return url.replace(f":{password}@", ":**@", 1) if password else url
+    parts = urlsplit(url)
+    shown = url.partition("?")[0] + ("?**" if parts.query else "")  # it may hold one as well
+    secret, at, _ = parts.netloc.rpartition("@")
+    return shown.replace(f"{secret}{at}", "**@", 1) if at else shown

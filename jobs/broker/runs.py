@@ -210,11 +210,18 @@ class Runs:
         return values if state == b"running" and int(now or 0) == epoch else None
 
     def set_state(self, run_id: str, state: State) -> None:
-        self.client.hset(self._key(run_id), "state", state)
+        self._change(run_id, state)
 
     def pause(self, run_id: str, problem: str) -> None:
         """Pause a run until a person resumes it; `problem` says why and what to do."""
-        self.client.hset(self._key(run_id), mapping={"state": "paused", "problem": problem})
+        self._change(run_id, "paused", problem)
+
+    def _change(self, run_id: str, state: State, problem: str = "") -> None:
+        key = self._key(run_id)
+        with self.client.pipeline() as pipe:
+            pipe.hset(key, mapping={"state": state, "problem": problem})
+            self._touch(pipe, key)
+            pipe.execute()
 
     def begin(self, run_id: str, chunk: int) -> Attempt:
         """Count that a worker begins a chunk; `release` or `complete` must follow while it lives.

@@ -19,7 +19,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, PrefixedStrictRedis, QoS, Transport
 
 from jobs.broker import messages
-from jobs.broker.connection import SOCKET_TIMEOUTS
+from jobs.broker.connection import SOCKET_TIMEOUTS, drop_endless
 from jobs.broker.seals import NO_SEAL, Seal, make_seal
 from jobs.settings import Settings
 
@@ -58,6 +58,12 @@ class SteadyQoS(QoS):
             self._quick_ack(delivery_tag)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Put back what nobody renews. A mutex that would not end by itself is nobody's."""
+        with self.channel.conn_or_acquire() as client:
+            drop_endless(
+                client, self.channel.global_keyprefix + self.unacked_mutex_key,
+                self.unacked_mutex_expire,
+            )  # fmt: skip
         self.channel.steadily(
             lambda: super(SteadyQoS, self).restore_visible(*args, **options)  # type: ignore[no-untyped-call]
         )

@@ -134,12 +134,15 @@ def test_a_seal_covers_all_of_a_message() -> None:
 def test_garbage_among_what_workers_hold(site: Site, ledger: Ledger) -> None:
     """keys of other types, and garbage in kombu's own."""
     prefix, client, seeds = site.settings.key_prefix, site.client, SEEDS
-    ledger.times = 9
+    ledger.times = 11
+    spoiled = ("unacked", "unacked_index", "bulk.null", "feed.null", messages.QUARANTINE)
 
     def spoil() -> None:
-        for name in ("unacked", "unacked_index", "bulk.null", "feed.null", messages.QUARANTINE):
+        for name in (*spoiled, "look"):
             client.delete(f"{prefix}{name}")
             client.set(f"{prefix}{name}", "of another type")
+        client.delete(f"{prefix}unacked_mutex")
+        client.rpush(f"{prefix}unacked_mutex", "held for ever")
 
     spoil()
     worker = site.start_worker("null")

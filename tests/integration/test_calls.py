@@ -20,7 +20,7 @@ from jobs.broker.queues import INTERACTIVE, queue_name
 from jobs.broker.seals import NO_SEAL, Seal
 from jobs.calls.call import Call, CallKeys, decode_answer, encode_call
 from jobs.calls.claims import Claims
-from jobs.calls.waiting import CallLimits, CallQueue
+from jobs.calls.waiting import CallLimits, CallQueue, QueueFull
 from jobs.requests import BatchKey, Request
 from jobs.settings import Settings
 from tests.support import eventually
@@ -165,6 +165,29 @@ def test_a_call_wakes_workers_again_until_enough_wakes_lie_there(
     wakes = [parse(raw) for raw in client.lrange(name, 0, -1)]
     assert {(wake.task, wake.queue) for wake in wakes} == {(WAKE, "interactive.null")}
     assert len({wake.id for wake in wakes}) == 3
+
+
+def test_so_many_calls_may_wait(client: redis.Redis, put: Put) -> None:
+    for name in "abcdef":
+        put(make_call(name))
+    with pytest.raises(QueueFull, match="this team") as full:
+        put(make_call("g"))
+    assert full.value.ahead == 6
+    client.delete(KEYS.team("team"))
+    put(make_call("g"))
+    with pytest.raises(QueueFull, match="this model"):
+        put(make_call("h"))
+    assert not client.exists(KEYS.call("h"))
+
+
+def test_a_withdrawn_call_leaves_nothing(broker: str, client: redis.Redis) -> None:
+    async def come_and_go(queue: CallQueue) -> None:
+        await queue.put(make_call("a"))
+        await queue.withdraw(make_call("a"))
+
+    asyncio.run(_with_queue(broker, come_and_go))
+    assert client.keys() == [b"t:" + queue_name(INTERACTIVE, "null").encode()]
+    assert Claims(client, "t:", NO_SEAL).take({"null": 4}) == []
 
 
 @pytest.mark.parametrize("where", ["loader", "stage", "store"])

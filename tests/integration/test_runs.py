@@ -130,6 +130,14 @@ def test_a_new_epoch_voids_the_old_one(runs: Runs) -> None:
     assert runs.is_running("abc", second)
 
 
+def test_a_pause_is_a_change(runs: Runs) -> None:
+    runs.open(PLAN, "out", [])
+    for change in (lambda: runs.pause("abc", "why"), lambda: runs.set_state("abc", "cancelled")):
+        runs.client.expire("test:run:abc", 60)
+        change()
+        assert runs.client.ttl("test:run:abc") > KEEP_SECONDS - 60
+
+
 @pytest.mark.parametrize("state", ["paused", "cancelled", "finished"])
 def test_only_a_running_run_is_worked_on(runs: Runs, state: str) -> None:
     epoch = runs.open(PLAN, "out", [])

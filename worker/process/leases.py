@@ -59,12 +59,15 @@ class Leases(StartStopStep):  # type: ignore[misc]
     def renew(self, consumer: Any) -> None:
         """Give each message that is not acknowledged yet the score of a new one."""
         try:
-            self.fleet.report(self.worker)
             if held := list(consumer.task_consumer.channel.qos._delivered):
                 # XX: never bring back a message that was acknowledged meanwhile.
                 self.client.zadd(self.index, dict.fromkeys(held, time.time()), xx=True)
         except redis.RedisError as error:
             log.warning("Leases were not renewed: %s", error)
+        try:  # apart: whatever is wrong with the one must not keep the other from being done
+            self.fleet.report(self.worker)
+        except redis.RedisError as error:
+            log.warning("This worker could not say that it lives: %s", error)
 
     def _compare_clocks(self) -> None:
         """Leases are compared with the clock of whoever looks at them."""

@@ -14,7 +14,7 @@ import redis
 from celery.bootsteps import StartStopStep
 
 from jobs.broker.backlog import Backlog
-from jobs.broker.connection import connect
+from jobs.broker.connection import connect, drop_endless
 from jobs.broker.dispatch import Dispatcher
 from jobs.broker.fleet import Worker
 from jobs.broker.runs import Runs
@@ -55,6 +55,7 @@ class Maintenance(StartStopStep):  # type: ignore[misc]
         """Have the runs that lost their messages dispatched again, if it is this worker's turn."""
         turn = int(self.seconds * 900)  # ms; it ends by itself, before the next look
         try:
+            drop_endless(self.client, f"{self.prefix}look", self.seconds)
             if not self.client.set(f"{self.prefix}look", self.worker.name, nx=True, px=turn):
                 return
             lost = Backlog(self.client, self.prefix).lost(
