@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,33 @@ def test_a_writer_that_fails_leaves_the_old_content_and_no_litter(location: str)
         fail()
     assert storage.read("x") == b"old"
     assert storage.list("") == ["x"]
+
+
+def test_the_first_to_create_an_object_wins(location: str) -> None:
+    _compete(location)
+
+
+def test_the_first_to_create_an_object_wins_on_s3(bucket: str) -> None:
+    _compete(f"{bucket}/a")
+
+
+def _compete(location: str) -> None:
+    storage = open_storage(location)
+    with ThreadPoolExecutor(8) as threads:
+        told = set(threads.map(lambda i: storage.create("a/b", b"%d" % i), range(8)))
+    assert told == {storage.read("a/b")}
+    assert storage.create("a/b", b"late") in told
+    assert storage.list("a") == ["b"]
+
+
+def test_an_object_moves(location: str) -> None:
+    storage = open_storage(location)
+    storage.write("a/b", b"one")
+    storage.write("c/d", b"two")
+    storage.move("a/b", "c/d")
+    assert (storage.list("a"), storage.read("c/d")) == ([], b"one")
+    with pytest.raises(FileNotFoundError):
+        storage.move("a/b", "c/d")
 
 
 def test_a_missing_object_is_not_found(location: str) -> None:
