@@ -50,6 +50,7 @@ def make_cli() -> typer.Typer:
             watching.pause,
             watching.cancel,
             watching.resume,
+            scheduling.inbox,
             serving.serve,
         ],
         LOOK: [inspecting.plan, inspecting.sheet],

@@ -1,4 +1,4 @@
-"""Commands of what is submitted by itself: schedule and its subcommands."""
+"""Commands of what is submitted by itself: schedule and its subcommands, inbox."""
 
 from __future__ import annotations
 
@@ -180,6 +180,68 @@ def history(
         show_json(found)
     else:
         show_history(found)
+
+
+def inbox(
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="Where manifests arrive: a folder or s3://.")
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", metavar="TEMPLATE", help="Where each dataset goes; holds {name}."
+        ),
+    ],
+    model: options.Model = None,
+    seed: options.Seed = 0,
+    format: options.Format = "jpeg",
+    skip_invalid: options.SkipInvalid = False,
+    done: Annotated[
+        bool, typer.Option("--done", help="Take only manifests with a NAME.done beside them.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Look once, then end.")] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Between two looks.")
+    ] = 5.0,
+    broker: options.Broker = None,
+    models_file: options.ModelsFile = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Submit each manifest that arrives in a folder or bucket, until Ctrl-C.
+
+    A manifest is NAME.jsonl or NAME.jsonl.gz; write it under another name, then rename it. It goes
+    to accepted/ or rejected/, with a report. Run as many copies as you like. With --json, what
+    happens is a line of JSON each on stdout.
+    """
+    from dataclasses import replace
+
+    from jobs.models.table import load_models
+    from jobs.output.storage import open_storage
+    from jobs.settings import load_settings
+    from producer.control.installation import installation
+    from producer.planning.resolution import PlanOptions
+    from producer.report import say, say_news, show_news
+    from producer.schedules.inbox import Inbox
+    from producer.schedules.news import News
+
+    settings = load_settings(broker, models_file)
+    stores = tuple(sorted(settings.input_stores))
+    plan_options = PlanOptions(seed, model, format, None, skip_invalid, False, stores)
+    tell = show_news if as_json else _nothing if quiet else say_news
+    # Strangers may write there: they name neither repositories nor folders, nor files of ours.
+    table = replace(load_models(settings.models), closed=True)
+    table.route(model)
+    watched = Inbox(open_storage(uri), out, installation(settings), table, plan_options, tell, done)
+    if once:
+        watched.look()
+        return
+    tell(News(watched.storage.uri, "watched", f"every {every:g} s"))
+    try:
+        watched.watch(every)
+    except KeyboardInterrupt:
+        say("Stopped. What was taken on is taken on again by the next watcher.")
+        raise
 
 
 def _load(schedules_file: str | None, settings: Settings | None = None) -> ScheduleTable:
