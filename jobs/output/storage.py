@@ -136,9 +136,13 @@ class Storage:
             try:
                 self.filesystem.pipe_file(target, data, mode="create")
             except OSError as error:
-                if _s3_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+                code = _s3_code(error)
+                if code in ("PreconditionFailed", "ConditionalRequestConflict"):
                     raise FileExistsError(target) from error
-                raise
+                if code != "NotImplemented":
+                    raise
+                if not self.filesystem.exists(target):
+                    self.filesystem.pipe_file(target, data)
             return
         with _beside(target) as temporary:
             with open(temporary, "wb") as file:

@@ -35,7 +35,7 @@ from pydantic_core import ErrorDetails
 from jobs.errors import InvalidRequest, UsageError
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
-from jobs.output.storage import open_storage
+from jobs.output.storage import open_file
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job
 from producer.schedules.templates import check_template, fill, key
@@ -198,13 +198,12 @@ def load_schedules(uri: str) -> ScheduleTable:
             every mistake.
         TransientError, FatalError: the storage is away.
     """
-    folder, _, name = uri.rpartition("/")
     try:
-        text = open_storage(folder or ("/" if uri.startswith("/") else ".")).read(name).decode()
-        file = _File.model_validate(tomllib.loads(text))
-    except FileNotFoundError as error:
+        with open_file(uri, compression=None) as stream:
+            file = _File.model_validate(tomllib.loads(stream.read().decode()))
+    except UsageError as error:
         raise UsageError(
-            f"schedules file {uri} does not exist",
+            f"schedules file {error.message}",
             "Write one (docs/schedules.md), or name it: --schedules-file.",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -249,9 +249,10 @@ def test_an_occasion_makes_another_run_and_none_makes_the_same(tmp_path: Path) -
     assert len(set(ids)) == 3
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(open_storage(str(tmp_path)), schedule())
+@pytest.fixture(params=["folder", "bucket"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Journal:
+    place = tmp_path if request.param == "folder" else request.getfixturevalue("bucket")
+    return Journal(open_storage(f"{place}/state"), schedule())
 
 
 def test_the_first_decision_stands(journal: Journal) -> None:

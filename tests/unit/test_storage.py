@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from jobs.errors import FatalError, ImagemillError, TransientError, UsageError
 from jobs.output.storage import classify, open_file, open_storage
@@ -60,6 +61,24 @@ def _compete(location: str) -> None:
     assert told == {storage.read("a/b")}
     assert storage.create("a/b", b"late") in told
     assert storage.list("a") == ["b"]
+
+
+def test_a_store_without_conditional_writes_still_keeps_what_is_there(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(bucket)
+    pipe_file = storage.filesystem.pipe_file
+
+    def refuse_conditions(path: str, data: bytes, **options: str) -> None:
+        if options:
+            error = OSError(errno.EIO, "a header implies what is not implemented")
+            error.__cause__ = ClientError({"Error": {"Code": "NotImplemented"}}, "PutObject")
+            raise error
+        pipe_file(path, data)
+
+    monkeypatch.setattr(storage.filesystem, "pipe_file", refuse_conditions)
+    assert storage.create("a", b"one") == b"one"
+    assert storage.create("a", b"two") == b"one"
 
 
 def test_an_object_moves(location: str) -> None:
