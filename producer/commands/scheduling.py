@@ -68,7 +68,7 @@ def list_(schedules_file: SchedulesFile = None, as_json: options.Json = False) -
     """Show all schedules: when they are due next, what came of the last time, which are paused."""
     from producer.report import show_json, show_schedules
     from producer.schedules.history import overview
-    from producer.schedules.scheduler import wall_clock
+    from producer.schedules.times import wall_clock
 
     table = _load(schedules_file)
     found = [overview(_journal(table, name), wall_clock()) for name in table.schedules]
@@ -89,7 +89,7 @@ def next_(
     """Show when schedules are due next, and where their runs would go."""
     from producer.report import show_json, show_upcoming
     from producer.schedules.history import upcoming
-    from producer.schedules.scheduler import wall_clock
+    from producer.schedules.times import wall_clock
 
     table = _load(schedules_file)
     names = [table.get(name).name] if name else list(table.schedules)
@@ -116,8 +116,9 @@ def run_now(
     from producer.control.locks import locked
     from producer.control.status import look
     from producer.report import say, say_news, show, show_json
-    from producer.schedules.scheduler import lock_name, wall_clock
+    from producer.schedules.scheduler import lock_name
     from producer.schedules.templates import key
+    from producer.schedules.times import wall_clock
 
     settings = load_settings(broker, models_file)
     table = _load(schedules_file, settings)
@@ -158,7 +159,7 @@ def pause(
 
 def resume(name: Name, schedules_file: SchedulesFile = None, as_json: options.Json = False) -> None:
     """Have a paused schedule go on; what was due meanwhile is not made up."""
-    from producer.schedules.scheduler import wall_clock
+    from producer.schedules.times import wall_clock
 
     table = _load(schedules_file)
     _journal(table, name).resume(wall_clock())
@@ -274,7 +275,7 @@ def _nothing(_: News) -> None:
 def _show(table: ScheduleTable, name: str, as_json: bool) -> None:
     from producer.report import show_json, show_schedules
     from producer.schedules.history import overview
-    from producer.schedules.scheduler import wall_clock
+    from producer.schedules.times import wall_clock
 
     found = overview(_journal(table, name), wall_clock())
     if as_json:

@@ -23,7 +23,8 @@ from jobs.output.dataset import now, planned, read_summary, write_summary
 from jobs.output.plan import read_plan
 from jobs.output.storage import open_storage
 from producer.control.installation import Installation
-from producer.planning.submission import identify, launch, prepare
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, launch, prepare
 from producer.schedules.journal import End, EndState, Fire, Journal, Opened, Pause, end_of
 from producer.schedules.news import News
 from producer.schedules.policy import judge
@@ -42,6 +43,16 @@ class Firing:
     table: ModelTable
     stores: tuple[str, ...]
     tell: Callable[[News], None]
+
+    def job(self, schedule: Schedule, nominal: str) -> Job:
+        """What is submitted for a nominal time. Schedule and time set it apart from all others."""
+        moment = moment_of(nominal)
+        seed, model = schedule.seed_at(moment), schedule.model
+        options = PlanOptions(
+            seed, model, schedule.format, None, schedule.skip_invalid, True, self.stores
+        )
+        manifest, out = schedule.manifest_at(moment), schedule.out_at(moment)
+        return Job(manifest, out, self.table, options, f"{schedule.name} {nominal}")
 
     def tend(self, journal: Journal) -> None:
         """Take every open nominal time of a schedule on as far as it goes now, the oldest first.
@@ -117,7 +128,7 @@ class Firing:
 
     def _begin(self, journal: Journal, nominal: str, opened: Opened) -> Fire:
         """Plan a run and decide on it. Returns the decision that stands."""
-        job = journal.schedule.job(moment_of(nominal), self.table, self.stores)
+        job = self.job(journal.schedule, nominal)
         submission = identify(job)
         plan = prepare(submission, lambda _: None)
         out = submission.storage.uri

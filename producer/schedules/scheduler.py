@@ -1,16 +1,20 @@
 """The loop of `imagemill schedule run`. Any number of them may run side by side.
 
 A schedule is looked at in storage only when a nominal time is due or `look_seconds` are over; a
-lock in Redis keeps two from doing the same work, and nothing depends on it but that.
+lock in Redis keeps two from doing the same work, and nothing depends on it but that. Each schedule
+is tended in a thread of its own, so that a long manifest or a dead bucket costs no other one.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import blake2b
+from threading import Thread
 
 from jobs.errors import ImagemillError
 from jobs.output.storage import open_storage
@@ -21,28 +25,35 @@ from producer.schedules.news import News
 from producer.schedules.policy import due, horizon
 from producer.schedules.table import ScheduleTable, load_schedules
 from producer.schedules.templates import key
+from producer.schedules.times import wall_clock
 
 TICK_SECONDS = 1.0
 LOOK_SECONDS = 10.0  # between two looks at runs that are under way
 RELOAD_SECONDS = 30.0  # between two looks at the schedules file
+AT_ONCE = 8  # schedules that are tended at a time
+STOP_SECONDS = 5.0  # for what is being tended when the process is to end
 
-
-def wall_clock() -> datetime:
-    """The time in UTC."""
-    return datetime.now(UTC)
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Seen:
     """What is remembered of a schedule: up to when it is seen to, and when it is due next.
 
-    look_at: monotonic time of the next look at open nominal times; problem: what was told last.
+    look_at: monotonic time of the next look at open nominal times; thread: what is at it;
+    problem: what was told last.
     """
 
     upto: datetime | None = None
     due_at: datetime | None = None
     look_at: float = 0.0
+    thread: Thread | None = None
     problem: str = ""
+
+    @property
+    def is_tended(self) -> bool:
+        """Whether a thread is at it."""
+        return self.thread is not None and self.thread.is_alive()
 
 
 @dataclass
@@ -65,27 +76,52 @@ class Scheduler:
         Raises:
             UsageError: the file is wrong at the start; later its last good state goes on.
         """
-        while True:
-            self.tick()
-            time.sleep(TICK_SECONDS)
+        try:
+            while True:
+                self.tick()
+                time.sleep(TICK_SECONDS)
+        finally:
+            until = time.monotonic() + STOP_SECONDS
+            for thread in [seen.thread for seen in self._seen.values() if seen.thread]:
+                thread.join(max(0.0, until - time.monotonic()))
 
-    def tick(self) -> None:
-        """See to every schedule once. What fails is told and tried again.
+    def tick(self) -> list[Thread]:
+        """Take on what is due and have every schedule tended whose time it is, in the threads that
+        it returns. What fails is told and tried again.
 
         Raises: as run.
         """
-        table = self._current()
+        table, started = self._current(), list[Thread]()
         for schedule in table.schedules.values():
             identity = (schedule.name, schedule.cron, schedule.timezone.key)
             seen = self._seen.setdefault(identity, _Seen())
-            try:
-                self._see_to(Journal(open_storage(table.state), schedule), seen)
-                seen.problem = ""
-            except ImagemillError as error:
-                seen.look_at = time.monotonic() + self.look_seconds
-                if seen.problem != error.message:
-                    seen.problem = error.message
-                    self.firing.tell(News(schedule.name, "waits", str(error)))
+            journal = Journal(open_storage(table.state), schedule)
+            with self._told(schedule.name, seen):
+                if self._take_on(journal, seen):
+                    seen.look_at = 0.0
+            busy = sum(one.is_tended for one in self._seen.values())
+            if time.monotonic() < seen.look_at or seen.is_tended or busy >= AT_ONCE:
+                continue
+            # A daemon: what is cut off is gone on with, so the end need not wait for it.
+            seen.thread = Thread(
+                target=self._tend, args=[journal, seen], name=schedule.name, daemon=True
+            )
+            seen.thread.start()
+            started.append(seen.thread)
+        return started
+
+    @contextmanager
+    def _told(self, name: str, seen: _Seen) -> Iterator[None]:
+        """Faults of any kind are told, once each, and leave the other schedules alone."""
+        try:
+            yield
+        except Exception as error:
+            seen.look_at = time.monotonic() + self.look_seconds
+            if not isinstance(error, ImagemillError):
+                log.exception("Schedule %s", name)
+            if seen.problem != (problem := str(error)):
+                seen.problem = problem
+                self.firing.tell(News(name, "waits", problem))
 
     def _current(self) -> ScheduleTable:
         """The file's schedules, its last good ones if it is wrong or away now."""
@@ -106,21 +142,16 @@ class Scheduler:
                 self.firing.tell(News(self.uri, "left out", str(error)))
         return self._table
 
-    def _see_to(self, journal: Journal, seen: _Seen) -> None:
-        if self._take_on(journal, seen):
-            seen.look_at = 0.0
-        if time.monotonic() < seen.look_at:
-            return
-        known = self.firing.known
-        with (
-            known.reached(),
-            locked(
-                known.runs.client, lock_name(known.runs.prefix, journal), self.lock_seconds
-            ) as mine,
-        ):
-            if mine:
-                self.firing.tend(journal)
-        seen.look_at = time.monotonic() + (self.look_seconds if mine else TICK_SECONDS)
+    def _tend(self, journal: Journal, seen: _Seen) -> None:
+        runs = self.firing.known.runs
+        with self._told(journal.schedule.name, seen):
+            lock = lock_name(runs.prefix, journal)
+            with self.firing.known.reached():
+                with locked(runs.client, lock, self.lock_seconds) as mine:
+                    if mine:
+                        self.firing.tend(journal)
+            seen.look_at = time.monotonic() + (self.look_seconds if mine else TICK_SECONDS)
+            seen.problem = ""
 
     def _take_on(self, journal: Journal, seen: _Seen) -> bool:
         """Note the nominal times that are due by now; whether there were any."""

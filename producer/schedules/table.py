@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from itertools import islice
 from typing import Annotated, Any, Literal, Self
@@ -36,10 +36,8 @@ from jobs.errors import InvalidRequest, UsageError
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_file
-from producer.planning.resolution import PlanOptions
-from producer.planning.submission import Job
-from producer.schedules.templates import check_template, fill, key
-from producer.schedules.times import Cron
+from producer.schedules.templates import check_template, fill
+from producer.schedules.times import Cron, wall_clock
 
 Overlap = Literal["skip", "queue", "allow"]
 Catchup = Literal["none", "last", "all"]
@@ -106,7 +104,7 @@ class Schedule(BaseModel):
     @model_validator(mode="after")
     def check_out(self) -> Self:
         """Refuse an output location that two runs would share."""
-        times = list(islice(self.times.after(datetime.now(UTC)), _TRIED))
+        times = list(islice(self.times.after(wall_clock()), _TRIED))
         if len({self.out_at(nominal) for nominal in times}) < len(times):
             raise ValueError("out: two nominal times have the same; add {date} and {time}")
         return self
@@ -128,12 +126,9 @@ class Schedule(BaseModel):
         """The manifest of a nominal time."""
         return fill(self.manifest, self.name, self.local(nominal))
 
-    def job(self, nominal: datetime, table: ModelTable, stores: tuple[str, ...]) -> Job:
-        """What is submitted for a nominal time. stores: see jobs.inputs.stores."""
-        seed = max(0, int(nominal.timestamp())) if self.seed == "nominal" else self.seed
-        options = PlanOptions(seed, self.model, self.format, None, self.skip_invalid, True, stores)
-        occasion = f"{self.name} {key(nominal)}"
-        return Job(self.manifest_at(nominal), self.out_at(nominal), table, options, occasion)
+    def seed_at(self, nominal: datetime) -> int:
+        """The seed of the run of a nominal time."""
+        return max(0, int(nominal.timestamp())) if self.seed == "nominal" else self.seed
 
 
 @dataclass(frozen=True)

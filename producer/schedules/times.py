@@ -28,7 +28,7 @@ class Cron:
         if len(self.expression.split()) != 5:
             raise ValueError("must have five fields: minute hour day month weekday")
         try:
-            found = next(self.after(datetime.now(UTC)), None)
+            found = next(self.after(wall_clock()), None)
         except CronSimError as error:
             raise ValueError(f"{str(error).lower()} in {self.expression!r}") from error
         if found is None:
@@ -52,3 +52,8 @@ class Cron:
             if nominal > until:
                 return
             yield nominal
+
+
+def wall_clock() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)

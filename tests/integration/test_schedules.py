@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -16,7 +17,7 @@ from producer.control.installation import installation
 from producer.control.stopping import cancel
 from producer.schedules.firing import Firing
 from producer.schedules.history import Entry, entries, overview
-from producer.schedules.journal import Journal, Opened, Pause
+from producer.schedules.journal import Fire, Journal, Opened, Pause
 from producer.schedules.news import News
 from producer.schedules.scheduler import Scheduler
 from producer.schedules.table import load_schedules
@@ -61,7 +62,7 @@ class Plant:
     def tick(self, after: timedelta = timedelta()) -> None:
         """A scheduler that has just been started sees to everything, so long after now."""
         self.now += after
-        self.scheduler().tick()
+        tick(self.scheduler())
 
     @property
     def journal(self) -> Journal:
@@ -78,6 +79,11 @@ class Plant:
     def finish(self, entry: Entry) -> None:
         """Have the run of a nominal time end."""
         cancel(entry.run_id, installation(self.site.settings))
+
+
+def tick(scheduler: Scheduler) -> None:
+    for thread in scheduler.tick():
+        thread.join()
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def test_schedulers_side_by_side_and_clocks_that_jump_submit_once(plant: Plant) 
         for jump in jumps:
             plant.now += jump
             for _ in range(2):  # who comes too late the first time
-                list(threads.map(lambda one: one.tick(), schedulers))
+                list(threads.map(tick, schedulers))
             # Whoever would submit a second time would submit something else.
             plant.manifest(f"changed {jump}")
     expected = [f"12:0{minute}" for minute in range(7)]
@@ -240,11 +246,43 @@ def test_a_broker_that_is_away_makes_times_wait_not_miss(plant: Plant) -> None:
     gone = plant.site.settings.model_copy(update={"broker": "redis://127.0.0.1:1"})
     away.firing = replace(away.firing, known=installation(gone))
     plant.now += MINUTE
-    away.tick()
+    tick(away)
     assert plant.states() == [("12:00", "waiting")]
     assert any("cannot be reached" in news.text for news in plant.told)
     plant.tick(timedelta(hours=1))
     assert ("12:00", "running") in plant.states()
+
+
+def test_a_schedule_that_hangs_costs_no_other(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = plant.file.read_text().partition("[schedules.s]")[2].replace("o/{date}", "p/{date}")
+    plant.file.write_text(f"{plant.file.read_text()}\n[schedules.hangs]{row}")
+    plant.tick()
+    hanging, begin = Event(), Firing._begin
+
+    def hang(self: Firing, journal: Journal, nominal: str, opened: Opened) -> Fire:
+        if journal.schedule.name == "hangs":
+            hanging.wait()
+        return begin(self, journal, nominal, opened)
+
+    monkeypatch.setattr(Firing, "_begin", hang)
+    scheduler = plant.scheduler()
+    plant.now += MINUTE
+    threads = scheduler.tick()
+    eventually(lambda: plant.states() == [("12:00", "running")])
+    plant.now += MINUTE
+    threads += scheduler.tick()
+    eventually(lambda: plant.states()[1:] == [("12:01", "skipped")])
+    hangs = Journal(plant.journal.storage, load_schedules(str(plant.file)).get("hangs"))
+    assert [(e.nominal[11:16], e.state) for e in entries(hangs, 9)] == [
+        ("12:01", "waiting"),
+        ("12:00", "waiting"),
+    ]
+    hanging.set()
+    for thread in threads:
+        thread.join()
+    assert entries(hangs, 9)[1].state == "running"
 
 
 def test_a_file_that_breaks_leaves_the_schedules_as_they_were(
@@ -252,9 +290,9 @@ def test_a_file_that_breaks_leaves_the_schedules_as_they_were(
 ) -> None:
     monkeypatch.setattr("producer.schedules.scheduler.RELOAD_SECONDS", 0)
     scheduler = plant.scheduler()
-    scheduler.tick()
+    tick(scheduler)
     plant.file.write_text("state = 1")
     plant.now += MINUTE
-    scheduler.tick()
+    tick(scheduler)
     assert "state: input should be a valid string" in plant.told[-2].text
     assert (plant.told[-1].subject, plant.told[-1].what) == ("s", "begun")

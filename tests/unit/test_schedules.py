@@ -12,8 +12,11 @@ import pytest
 from jobs.errors import UsageError
 from jobs.models.table import load_models
 from jobs.output.storage import open_storage
+from jobs.settings import Settings
+from producer.control.installation import installation
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify
+from producer.schedules.firing import Firing
 from producer.schedules.journal import End, Fire, Journal, Opened
 from producer.schedules.policy import GRACE, due, judge
 from producer.schedules.table import Schedule, load_schedules
@@ -161,7 +164,9 @@ def test_overlap(overlap: str, running: int, waiting: int, verdict: str) -> None
 def test_the_example_works() -> None:
     table = load_schedules(str(EXAMPLE))
     table.check_models(load_models())
-    nightly = table.get("nightly").job(NOON, load_models(), ())
+    firing = Firing(installation(Settings()), load_models(), (), lambda _: None)
+    nightly = firing.job(table.get("nightly"), key(NOON))
+    assert nightly.occasion == "nightly 20261126T120000Z"
     assert nightly.out == "out/schedules/nightly/2026-11-26"
     assert nightly.options == PlanOptions(int(NOON.timestamp()), "shapes", local_files=True)
     with pytest.raises(UsageError, match="It has: minutely, nightly"):
