@@ -16,16 +16,18 @@ change mean nothing here: copies keep old ones, clocks differ, and stores have n
 from __future__ import annotations
 
 import gzip
+import logging
 import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
 
 import orjson
+from pydantic import ValidationError
 
 from jobs.errors import (
     FatalError,
@@ -46,10 +48,12 @@ from producer.planning.submission import Job, identify, launch, prepare
 from producer.schedules.news import News
 from producer.schedules.reports import TAKEN_RECORD, Report, Taken, rejected
 from producer.schedules.templates import check_template, fill, key
-from producer.schedules.writing import is_open_for_writing
+from producer.schedules.writing import is_whole
 
 ACCEPTED, REJECTED, TAKEN = "accepted", "rejected", "taken"
 DONE = ".done"
+
+log = logging.getLogger(__name__)
 
 _MANIFEST = re.compile(r"[^.].*\.jsonl(\.gz)?")  # what is looked at
 _NAME = re.compile(r"\w[\w.-]{0,199}")  # of what becomes part of a path
@@ -109,7 +113,9 @@ class Inbox:
                     if mine:
                         self._take(name)
                 self._problems.pop(name, None)
-            except ImagemillError as error:
+            except Exception as error:  # of whatever kind: the other manifests go on
+                if not isinstance(error, ImagemillError):
+                    log.exception("Manifest %s", name)
                 self._complain(name, error)
 
     def _waiting(self) -> list[str]:
@@ -125,12 +131,10 @@ class Inbox:
         return sorted(found)
 
     def _is_whole(self, name: str, there: set[str]) -> bool:
-        if f"{name}{DONE}" in there:
-            return True
-        if self.needs_marker:
+        if self.needs_marker and f"{name}{DONE}" not in there:
             return False
         root = self.storage.local_root
-        return root is None or not is_open_for_writing(f"{root}/{name}")
+        return root is None or is_whole(f"{root}/{name}")
 
     def _take(self, name: str) -> None:
         """Submit a manifest and file it. Every step can be taken again.
@@ -162,8 +166,14 @@ class Inbox:
         moment = datetime.fromisoformat(now())
         again = any(self.storage.exists(f"{folder}/{name}") for folder in (ACCEPTED, REJECTED))
         filed = f"{key(moment)}-{name}" if again else name
-        taken = orjson.dumps(Taken(moment, filed))
-        return TAKEN_RECORD.validate_json(self.storage.create(f"{TAKEN}/{name}.json", taken))
+        path = f"{TAKEN}/{name}.json"
+        stored = self.storage.create(path, orjson.dumps(Taken(moment, filed)))
+        with suppress(ValidationError):
+            taken = TAKEN_RECORD.validate_json(stored)
+            if taken.filed in (name, f"{key(taken.at)}-{name}"):
+                return taken
+        self.storage.remove(path)
+        raise TransientError(f"{self.storage.name(path)} is none of ours", "It is written anew.")
 
     def _submit(self, name: str, taken: Taken) -> Report:
         """Make its run live, or say why there is none."""
@@ -215,7 +225,7 @@ class Inbox:
             with locked(runs.client, f"{runs.prefix}inbox:{whole}", self.lock_seconds) as mine:
                 yield mine
 
-    def _complain(self, subject: str, error: ImagemillError) -> None:
-        if self._problems.get(subject) != error.message:
-            self._problems[subject] = error.message
-            self.tell(News(subject, "waits", str(error)))
+    def _complain(self, subject: str, error: Exception) -> None:
+        if self._problems.get(subject) != (problem := str(error)):
+            self._problems[subject] = problem
+            self.tell(News(subject, "waits", problem))

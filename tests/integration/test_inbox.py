@@ -146,6 +146,30 @@ def test_only_whole_manifests_are_taken_whatever_their_times(post: Post) -> None
     assert len(post.filed()) == 4
 
 
+def test_links_pipes_and_folders_are_left_alone(post: Post, tmp_path: Path) -> None:
+    folder = Path(post.storage.uri)
+    (tmp_path / "elsewhere").write_bytes(LINE)
+    (folder / "link.jsonl").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(folder / "pipe.jsonl")
+    (folder / "folder.jsonl").mkdir()
+    post.watcher().look()
+    assert (post.filed(), post.told) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"{", b"{}", b'{"at": "2026-11-26T00:00:00Z", "filed": "../b.jsonl"}'],
+)
+def test_a_forged_record_changes_nothing(post: Post, record: bytes) -> None:
+    post.storage.write("taken/a.jsonl.json", record)
+    post.storage.write("a.jsonl", LINE)
+    watcher = post.watcher()
+    watcher.look()
+    assert [news.what for news in post.told] == ["waits"]
+    watcher.look()
+    assert post.filed() == ["accepted/a.jsonl"]
+
+
 def test_a_marker_may_be_asked_for(post: Post) -> None:
     post.storage.write("a.jsonl", LINE)
     post.watcher(needs_marker=True).look()
