@@ -34,19 +34,20 @@ class Plant:
     """Schedulers of one file, with one clock."""
 
     site: Site
+    place: str
     now: datetime = NOON - MINUTE / 2
     told: list[News] = field(default_factory=list)
 
     def write(self, **fields: object) -> None:
         """The file with one schedule, which is due every minute."""
         row = {"cron": "* * * * *", "manifest": "m.jsonl", "out": "o/{date}/{time}"} | fields
-        row |= {name: f"{self.site.folder}/{row[name]}" for name in ("manifest", "out")}
+        row |= {name: f"{self.place}/{row[name]}" for name in ("manifest", "out")}
         lines = [f"{name} = {value!r}" for name, value in row.items()]
-        state = f"state = '{self.site.folder}/state'"
+        state = f"state = '{self.place}/state'"
         self.file.write_text("\n".join([state, "[schedules.s]", *lines]))
 
     def manifest(self, prompt: str = "a") -> None:
-        (self.site.folder / "m.jsonl").write_text(f'{{"prompt": "{prompt}"}}\n')
+        open_storage(self.place).write("m.jsonl", b'{"prompt": "%s"}\n' % prompt.encode())
 
     @property
     def file(self) -> Path:
@@ -88,11 +89,25 @@ def tick(scheduler: Scheduler) -> None:
 
 @pytest.fixture
 def plant(site: Site) -> Plant:
-    plant = Plant(site)
+    return planted(Plant(site, str(site.folder)))
+
+
+def planted(plant: Plant) -> Plant:
     plant.manifest()
     plant.write()
     plant.tick()  # sees the schedule for the first time
     return plant
+
+
+def test_all_of_it_may_lie_in_a_bucket(site: Site, bucket: str) -> None:
+    plant = planted(Plant(site, bucket))
+    plant.tick(MINUTE)
+    plant.tick(MINUTE)
+    plant.finish(plant.history()[-1])
+    plant.tick()
+    assert plant.states() == [("12:00", "cancelled"), ("12:01", "skipped")]
+    assert plant.history()[-1].out == f"{bucket}/o/2026-11-26/1200"
+    assert plant.journal.opened() == []
 
 
 def test_what_is_due_is_rendered(plant: Plant) -> None:
