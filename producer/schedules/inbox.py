@@ -121,13 +121,10 @@ class Inbox:
     def _waiting(self) -> list[str]:
         """The names of manifests that are whole, and of those that were not filed to the end."""
         there = set(self.storage.list(""))
-        found = {
-            name for name in there if _MANIFEST.fullmatch(name) and self._is_whole(name, there)
-        }
-        taken = (
-            self.storage.list(TAKEN) if TAKEN in there or self.storage.local_root is None else []
-        )
-        found.update(n.removesuffix(".json") for n in taken if _MANIFEST.match(n))
+        found = [n for n in there if _MANIFEST.fullmatch(n) and self._is_whole(n, there)]
+        if TAKEN in there:
+            taken = {name.removesuffix(".json") for name in self.storage.list(TAKEN)}
+            found += [name for name in taken - there if _MANIFEST.fullmatch(name)]
         return sorted(found)
 
     def _is_whole(self, name: str, there: set[str]) -> bool:

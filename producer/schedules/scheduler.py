@@ -68,7 +68,7 @@ class Scheduler:
     _table: ScheduleTable | None = None
     _reload_at: float = 0.0
     _complaint: str = ""
-    _seen: dict[tuple[str, str, str], _Seen] = field(default_factory=dict)
+    _seen: dict[tuple[str, ...], _Seen] = field(default_factory=dict)
 
     def run(self) -> None:
         """See to the schedules until the process is interrupted.
@@ -93,7 +93,7 @@ class Scheduler:
         """
         table, started = self._current(), list[Thread]()
         for schedule in table.schedules.values():
-            identity = (schedule.name, schedule.cron, schedule.timezone.key)
+            identity = (table.state, schedule.name, schedule.cron, schedule.timezone.key)
             seen = self._seen.setdefault(identity, _Seen())
             journal = Journal(open_storage(table.state), schedule)
             with self._told(schedule.name, seen):

@@ -110,12 +110,12 @@ def test_watchers_side_by_side_submit_each_once(any_post: Post) -> None:
     assert any_post.waiting() == []
 
 
-def test_a_watcher_that_died_is_followed_by_one_that_submits_the_same_run(post: Post) -> None:
+def test_a_watcher_that_died_is_followed_by_one_that_submits_the_same_run(any_post: Post) -> None:
+    post = any_post
     post.storage.write("a.jsonl", LINE)
     post.storage.write("a.jsonl.done", b"")
     first = post.watcher(out=f"{post.storage.uri}/out/{{name}}/{{nominal}}")
-    taken = replace(first._taken("a.jsonl"))
-    submitted = first._submit("a.jsonl", taken)
+    submitted = first._submit("a.jsonl", first._taken("a.jsonl"))
     later = post.watcher(out=first.out)
     later.look()
     report = post.report("accepted/a.jsonl")
@@ -135,6 +135,7 @@ def test_only_whole_manifests_are_taken_whatever_their_times(post: Post) -> None
     for name, when in (("old.jsonl", 0), ("new.jsonl", 4_000_000_000)):
         (folder / name).write_bytes(LINE)
         os.utime(folder / name, (when, when))
+    post.watcher()._taken("copied.jsonl")  # by one that died; it is written anew since
     with (folder / "copied.jsonl").open("wb") as writing:
         writing.write(LINE)
         writing.flush()
