@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         str | None,
         Field(description="Where the facade keeps images, files and batches: a URI"),
     ] = None
+    schedules: Annotated[str, Field(description="The schedules file: a path or a storage URI")] = (
+        "schedules.toml"
+    )
     api_keys: Annotated[
         SecretStr | None,
         Field(description="Keys of the HTTP facade: TOKEN or TOKEN@team+team, separated by commas"),

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
-from producer.commands import checking, inspecting, rendering, serving, watching
+from producer.commands import checking, inspecting, rendering, scheduling, serving, watching
 
 HERE = "Render on this machine"
 INSTALLATION = "Use an installation of several machines"
@@ -50,6 +50,7 @@ def make_cli() -> typer.Typer:
             watching.pause,
             watching.cancel,
             watching.resume,
+            scheduling.inbox,
             serving.serve,
         ],
         LOOK: [inspecting.plan, inspecting.sheet],
@@ -63,6 +64,7 @@ def make_cli() -> typer.Typer:
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )(rendering.worker)
+    cli.add_typer(scheduling.make_schedule(), name="schedule", rich_help_panel=INSTALLATION)
     cli.add_typer(inspecting.make_models(), name="models", rich_help_panel=LOOK)
     cli.add_typer(serving.make_keys(), name="keys", rich_help_panel=INSTALLATION)
     return cli

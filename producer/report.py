@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,10 +22,13 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from producer.control.status import Status
     from producer.local.whole import Outcome
     from producer.planning.submission import Survey
+    from producer.schedules.history import Entry, Overview, Upcoming
+    from producer.schedules.news import News
     from producer.upkeep.fsck import Damage
     from producer.upkeep.verification import Verdict
 
 SHOWN_PATHS = 20
+UNBROKEN = ("nominal time", "next")  # columns
 
 
 def say(text: str) -> None:
@@ -42,6 +45,18 @@ def show_json(value: Any) -> None:
     """A dataclass or plain data, as JSON on stdout."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     sys.stdout.write(orjson.dumps(value, option=options).decode())
+
+
+def say_news(news: News) -> None:
+    """Something that happened, for people on stderr."""
+    say(str(news))
+
+
+def show_news(news: News) -> None:
+    """The same as a line of JSON on stdout, at once."""
+    event = {"at": datetime.now(UTC).isoformat(timespec="seconds")} | asdict(news)
+    sys.stdout.write(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE).decode())
+    sys.stdout.flush()
 
 
 def show_error(error: ImagemillError) -> None:
@@ -175,6 +190,40 @@ def show_damage(damage: Damage) -> None:
     show(f"{_count(damage.images, 'image')} on record: {counts or 'all are there and whole'}")
 
 
+def show_schedules(schedules: Sequence[Overview]) -> None:
+    """A table of schedules."""
+    table = _table("schedule", "cron", "time zone", "next", "last", "state")
+    for s in schedules:
+        last = f"{_when(s.last.nominal)} {s.last.state}" if s.last else ""
+        state = "paused" if s.paused else "active"
+        table.add_row(s.name, s.cron, s.timezone, _when(s.next), last, state)
+    _console().print(table)
+    for s in schedules:
+        if s.paused:
+            show(f"{s.name} is paused: {s.paused}. imagemill schedule resume {s.name} goes on.")
+
+
+def show_upcoming(times: Sequence[Upcoming]) -> None:
+    """A table of nominal times to come."""
+    table = _table("schedule", "nominal time", "manifest", "output")
+    for one in times:
+        table.add_row(one.name, _when(one.nominal), Text(one.manifest), Text(one.out))
+    _console().print(table)
+
+
+def show_history(entries: Sequence[Entry]) -> None:
+    """A table of what became of a schedule's nominal times."""
+    if not entries:
+        say("Nothing was due so far.")
+        return
+    table = _table("nominal time", "state", "run", "images", "without", "output or reason")
+    for e in entries:
+        state = f"{e.state} (run-now)" if e.manual else e.state
+        counts = [f"{e.done:,}", f"{e.without_image:,}"] if e.run_id else ["", ""]
+        table.add_row(_when(e.nominal), state, e.run_id, *counts, Text(e.out or e.reason))
+    _console().print(table)
+
+
 def _console(stderr: bool = False) -> Console:
     # No markup: prompts, paths and reasons may hold anything.
     return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
@@ -183,8 +232,16 @@ def _console(stderr: bool = False) -> Console:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in UNBROKEN)
     return table
+
+
+def _when(moment: str) -> str:
+    """An ISO time for people; seconds only if there are some."""
+    if not moment:
+        return "never"
+    time = datetime.fromisoformat(moment)
+    return f"{time:%Y-%m-%d %H:%M:%S%z}" if time.second else f"{time:%Y-%m-%d %H:%M%z}"
 
 
 def _count(number: int, noun: str) -> str:

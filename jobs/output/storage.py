@@ -110,6 +110,66 @@ class Storage:
             if durable:
                 _sync(file)
 
+    def create(self, path: str, data: bytes) -> bytes:
+        """Store `data` under `path` unless something is there; returns what is there now.
+
+        Of several that do so at once one wins, and all are told its data. A store that knows no
+        conditional writes keeps the last one's.
+        """
+        target = self._full(path)
+
+        def put() -> None:
+            try:
+                self._put_new(target, data)
+            except FileExistsError:
+                return
+
+        try:
+            self.attempt(path, put)
+        except FileNotFoundError as error:  # the bucket
+            raise classify(error, self.name(path)) from error
+        return self.read(path)
+
+    def _put_new(self, target: str, data: bytes) -> None:
+        """Raises FileExistsError."""
+        if self.local_root is None:
+            try:
+                self.filesystem.pipe_file(target, data, mode="create")
+            except OSError as error:
+                code = _s3_code(error)
+                if code in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    raise FileExistsError(target) from error
+                if code != "NotImplemented":
+                    raise
+                if not self.filesystem.exists(target):
+                    self.filesystem.pipe_file(target, data)
+            return
+        with _beside(target) as temporary:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                _sync(file)
+            os.link(temporary, target)  # unlike a rename, it replaces nothing
+
+    def move(self, path: str, to: str) -> None:
+        """Give an object another path; what is there is replaced.
+
+        One step on disks; object stores copy it, then delete the first.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        source, target = self._full(path), self._full(to)
+
+        def rename() -> None:
+            if self.local_root is None:
+                self.filesystem.cp_file(source, target)
+                self.filesystem.rm_file(source)
+            else:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.replace(source, target)
+
+        self.attempt(path, rename)
+
     @contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
         """A binary stream into `path`, visible only when the block ends without an error.
@@ -277,17 +337,23 @@ def _sync(file: IO[bytes]) -> None:
 @contextmanager
 def _renamed_into(target: str) -> Iterator[str]:
     """A temporary name beside `target` that becomes it when the block succeeds."""
+    with _beside(target) as temporary:
+        yield temporary
+        os.replace(temporary, target)
+
+
+@contextmanager
+def _beside(target: str) -> Iterator[str]:
+    """A temporary name beside `target`; nothing has it when the block ends."""
     folder, name = os.path.split(target)
     # The leading dot keeps a half-written file out of every image loader's listing.
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
     os.makedirs(folder, exist_ok=True)
     try:
         yield temporary
-        os.replace(temporary, target)
-    except BaseException:
+    finally:
         with suppress(FileNotFoundError):
             os.remove(temporary)
-        raise
 
 
 def open_storage(uri: str, **options: Any) -> Storage:

@@ -38,12 +38,17 @@ _WRITES = 4  # shards on their way to storage at a time
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One manifest, where its images go, and how it is to be read."""
+    """One manifest, where its images go, and how it is to be read.
+
+    occasion: what sets it apart from other submissions of the same content, such as the nominal
+    time of a schedule; none for most.
+    """
 
     manifest: str
     out: str
     table: ModelTable
     options: PlanOptions
+    occasion: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,9 @@ class Submission:
 def identify(job: Job) -> Submission:
     """Find out, without planning, whether storage already knows this very job.
 
-    The same manifest, options, models and output location have the same run id. A run whose weights
-    have changed since, or which finished with failures that may pass, is left behind by the next
-    generation, a new run that reuses its images.
+    The same manifest, options, models, output location and occasion have the same run id. A run
+    whose weights have changed since, or which finished with failures that may pass, is left behind
+    by the next generation, a new run that reuses its images.
 
     Raises:
         UsageError, FatalError: the manifest or the output location cannot be read.
@@ -71,6 +76,8 @@ def identify(job: Job) -> Submission:
     digest = manifest_digest(job.manifest)
     table = {name: model.model_dump(mode="json") for name, model in job.table.models.items()}
     content = [digest, asdict(job.options), job.table.default, table, storage.uri]
+    if job.occasion:
+        content.append(job.occasion)
     newest: Plan | None = None
     for generation in count():
         identity = run_id(orjson.dumps([*content, generation]))

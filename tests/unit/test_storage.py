@@ -2,9 +2,11 @@
 
 import errno
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from jobs.errors import FatalError, ImagemillError, TransientError, UsageError
 from jobs.output.storage import classify, open_file, open_storage
@@ -42,6 +44,51 @@ def test_a_writer_that_fails_leaves_the_old_content_and_no_litter(location: str)
         fail()
     assert storage.read("x") == b"old"
     assert storage.list("") == ["x"]
+
+
+def test_the_first_to_create_an_object_wins(location: str) -> None:
+    _compete(location)
+
+
+def test_the_first_to_create_an_object_wins_on_s3(bucket: str) -> None:
+    _compete(f"{bucket}/a")
+
+
+def _compete(location: str) -> None:
+    storage = open_storage(location)
+    with ThreadPoolExecutor(8) as threads:
+        told = set(threads.map(lambda i: storage.create("a/b", b"%d" % i), range(8)))
+    assert told == {storage.read("a/b")}
+    assert storage.create("a/b", b"late") in told
+    assert storage.list("a") == ["b"]
+
+
+def test_a_store_without_conditional_writes_still_keeps_what_is_there(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(bucket)
+    pipe_file = storage.filesystem.pipe_file
+
+    def refuse_conditions(path: str, data: bytes, **options: str) -> None:
+        if options:
+            error = OSError(errno.EIO, "a header implies what is not implemented")
+            error.__cause__ = ClientError({"Error": {"Code": "NotImplemented"}}, "PutObject")
+            raise error
+        pipe_file(path, data)
+
+    monkeypatch.setattr(storage.filesystem, "pipe_file", refuse_conditions)
+    assert storage.create("a", b"one") == b"one"
+    assert storage.create("a", b"two") == b"one"
+
+
+def test_an_object_moves(location: str) -> None:
+    storage = open_storage(location)
+    storage.write("a/b", b"one")
+    storage.write("c/d", b"two")
+    storage.move("a/b", "c/d")
+    assert (storage.list("a"), storage.read("c/d")) == ([], b"one")
+    with pytest.raises(FileNotFoundError):
+        storage.move("a/b", "c/d")
 
 
 def test_a_missing_object_is_not_found(location: str) -> None:

@@ -1,0 +1,1 @@
+"""Runs that nobody types a command for: by the clock, or by a manifest that arrives."""

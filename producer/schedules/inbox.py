@@ -1,0 +1,228 @@
+"""A place in storage whose manifests are submitted, once each, and filed with a report.
+
+    <inbox>/x.jsonl                        it waits; it is whole because its writer renamed it into
+            x.jsonl.done                   place, or has put this marker beside it
+            taken/x.jsonl.json             a watcher has taken it on: when, and its name when filed
+            accepted/x.jsonl               it was submitted; the report says as which run
+            accepted/x.jsonl.report.json
+            rejected/…                     it was refused; the report says why
+
+Any number of watchers may look at one inbox: a lock in Redis keeps two from doing the same work.
+Nothing depends on that lock. `taken` is created once, and the output location follows from it, so
+whoever repeats what a dead watcher began submits the same run, which is a `resume` of it. Times of
+change mean nothing here: copies keep old ones, clocks differ, and stores have none to trust.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from hashlib import blake2b
+
+import orjson
+from pydantic import ValidationError
+
+from jobs.errors import (
+    FatalError,
+    ImagemillError,
+    InvalidRequest,
+    ManifestRefused,
+    TransientError,
+    UsageError,
+)
+from jobs.models.table import ModelTable
+from jobs.output.dataset import now, read_summary
+from jobs.output.storage import Storage
+from producer.control.installation import Installation
+from producer.control.locks import LOCK_SECONDS, locked
+from producer.planning.manifest import manifest_digest
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, launch, prepare
+from producer.schedules.news import News
+from producer.schedules.reports import TAKEN_RECORD, Report, Taken, rejected
+from producer.schedules.templates import check_template, fill, key
+from producer.schedules.writing import is_whole
+
+ACCEPTED, REJECTED, TAKEN = "accepted", "rejected", "taken"
+DONE = ".done"
+
+log = logging.getLogger(__name__)
+
+_MANIFEST = re.compile(r"[^.].*\.jsonl(\.gz)?")  # what is looked at
+_NAME = re.compile(r"\w[\w.-]{0,199}")  # of what becomes part of a path
+_TORN = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """One inbox and how its manifests are submitted.
+
+    out: a template with {name}, the manifest's name without its endings, and the moment that it
+    was taken on, in UTC; needs_marker: whether only manifests with a .done marker are taken.
+
+    Strangers may write here: their lines name models of the table only, and no local files.
+
+    Raises:
+        UsageError: the template is wrong.
+    """
+
+    storage: Storage
+    out: str
+    known: Installation
+    table: ModelTable
+    options: PlanOptions
+    tell: Callable[[News], None]
+    needs_marker: bool = False
+    lock_seconds: float = LOCK_SECONDS
+    _problems: dict[str, str] = field(default_factory=dict)  # what was told last of those that wait
+
+    def __post_init__(self) -> None:
+        try:
+            check_template(self.out)
+        except ValueError as error:
+            raise UsageError(f"--out {self.out}: {error}", "See docs/schedules.md.") from error
+        if "{name}" not in self.out:
+            raise UsageError(
+                f"--out {self.out}: all manifests would write to one place",
+                "Put {name} into it: it stands for the manifest's name.",
+            )
+
+    def watch(self, every: float) -> None:
+        """Look again and again, so many seconds apart, until the process is interrupted."""
+        while True:
+            self.look()
+            time.sleep(every)
+
+    def look(self) -> None:
+        """Submit and file what is there. What fails for a reason of ours is tried again."""
+        try:
+            names = self._waiting()
+        except ImagemillError as error:
+            self._complain(self.storage.uri, error)
+            return
+        for name in names:
+            try:
+                with self._locked(name) as mine:
+                    if mine:
+                        self._take(name)
+                self._problems.pop(name, None)
+            except Exception as error:  # of whatever kind: the other manifests go on
+                if not isinstance(error, ImagemillError):
+                    log.exception("Manifest %s", name)
+                self._complain(name, error)
+
+    def _waiting(self) -> list[str]:
+        """The names of manifests that are whole, and of those that were not filed to the end."""
+        there = set(self.storage.list(""))
+        found = [n for n in there if _MANIFEST.fullmatch(n) and self._is_whole(n, there)]
+        if TAKEN in there:
+            taken = {name.removesuffix(".json") for name in self.storage.list(TAKEN)}
+            found += [name for name in taken - there if _MANIFEST.fullmatch(name)]
+        return sorted(found)
+
+    def _is_whole(self, name: str, there: set[str]) -> bool:
+        if self.needs_marker and f"{name}{DONE}" not in there:
+            return False
+        root = self.storage.local_root
+        return root is None or is_whole(f"{root}/{name}")
+
+    def _take(self, name: str) -> None:
+        """Submit a manifest and file it. Every step can be taken again.
+
+        Raises:
+            TransientError, FatalError: storage or broker; the manifest stays.
+        """
+        if not self.storage.exists(name):  # it is filed, by one that did not tidy up after it
+            self._tidy(name)
+            return
+        taken = self._taken(name)
+        before = manifest_digest(self.storage.name(name))
+        report = self._submit(name, taken)
+        if manifest_digest(self.storage.name(name)) != before:
+            self.storage.remove(f"{TAKEN}/{name}.json")  # another came under its name: its turn
+            return
+        filed = f"{report.state}/{taken.filed}"
+        self.storage.write(f"{filed}.report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+        self.storage.move(name, filed)
+        self._tidy(name)
+        self.tell(News(name, report.state, report.reason, "", report.run_id, report.out))
+
+    def _tidy(self, name: str) -> None:
+        self.storage.remove(f"{name}{DONE}")
+        self.storage.remove(f"{TAKEN}/{name}.json")
+
+    def _taken(self, name: str) -> Taken:
+        """Take a manifest on, or see how another has."""
+        moment = datetime.fromisoformat(now())
+        again = any(self.storage.exists(f"{folder}/{name}") for folder in (ACCEPTED, REJECTED))
+        filed = f"{key(moment)}-{name}" if again else name
+        path = f"{TAKEN}/{name}.json"
+        stored = self.storage.create(path, orjson.dumps(Taken(moment, filed)))
+        with suppress(ValidationError):
+            taken = TAKEN_RECORD.validate_json(stored)
+            if taken.filed in (name, f"{key(taken.at)}-{name}"):
+                return taken
+        self.storage.remove(path)
+        raise TransientError(f"{self.storage.name(path)} is none of ours", "It is written anew.")
+
+    def _submit(self, name: str, taken: Taken) -> Report:
+        """Make its run live, or say why there is none."""
+        uri = self.storage.name(name)
+        report = Report("accepted", uri, taken.at.isoformat(), now())
+        try:
+            submission = identify(Job(uri, self._out_of(name, taken), self.table, self.options))
+            out = submission.storage
+            self._check_free(out, submission.run_id)
+            finished = submission.plan if submission.finished else None
+            plan = finished or prepare(submission, lambda _: None)
+        except (ManifestRefused, InvalidRequest, FatalError) as error:
+            # Anything else is not the manifest's fault.
+            if isinstance(error, FatalError) and not isinstance(error.__cause__, _TORN):
+                raise
+            return rejected(report, error)
+        if not finished:
+            with self.known.reached():
+                launch(plan, out, self.known.runs, self.known.dispatcher)
+        return replace(
+            report, run_id=plan.run_id, out=out.uri, requests=plan.requests, invalid=plan.invalid
+        )
+
+    def _out_of(self, name: str, taken: Taken) -> str:
+        stem = name.removesuffix(".gz").removesuffix(".jsonl")
+        if not _NAME.fullmatch(stem):
+            raise InvalidRequest(
+                "name", f"{stem!r} cannot become part of a path; use letters, digits, ., - and _"
+            )
+        return fill(self.out, stem, taken.at)
+
+    def _check_free(self, out: Storage, run_id: str) -> None:
+        """Raises TransientError while another run writes to the same place."""
+        summary = read_summary(out)
+        if summary is None or summary.state != "running" or summary.run_id == run_id:
+            return
+        with self.known.reached():
+            progress = self.known.runs.progress(summary.run_id)
+        if progress is not None and progress.state in ("running", "paused"):
+            raise TransientError(
+                f"run {summary.run_id} goes on in {out.uri}", "It has to end first."
+            )
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[bool]:
+        whole = blake2b(self.storage.name(name).encode(), digest_size=16).hexdigest()
+        runs = self.known.runs
+        with self.known.reached():
+            with locked(runs.client, f"{runs.prefix}inbox:{whole}", self.lock_seconds) as mine:
+                yield mine
+
+    def _complain(self, subject: str, error: Exception) -> None:
+        if self._problems.get(subject) != (problem := str(error)):
+            self._problems[subject] = problem
+            self.tell(News(subject, "waits", problem))

@@ -1,0 +1,38 @@
+"""`imagemill inbox` from the shell."""
+
+from __future__ import annotations
+
+import signal
+
+import orjson
+import pytest
+
+from tests.support import Cli, circles
+
+
+def test_an_inbox_from_the_shell(cli: Cli, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEMILL_BROKER", broker)
+    (cli.folder / "in").mkdir()
+    cli.manifest(*circles(3)).rename(cli.folder / "in" / "first.jsonl")
+    options = ("--out", "out/{name}", "--model", "null", "--every", 0.1, "--json")
+    watching = cli.start("inbox", "in", *options)
+
+    def news() -> dict[str, str]:
+        assert watching.stdout is not None
+        told: dict[str, str] = orjson.loads(watching.stdout.readline())
+        return told
+
+    assert news()["what"] == "watched"
+    first = news()
+    assert (first["subject"], first["what"]) == ("first.jsonl", "accepted")
+    cli.manifest({"promt": "x"}).rename(cli.folder / "in" / "second.jsonl")
+    assert news()["text"].startswith("1 invalid line, the first: line 1: prompt: is required")
+    watching.send_signal(signal.SIGINT)
+    _, said = watching.communicate(timeout=20)
+    assert (watching.returncode, "Stopped." in said, "Traceback" in said) == (130, True, False)
+    assert (cli.folder / "in/accepted/first.jsonl").is_file()
+    assert (cli.folder / "in/rejected/second.jsonl").is_file()
+    assert cli.json("status", "out/first")["requests"] == 3
+    assert "Put {name} into it" in cli("inbox", "in", "--out", "o", code=2).stderr
+    wrong = ("inbox", "in", "--out", "o/{name}", "--model", "nope")
+    assert "unknown model" in cli(*wrong, code=2).stderr
