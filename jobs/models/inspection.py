@@ -15,6 +15,7 @@ FILES = ("model_index.json", "unet/config.json", "transformer/config.json", "vae
 
 _SMALL = 512  # pixels a side: up to here batches are several times as fast as single images
 _WIDTH = 8
+_LARGEST = 4096
 _DISTILLED_STEPS = 4
 
 Row = dict[str, Any]
@@ -32,7 +33,7 @@ def inspect_folder(folder: Path, repo: str) -> Row:
             f"{repo} has no model_index.json", "Name a repository or folder of a whole pipeline."
         )
     denoiser = _read(folder / "unet/config.json") or _read(folder / "transformer/config.json") or {}
-    name = family_of(index.get("_class_name", ""))
+    name = family_of(str(index.get("_class_name", "")))
     family = family_named(name)
     size = _size(denoiser, _read(folder / "vae/config.json") or {}, family.size)
     takes = [one for one in family.takes if name or one != "strength"]
@@ -63,9 +64,11 @@ def _size(denoiser: Row, decoder: Row, usual: int) -> int:
     """The side that the weights were trained for, in pixels."""
     latent = denoiser.get("sample_size")
     channels = decoder.get("encoder_block_out_channels") or decoder.get("block_out_channels")
-    if not isinstance(latent, int) or not channels:
+    # A folder is whatever somebody wrote: what makes no sense tells nothing.
+    if not isinstance(latent, int) or not isinstance(channels, list) or not 1 <= len(channels) <= 8:
         return usual
-    return int(latent * 2 ** (len(channels) - 1))
+    size = latent * 2 ** (len(channels) - 1)
+    return size if 16 <= size <= _LARGEST else usual
 
 
 def _read(file: Path) -> Row | None:

@@ -167,9 +167,13 @@ class ModelTable:
         """
         if name in self.models:
             return self.models[name]
-        if not self.closed and (Path(name) / "model_index.json").is_file():
+        if not self.closed and _is_pipeline(name):
             folder = Path(name).resolve()
-            return Model.model_validate(inspect_folder(folder, str(folder)))
+            try:
+                return Model.model_validate(inspect_folder(folder, str(folder)))
+            except ValidationError as error:
+                reason = f"{name}: its JSON files describe no model: {error.errors()[0]['msg']}"
+                raise InvalidRequest("model", reason, "model_not_found") from error
         if not self.closed and _REPOSITORY.match(name):
             return Model(repo=name)
         raise InvalidRequest(
@@ -207,6 +211,13 @@ class ModelTable:
         """Where weights are: an existing folder or file, or a repository's name."""
         path = self.folder / weights.repo
         return path if path.exists() else weights.repo
+
+
+def _is_pipeline(folder: str) -> bool:
+    try:
+        return (Path(folder) / "model_index.json").is_file()
+    except (OSError, ValueError):  # too long a name, or a NUL in it
+        return False
 
 
 class _Table(BaseModel):

@@ -202,11 +202,11 @@ def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Bl
     workers = min(os.cpu_count() or 1, 4)
     pending: deque[tuple[Block, Future[PlannedBlock]]] = deque()
     # Spawned: storage clients and their threads do not survive a fork.
-    # Blocks hold no cycles, and collecting garbage among millions of live objects is slow.
+    # Garbage is collected after blocks that leave some, not among millions of live objects.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_child) as pool:
         try:
             for block in blocks:
-                pending.append((block, pool.submit(planner.plan, block)))
+                pending.append((block, pool.submit(_plan, planner, block)))
                 if len(pending) > 2 * workers:
                     first, future = pending.popleft()
                     yield first, future.result()
@@ -217,8 +217,16 @@ def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Bl
             pool.shutdown(cancel_futures=True)
 
 
+def _plan(planner: Planner, block: Block) -> PlannedBlock:
+    planned = planner.plan(block)
+    if planned.errors:  # exceptions are cycles; requests are none
+        gc.collect()
+    return planned
+
+
 def _begin_child() -> None:
     """A killed command must leave no process behind that waits for work for ever."""
+    gc.freeze()
     gc.disable()
     die_with_parent()
 

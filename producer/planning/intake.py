@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path
 import re
+import stat
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -63,21 +64,28 @@ class Intake:
                     "only a local manifest of this machine's command line may name local files",
                     "input_forbidden",
                 )
-            return Path(unquote(urlsplit(reference).path))
+            try:
+                return Path(unquote(urlsplit(reference).path))
+            except ValueError as error:  # a broken [address]
+                raise InvalidRequest(field, f"no file URL: {error}", "input_unreachable") from error
         if self.folder is None or len(reference) > MAX_PATH:
             return None
         path = os.path.join(self.folder, reference)
         # Base64 may begin with a slash as well, but it never ends in ".png".
-        is_path = os.path.isfile(path) or _LOOKS_LIKE_A_FILE.fullmatch(reference)
+        is_path = _LOOKS_LIKE_A_FILE.fullmatch(reference) or (
+            "\0" not in reference and os.path.isfile(path)
+        )
         return Path(path) if is_path and "://" not in reference else None
 
     def _read(self, path: Path, field: str) -> bytes:
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+                raise InvalidRequest(field, f"{path} is no file", "input_unreachable")
             with path.open("rb") as file:
                 data = file.read(self.policy.max_bytes + 1)
-        except OSError as error:
-            reason = f"{path}: {error.strerror}"
-            raise InvalidRequest(field, reason, "input_unreachable") from error
+        except (OSError, ValueError) as error:  # the latter: a NUL in its name
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise InvalidRequest(field, f"{path}: {reason}", "input_unreachable") from error
         check_image(data, self.policy, field)
         return data
 

@@ -13,20 +13,27 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import file_digest
 from io import BufferedReader, RawIOBase
+from json import JSONDecodeError
+from reprlib import Repr
 from typing import IO, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails
 
 from jobs.errors import FatalError, LineError
 from jobs.output.plan import SHARD_LINES
 from jobs.output.storage import open_file
-from jobs.requests import STRICT, Body, Task
+from jobs.requests import STRICT, Body, ImageInput, Task
+from producer.planning.strict_json import check_marks, parse_json
 
 MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
 BLOCK_BYTES = 16 << 20  # of lines with images: what a block holds beside its last line
 READ_BYTES = 1 << 20
 MAX_CUSTOM_ID = 512  # characters
+SHOWN_ERRORS = 20  # of one line
+SHOWN_NAME = 64  # characters of a field's name
+
+_SHORT = Repr()
 
 CustomId = Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)]
 
@@ -80,17 +87,46 @@ class Block:
 
 
 def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
-    """The line's request, or every reason why it is none."""
+    """The line's request, or the reasons why it is none, at most SHOWN_ERRORS."""
+    try:
+        check_marks(raw)
+    except ValueError as reason:
+        return [LineError(number, "", "", _json_reason(raw, reason))]
     # Cheap and almost always right; what it gets wrong is parsed again below.
     form: type[Line] = BatchLine if b'"body"' in raw else BareLine
     try:
         # What model_validate_json calls, without its half a microsecond of checking options.
         line: Line = form.__pydantic_validator__.validate_json(raw)
-        return line
     except ValidationError as error:
-        wrong = error
+        return _explain(number, raw, form, error)
+    # Each key has a colon, so as many colons as fields leave none for a key that is there twice.
+    if raw.count(b":") != _keys(line):
+        try:
+            parse_json(raw)
+        except ValueError as reason:
+            return [LineError(number, line.custom_id or "", "", _json_reason(raw, reason))]
+    return line
+
+
+def _keys(line: Line) -> int:
+    """The keys of a line's JSON."""
+    if isinstance(line, BatchLine):
+        return len(line.model_fields_set) + _body_keys(line.body)
+    return _body_keys(line)
+
+
+def _body_keys(body: Body) -> int:
+    inputs = [body.image, body.control_images] if body.image or body.control_images else []
+    nested = [one for some in inputs for one in (some if isinstance(some, list) else [some])]
+    return len(body.model_fields_set) + sum(isinstance(one, ImageInput) for one in nested)
+
+
+def _explain(
+    number: int, raw: bytes, form: type[Line], wrong: ValidationError
+) -> Line | list[LineError]:
+    """The reasons why a line is no request of a form; the request, if it is one of the other."""
     try:
-        content = from_json(raw, allow_inf_nan=True)
+        content = parse_json(raw)
     except ValueError as reason:
         return [LineError(number, "", "", _json_reason(raw, reason))]
     if not isinstance(content, dict):
@@ -102,13 +138,20 @@ def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
             wrong = error
     custom_id = content.get("custom_id")
     name = custom_id if isinstance(custom_id, str) else ""
-    return list(dict.fromkeys(_line_error(number, name, e, right) for e in wrong.errors()))
+    errors = wrong.errors(include_url=False)[:SHOWN_ERRORS]
+    if errors[0]["type"] == "json_invalid":  # half of a surrogate pair, which Python takes
+        why = ValueError(errors[0]["ctx"]["error"])
+        return [LineError(number, name, "", _json_reason(raw, why))]
+    return list(dict.fromkeys(_line_error(number, name, e, right) for e in errors))
 
 
 def _json_reason(raw: bytes, reason: ValueError) -> str:
     if raw.startswith(b"\xef\xbb\xbf"):
         return "starts with a byte order mark; save the file as plain UTF-8"
-    return f"not valid JSON: {str(reason).replace(' at line 1 column ', ' at column ')}"
+    if isinstance(reason, JSONDecodeError):
+        where = f" at column {reason.colno}" if reason.doc else ""
+        return f"not valid JSON: {reason.msg}{where}"
+    return f"not valid JSON: {reason}"
 
 
 def _line_error(
@@ -116,7 +159,7 @@ def _line_error(
 ) -> LineError:
     in_body = error["loc"][:1] == ("body",)
     # Unions add the name of each alternative to the location; the field itself is enough.
-    field_name = str(error["loc"][1 if in_body and len(error["loc"]) > 1 else 0])
+    field_name = str(error["loc"][1 if in_body and len(error["loc"]) > 1 else 0])[:SHOWN_NAME]
     match error["type"]:
         case "missing":
             reason = "is required"
@@ -130,7 +173,7 @@ def _line_error(
 
 
 def _got(value: Any) -> str:
-    text = repr(value)
+    text = repr(value[:60]) if isinstance(value, str | bytes) else _SHORT.repr(value)
     return f" (got {text if len(text) <= 60 else text[:57] + '...'})"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from producer.api.wire.reading import parse_json
+from producer.planning.strict_json import parse_json
 
 
 @pytest.mark.parametrize(

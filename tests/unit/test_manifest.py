@@ -58,7 +58,7 @@ def test_a_prompt_that_says_body_is_no_batch_line() -> None:
         (b'{"prompt": "a", "seed": -1}', "line 7: seed: input should be greater than or equal"),
         (
             b'{"prompt": "a", "guidance_scale": NaN}',
-            "line 7: guidance_scale: input should be a fin",
+            "line 7: not valid JSON: NaN is no JSON number",
         ),
         (b'{"prompt": "a", "num_inference_steps": 51}', "less than or equal to 50 (got 51)"),
         (b'{"prompt": "a", "response_format": "gif"}', "line 7: response_format: input should be"),

@@ -21,10 +21,8 @@ from starlette.types import Message, Receive
 from jobs.requests import MAX_INPUTS
 from producer.api.wire.errors import ApiError
 from producer.api.wire.threads import in_thread
+from producer.planning.strict_json import parse_json
 
-MAX_DEPTH = 32
-MAX_ITEMS = 256  # of a list, and keys of an object
-MAX_MARKS = 200_000  # commas and opening brackets; prompts of commas alone hold a third of them
 LARGE_BYTES = 64 * 2**10  # from here on JSON is read beside the event loop
 BODY_SECONDS = 300.0  # until the last byte of a body is there
 FORM = "multipart/form-data"
@@ -47,62 +45,6 @@ class Given(BaseModel):
         if not isinstance(data, dict):
             return data
         return {k: v for k, v in data.items() if v is not None or k not in cls.model_fields}
-
-
-def parse_json(raw: bytes) -> Any:
-    """JSON without repeated keys, NaN, infinities, deep nesting or very many values.
-
-    Takes time and memory in proportion to its bytes, whatever they are.
-
-    Raises:
-        json.JSONDecodeError: says which of these it has, or that it is none.
-    """
-    # Before any value is built: each costs far more than its bytes.
-    if sum(raw.count(mark) for mark in b"[{,") > MAX_MARKS:
-        raise json.JSONDecodeError("too many values", "", 0)
-    try:
-        content = json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError as error:
-        raise json.JSONDecodeError("nested too deeply", "", 0) from error
-    except ValueError as error:  # broken UTF-8, a number of thousands of digits, a repeated key
-        raise json.JSONDecodeError(str(error), "", 0) from error
-    _check_shape(content)
-    return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MAX_ITEMS:  # each unknown one would become an error
-        raise ValueError(f"an object has more than {MAX_ITEMS} keys")
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"key {name[:64]!r} appears twice")
-        found[name] = value
-    return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
-
-
-def _check_shape(content: Any) -> None:
-    """Refuse lists that are too long and nesting that is too deep."""
-    level = [content]
-    for _ in range(MAX_DEPTH + 1):
-        following = list[Any]()
-        for value in level:
-            if isinstance(value, dict):
-                following += value.values()
-            elif isinstance(value, list):
-                if len(value) > MAX_ITEMS:
-                    raise json.JSONDecodeError(f"a list has more than {MAX_ITEMS} items", "", 0)
-                following += value
-        if not following:
-            return
-        level = following
-    raise json.JSONDecodeError("nested too deeply", "", 0)
 
 
 class StrictRequest(Request):

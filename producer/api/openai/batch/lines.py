@@ -31,8 +31,9 @@ from producer.api.openai.bodies import (
     ImageRequest,
 )
 from producer.api.wire.errors import ApiError, as_answer, error_json
-from producer.api.wire.reading import Given, parse_json
+from producer.api.wire.reading import Given
 from producer.planning.manifest import MAX_CUSTOM_ID, BatchLine, CustomId
+from producer.planning.strict_json import parse_json
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
 Load = Callable[[ImageRefParam], str]  # an input → the reference that the manifest holds
