@@ -50,6 +50,10 @@ class NullRenderer:
         """Requests of one call."""
         return self.stack.batch_width
 
+    def save_memory(self, _: BatchKey) -> bool:
+        """It needs none."""
+        return False
+
     def stack_for(self, _: BatchKey) -> Stack:
         """The same for all."""
         return self.stack

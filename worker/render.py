@@ -35,6 +35,12 @@ class Renderer(Protocol):
     def slots(self, key: BatchKey) -> int:
         """How many requests one call for this key has room for."""
 
+    def save_memory(self, key: BatchKey) -> bool:
+        """After a MemoryError: need less for this key from now on. False if nothing is left to try.
+
+        Records of what it renders then tell it in their stack's modes.
+        """
+
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
 
@@ -137,7 +143,9 @@ class BatchRenderer:
         else:
             return self._done(batch, images, slots, started)
         # Not inside of a handler: an error holds on to all that its call had in memory.
-        if code == "out_of_memory" and (self.make_room() or self._narrow(key, slots)):
+        if code == "out_of_memory" and (
+            self.make_room() or self.renderer.save_memory(key) or self._narrow(key, slots)
+        ):
             return self._render(batch)
         if len(batch) > 1:  # with the same slots: the others' pixels stay what they are
             half = len(batch) // 2

@@ -475,6 +475,53 @@ def test_out_of_memory(studio: Studio, fits: int, widths: list[int]) -> None:
         assert rendered[0].message.startswith("2684354560 bytes more were needed")
 
 
+@pytest.mark.parametrize(
+    ("fits", "modes", "slots"),
+    [(1, "vae_slicing", 4), (0, "vae_slicing, vae_tiling", 1)],
+)
+def test_a_vae_without_memory_saves_before_fewer_are_rendered(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, fits: int, modes: str, slots: int
+) -> None:
+    renderer = studio.load("sd")
+    before = one(renderer, ask())
+    vae = renderer.renderer.variants.base.vae  # type: ignore[attr-defined]
+    decode = vae.decoder.forward
+
+    def hungry(latents: torch.Tensor, *rest: object) -> object:
+        if len(latents) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+        return decode(latents, *rest)
+
+    monkeypatch.setattr(vae.decoder, "forward", hungry)
+    (rendered,) = renderer.render([ask()])
+    assert (rendered.stack.modes, rendered.stack.batch_width) == (modes, slots)
+    if fits:
+        assert np.abs(pixels(rendered) - before).max() < 0.01
+    else:
+        assert rendered.code == "out_of_memory"
+    monkeypatch.undo()
+    (other,) = renderer.render([ask(key=replace(PLAIN, width=96))])
+    assert (other.stack.modes, vae.use_slicing, vae.use_tiling) == ("", False, False)
+
+
+def test_a_denoiser_without_memory_gains_nothing_from_the_vae(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = studio.load("sd")
+    unet = renderer.renderer.variants.base.unet  # type: ignore[attr-defined]
+    forward = unet.forward
+
+    def hungry(latents: torch.Tensor, *rest: object, **more: object) -> object:
+        if len(latents) > 4:  # guidance doubles them
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return forward(latents, *rest, **more)
+
+    monkeypatch.setattr(unet, "forward", hungry)
+    (rendered,) = renderer.render([ask()])
+    assert (rendered.status, rendered.stack.modes) == ("done", "")
+    assert rendered.stack.batch_width == 2
+
+
 def test_a_lost_device_ends_the_process(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = studio.load("sd")
     pipeline = renderer.renderer.variants.base  # type: ignore[attr-defined]

@@ -26,6 +26,7 @@ from worker.pipelines.arguments import arguments, check
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
 from worker.pipelines.placement import loading_options, place, set_scheduler, tune
 from worker.pipelines.prompts import PromptLimit, prompt_limit
+from worker.pipelines.savings import Savings
 from worker.pipelines.variants import Variants
 from worker.versions import installed
 
@@ -42,8 +43,9 @@ class PipelineRenderer:
     variants: Variants
     adapters: Adapters
     limit: PromptLimit
+    savings: Savings
     stack: Stack
-    _stacks: dict[tuple[str, str], Stack] = field(default_factory=dict)
+    _stacks: dict[tuple[str, str, str], Stack] = field(default_factory=dict)
 
     def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
         """Images of one batch: (requests, height, width, 3), RGB in [0, 1].
@@ -57,6 +59,7 @@ class PipelineRenderer:
         variant = self.variants.get(key)
         call = arguments(self.variants.family, variant.accepted, key, batch)
         self.adapters.use(key.adapter)
+        self.savings.apply(key)
         # Another model of this process may have set another count.
         torch.set_num_threads(self.stack.threads)
         try:
@@ -68,6 +71,7 @@ class PipelineRenderer:
                 os._exit(1)
             if not is_out_of_memory(error):
                 raise
+            self.savings.note(key, error)
             raise out_of_memory(error) from error
         pixels = np.asarray(images, np.float32)
         if pixels.shape[1:3] != (key.height, key.width):
@@ -80,10 +84,15 @@ class PipelineRenderer:
         alone = key.inputs and self.variants.family.inputs > 1
         return 1 if alone else self.stack.batch_width
 
+    def save_memory(self, key: BatchKey) -> bool:
+        """Need less memory for batches of this key from now on; False if nothing is left to try."""
+        return self.savings.more(key, self.slots(key))
+
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
         pipeline = self.variants.class_name(key)
-        name = (pipeline, key.adapter)
+        modes = self.savings.names(key)
+        name = (pipeline, key.adapter, modes)
         if name not in self._stacks:
             digest = self.stack.fingerprint
             if key.adapter:
@@ -95,7 +104,9 @@ class PipelineRenderer:
                         "Give all producers and workers the same models table, then resume.",
                     )
                 digest += f"+{adapter_digest(self.adapters.table, adapter)}"
-            self._stacks[name] = replace(self.stack, pipeline=pipeline, fingerprint=digest)
+            self._stacks[name] = replace(
+                self.stack, pipeline=pipeline, fingerprint=digest, modes=modes
+            )
         return self._stacks[name]
 
     def tokens_cut(self, prompt: str) -> int:
@@ -153,6 +164,7 @@ def load_pipeline(
         Variants(pipeline, controls, family, model.options, device),
         Adapters(pipeline, table, model.adapters, model.adapters_mib * 2**20),
         prompt_limit(pipeline, family),
+        Savings(getattr(pipeline, "vae", None), model.options),
         Stack(
             repo=weights.repo,
             revision=weights.revision,

@@ -115,7 +115,7 @@ class Supervisor:
             # What cuBLAS needs to give the same bits for the same input.
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         }
-        return self._waiting() | self.settings.environment() | pinned
+        return self._waiting() | _allocating() | self.settings.environment() | pinned
 
     def _waiting(self) -> dict[str, str]:
         """How torch's threads wait for each other, unless the environment says it.
@@ -128,6 +128,20 @@ class Supervisor:
         if len(self.devices) > 1:
             return {"OMP_WAIT_POLICY": "PASSIVE"}
         return {"GOMP_SPINCOUNT": "10000"}
+
+
+def _allocating() -> dict[str, str]:
+    """How torch asks the GPU for memory, unless the environment says it.
+
+    In blocks that grow: sizes of many requests leave no holes behind that nothing fits into.
+    """
+    if {
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_HIP_ALLOC_CONF",
+    } & os.environ.keys():
+        return {}
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 @dataclass
