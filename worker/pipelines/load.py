@@ -28,7 +28,8 @@ from worker.pipelines.placement import loading_options, place, set_scheduler, tu
 from worker.pipelines.prompts import PromptLimit, prompt_limit
 from worker.pipelines.savings import Savings
 from worker.pipelines.variants import Variants
-from worker.versions import installed
+from worker.process.gpus import Machine
+from worker.versions import installed, torch_build
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +128,11 @@ def load_pipeline(
         MemoryError: the device has too little memory.
     """
     if device == "cuda" and not torch.cuda.is_available():
+        build, driver = torch_build(), Machine().driver() or "none"
         raise FatalError(
-            "torch sees no GPU", "Install a CUDA build of torch, or start with --devices cpu."
+            f"torch {build.version} for CUDA {build.cuda or 'none'} sees no GPU; driver: {driver}",
+            "Bring driver and torch's build together (docs/models.md), or start with "
+            "--devices cpu.",
         )
     _make_deterministic()
     torch.set_num_threads(model.threads)
