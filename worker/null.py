@@ -30,7 +30,7 @@ class NullRenderer:
             fingerprint=weights.digest,
             pipeline="NullRenderer",
             scheduler="none",
-            dtype=model.dtype,
+            dtype="float32",  # of its pixels, whatever the row says
             device="cpu",
             device_name="none",
             batch_width=model.batch_width,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -580,6 +581,29 @@ def test_options_change_pixels(
     """The largest difference to a pixel without the option says that it has its effect."""
     with_it, without = (one(studio.load(name, text, width=1), ask()) for text in (row, ""))
     assert least <= np.abs(with_it - without).max() <= most
+
+
+def test_weights_that_exist_in_fp16_alone_are_found(studio: Studio, tmp_path: Path) -> None:
+    shutil.copytree(studio.part("sd"), tmp_path / "half")
+    for file in tmp_path.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    row = f'[models.half]\nrepo = "{tmp_path / "half"}"\nsize = [64, 64]\nthreads = 1\n'
+    table = studio.table("sd", parts=row)
+    model = table.get("half")
+    loaded = load_pipeline(table, model, fingerprint(table, model), studio.device)
+    (rendered,) = BatchRenderer(loaded).render([ask()])
+    assert rendered.status == "done"
+    assert rendered.stack.modes == "variant fp16"
+    # The row says no type: that of the record is the device's.
+    assert rendered.stack.dtype == ("float32" if studio.device == "cpu" else "bfloat16")
+
+
+def test_a_vae_takes_the_place_of_the_pipelines_own(studio: Studio) -> None:
+    other = studio.part("sd-other")
+    row = f'vae = {{ repo = "{other / "vae"}" }}'
+    assert not same(one(studio.load("sd", row), ask()), one(studio.get("sd"), ask()))
+    table = studio.table("sd", row)
+    studio.load("sd", row).check_weights(PLAIN, route_digest(table, "sd"))
 
 
 def test_options_that_only_cost_or_save_reach_diffusers(studio: Studio) -> None:

@@ -6,7 +6,6 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 
 from jobs.errors import FatalError, InvalidRequest
 from jobs.models.families import family_named, family_of
-from jobs.models.fingerprints import Fingerprint, adapter_digest, revision_of
-from jobs.models.table import ControlNet, Model, ModelTable
+from jobs.models.fingerprints import Fingerprint, adapter_digest
+from jobs.models.table import Model, ModelTable
 from jobs.output.records import Stack
 from jobs.requests import BatchKey
 from worker.inputs import Prepared
@@ -28,6 +27,7 @@ from worker.pipelines.placement import loading_options, place, set_scheduler, tu
 from worker.pipelines.prompts import PromptLimit, prompt_limit
 from worker.pipelines.savings import Savings
 from worker.pipelines.variants import Variants
+from worker.pipelines.weights import dtype_for, load_parts, load_weights
 from worker.process.gpus import Machine
 from worker.versions import installed, torch_build
 
@@ -92,7 +92,7 @@ class PipelineRenderer:
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
         pipeline = self.variants.class_name(key)
-        modes = self.savings.names(key)
+        modes = ", ".join(filter(None, (self.stack.modes, self.savings.names(key))))
         name = (pipeline, key.adapter, modes)
         if name not in self._stacks:
             digest = self.stack.fingerprint
@@ -140,12 +140,11 @@ def load_pipeline(
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # Prompts that are cut are told by records (prompt_tokens_cut), not by a line each.
     diffusers.utils.logging.set_verbosity_error()
-    options = loading_options(model)
-    pipeline = _load(diffusers.DiffusionPipeline, table, model, options)
-    controls = [
-        _load(diffusers.AutoModel, table, one, {"dtype": options["dtype"]})
-        for one in model.controlnets.values()
-    ]
+    dtype = dtype_for(model.dtype, device)
+    own, controls = load_parts(table, model, dtype)
+    pipeline, variant = load_weights(
+        diffusers.DiffusionPipeline, table, model, own | loading_options(model, dtype)
+    )
     if model.scheduler:
         set_scheduler(pipeline, model.scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -175,35 +174,15 @@ def load_pipeline(
             fingerprint=weights.digest,
             pipeline=type(pipeline).__name__,
             scheduler=type(pipeline.scheduler).__name__,
-            dtype=model.dtype,
+            dtype=str(dtype).removeprefix("torch."),
             device=device,
             device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
             batch_width=model.batch_width,
             threads=model.threads,
             versions=installed("torch", "diffusers", "transformers", "pillow", "imagemill"),
+            modes="variant " + variant if variant and not model.variant else "",
         ),
     )
-
-
-def _load(
-    loader: Any, table: ModelTable, weights: Model | ControlNet, options: dict[str, Any]
-) -> Any:
-    source = table.source(weights)
-    local = isinstance(source, Path)
-    try:
-        return loader.from_pretrained(
-            str(source),
-            revision=None if local else revision_of(table, weights),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=local,
-            **options,
-        )
-    except Exception as error:  # every library in there has errors of its own
-        raise FatalError(
-            f"model {weights.repo} does not load from {source}: {type(error).__name__}: {error}",
-            "Check its row in models.toml and its files, then resume the run.",
-        ) from error
 
 
 def _make_deterministic() -> None:

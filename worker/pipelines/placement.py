@@ -17,13 +17,13 @@ from jobs.models.options import Options, Quantization
 from jobs.models.table import Model
 
 
-def loading_options(model: Model) -> dict[str, Any]:
+def loading_options(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     """What DiffusionPipeline.from_pretrained gets.
 
     Raises:
         FatalError: the quantization does not work here.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    options: dict[str, Any] = {"dtype": dtype}
     if model.options.quantization:
         with _naming("quantization"):
             options["quantization_config"] = _quantization(model.options.quantization)
