@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
@@ -24,8 +24,10 @@ log = logging.getLogger(__name__)
 class Renderer(Protocol):
     """A loaded model."""
 
-    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
-        """Images of requests that share a batch key: (requests, height, width, 3), RGB in [0, 1].
+    def render(self, batch: list[Prepared]) -> Iterable[NDArray[np.float32] | None]:
+        """Images of requests that share a batch key: (height, width, 3) each, RGB in [0, 1].
+
+        None takes the place of an image that the model's own safety checker has refused.
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
@@ -161,7 +163,11 @@ class BatchRenderer:
         return True
 
     def _done(
-        self, batch: list[Prepared], images: NDArray[np.float32], slots: int, started: float
+        self,
+        batch: list[Prepared],
+        images: Iterable[NDArray[np.float32] | None],
+        slots: int,
+        started: float,
     ) -> list[Rendered]:
         key = batch[0].request.key
         share = (time.perf_counter() - started) / len(batch)
@@ -174,6 +180,10 @@ class BatchRenderer:
                 pixels,
                 seconds_load=one.seconds,
                 tokens_cut=self.renderer.tokens_cut(one.request.prompt),
+            )
+            if pixels is not None
+            else self.ended(
+                one, "rejected", "nsfw", "refused by the model's safety checker", started
             )
             for one, pixels in zip(batch, images, strict=False)
         ]

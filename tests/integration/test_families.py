@@ -583,6 +583,41 @@ def test_options_change_pixels(
     assert least <= np.abs(with_it - without).max() <= most
 
 
+@pytest.mark.parametrize("edit", [False, True])
+def test_an_image_that_was_made_black_is_no_image(studio: Studio, edit: bool) -> None:
+    """The checker of these weights refuses everything."""
+    request = ask(images=(picture(1),) if edit else ())
+    (refused,) = studio.get("prude").render([request])
+    assert (refused.status, refused.code, refused.pixels) == ("rejected", "nsfw", None)
+    assert refused.stack.modes == ""
+    table = studio.table("prude", "options = { safety_checker = false }")
+    bold = studio.load("prude", "options = { safety_checker = false }")
+    (drawn,) = bold.render([request])
+    assert (drawn.status, drawn.stack.modes) == ("done", "safety_checker off")
+    assert drawn.stack.fingerprint == route_digest(table, "prude") != refused.stack.fingerprint
+    assert pixels(drawn).any()
+
+
+def test_no_watermark_unless_it_is_asked_for(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the package were installed, which makes diffusers mark all of SDXL's images."""
+
+    class Mark:
+        def apply_watermark(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(images)
+
+    for kind in ("pipeline_stable_diffusion_xl", "pipeline_stable_diffusion_xl_img2img"):
+        module = f"diffusers.pipelines.stable_diffusion_xl.{kind}"
+        monkeypatch.setattr(f"{module}.is_invisible_watermark_available", lambda: True)
+        monkeypatch.setattr(f"{module}.StableDiffusionXLWatermarker", Mark, raising=False)
+    plain, marked = studio.load("sdxl"), studio.load("sdxl", "options = { watermark = true }")
+    grey = one(marked, ask())
+    assert np.ptp(grey) == 0
+    for request in (ask(), ask(images=(picture(1),))):
+        assert np.ptp(one(plain, request)) > 0
+
+
 def test_weights_that_exist_in_fp16_alone_are_found(studio: Studio, tmp_path: Path) -> None:
     shutil.copytree(studio.part("sd"), tmp_path / "half")
     for file in tmp_path.rglob("*.safetensors"):
@@ -688,6 +723,7 @@ def test_a_compiled_model_takes_adapters_and_controlnets(studio: Studio) -> None
         ('options = { quantization = { backend = "torchao" } }', "quantization"),  # no transformer
         ('options = { quantization = { backend = "torchao", kind = "X" } }', "quantization"),
         ('options = { offload = "model" }', "offload"),
+        ("options = { watermark = true }", "watermark"),
     ],
 )
 def test_a_wrong_option_is_named_at_start(studio: Studio, row: str, option: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -23,7 +25,7 @@ from worker.inputs import Prepared
 from worker.pipelines.adapters import Adapters
 from worker.pipelines.arguments import arguments, check
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
-from worker.pipelines.placement import loading_options, place, set_scheduler, tune
+from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
 from worker.pipelines.prompts import PromptLimit, prompt_limit
 from worker.pipelines.savings import Savings
 from worker.pipelines.variants import Variants
@@ -48,8 +50,10 @@ class PipelineRenderer:
     stack: Stack
     _stacks: dict[tuple[str, str, str], Stack] = field(default_factory=dict)
 
-    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
-        """Images of one batch: (requests, height, width, 3), RGB in [0, 1].
+    def render(self, batch: list[Prepared]) -> Iterable[NDArray[np.float32] | None]:
+        """Images of one batch: (height, width, 3) each, RGB in [0, 1].
+
+        None takes the place of an image that the pipeline's safety checker has made black.
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
@@ -64,7 +68,7 @@ class PipelineRenderer:
         # Another model of this process may have set another count.
         torch.set_num_threads(self.stack.threads)
         try:
-            images = variant.pipeline(**call).images
+            made = variant.pipeline(**call)
         except RuntimeError as error:
             if is_device_lost(error):
                 log.exception("The device is lost: this process ends")
@@ -74,11 +78,12 @@ class PipelineRenderer:
                 raise
             self.savings.note(key, error)
             raise out_of_memory(error) from error
-        pixels = np.asarray(images, np.float32)
+        pixels = np.asarray(made.images, np.float32)
         if pixels.shape[1:3] != (key.height, key.width):
             height, width = pixels.shape[1:3]
             raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
-        return pixels
+        unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(pixels)
+        return [None if bad else one for one, bad in zip(pixels, unsafe, strict=True)]
 
     def slots(self, key: BatchKey) -> int:
         """Requests of one call."""
@@ -147,6 +152,7 @@ def load_pipeline(
     )
     if model.scheduler:
         set_scheduler(pipeline, model.scheduler)
+    mark(pipeline, model.options)
     pipeline.set_progress_bar_config(disable=True)
     family = family_named(model.family or family_of(type(pipeline).__name__))
     if model.batch_width > 1 and not family.batches:
@@ -180,9 +186,17 @@ def load_pipeline(
             batch_width=model.batch_width,
             threads=model.threads,
             versions=installed("torch", "diffusers", "transformers", "pillow", "imagemill"),
-            modes="variant " + variant if variant and not model.variant else "",
+            modes=_modes(pipeline, model, variant),
         ),
     )
+
+
+def _modes(pipeline: Any, model: Model, variant: str | None) -> str:
+    """What of a model is not as usual, or was found by itself."""
+    found = [f"variant {variant}"] if variant and not model.variant else []
+    if not model.options.safety_checker and hasattr(pipeline, "safety_checker"):
+        found.append("safety_checker off")
+    return ", ".join(found)
 
 
 def _make_deterministic() -> None:

@@ -23,7 +23,10 @@ def loading_options(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     Raises:
         FatalError: the quantization does not work here.
     """
-    options: dict[str, Any] = {"dtype": dtype}
+    # What a class does not take it ignores.
+    options: dict[str, Any] = {"dtype": dtype, "add_watermarker": model.options.watermark}
+    if not model.options.safety_checker:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
     if model.options.quantization:
         with _naming("quantization"):
             options["quantization_config"] = _quantization(model.options.quantization)
@@ -44,6 +47,23 @@ def place(pipeline: Any, options: Options, device: str) -> None:
             pipeline.enable_model_cpu_offload()
         else:
             pipeline.enable_sequential_cpu_offload()
+
+
+def mark(pipeline: Any, options: Options) -> None:
+    """Have no watermark in images unless the row asks for one.
+
+    Each pipeline decides for itself, by the packages that it finds.
+
+    Raises:
+        FatalError: the row asks, and the pipeline has none.
+    """
+    if not options.watermark:
+        pipeline.watermark = None
+    elif getattr(pipeline, "watermark", None) is None:
+        raise FatalError(
+            f"option watermark: {type(pipeline).__name__} has none",
+            "Leave it out in models.toml (docs/models.md), then start the worker again.",
+        )
 
 
 def tune(pipeline: Any, options: Options) -> None:
