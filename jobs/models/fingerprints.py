@@ -88,6 +88,11 @@ def revision_of(table: ModelTable, weights: Model | Adapter | Part) -> str:
         raise FatalError(
             f"model folder {source} has no model_index.json", "Name a diffusers pipeline folder."
         )
+    if isinstance(weights, Adapter) and source.is_file() and source.suffix != ".safetensors":
+        # diffusers would read it all the same, and run what is pickled in it.
+        raise FatalError(
+            f"adapter file {source} is no .safetensors file", "Convert it, then name that file."
+        )
     return f"sha:{_files_digest(source)}"
 
 

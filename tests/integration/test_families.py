@@ -23,6 +23,7 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 
 from jobs.errors import FatalError
 from jobs.models.families import FAMILIES, GENERIC, family_of
@@ -397,6 +398,17 @@ def test_an_adapters_fingerprint_is_that_of_its_plan(studio: Studio) -> None:
         renderer.check_weights(replace(PLAIN, adapter=adapter), route_digest(table, route))
     with pytest.raises(FatalError):
         renderer.check_weights(PLAIN, route_digest(table, "sd:ink"))
+
+
+def test_a_pickled_adapter_is_refused(studio: Studio, tmp_path: Path) -> None:
+    pickled = tmp_path / "ink.bin"
+    weights = load_file(studio.part("lora-ink") / "pytorch_lora_weights.safetensors")
+    torch.save(weights, pickled)
+    parts = f'[models.sd.adapters.ink]\nrepo = "{pickled}"\n'
+    with pytest.raises(FatalError, match=r"ink.bin is no \.safetensors file"):
+        route_digest(studio.table("sd", parts=parts), "sd:ink")
+    with pytest.raises(FatalError, match=r"ink.bin"):
+        studio.load("sd", parts=parts).render([adapted("ink")])
 
 
 def test_a_missing_adapter_is_named(studio: Studio) -> None:
