@@ -33,13 +33,13 @@ class StepCache(BaseModel):
     """Steps that reuse what an earlier step computed.
 
     kind: the name of diffusers' configuration without "Config", for example "FirstBlockCache";
-    arguments: of that configuration, for example {threshold = 0.1}.
+    arguments: of that configuration, for example {threshold = 0.1}, or the list mag_ratios.
     """
 
     model_config = _STRICT
 
     kind: str
-    arguments: dict[str, Argument] = {}
+    arguments: dict[str, Argument | list[float]] = {}
 
 
 class Options(BaseModel):

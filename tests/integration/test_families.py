@@ -653,6 +653,39 @@ def test_a_vae_takes_the_place_of_the_pipelines_own(studio: Studio) -> None:
     studio.load("sd", row).check_weights(PLAIN, route_digest(table, "sd"))
 
 
+CACHES = {
+    "FirstBlockCache": "threshold = 100.0",
+    "MagCache": "threshold = 9.0, mag_ratios = [1.0, 0.9, 0.8, 0.7], num_inference_steps = 4",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flux", "FirstBlockCache"),
+        ("kontext", "FirstBlockCache"),
+        ("kontext", "MagCache"),
+        ("klein", "MagCache"),
+    ],
+)
+def test_steps_are_cached_by_every_pipeline_that_can(studio: Studio, name: str, kind: str) -> None:
+    """By those as well that open no context for it."""
+    arguments = f'{{ kind = "{kind}", arguments = {{ {CACHES[kind]} }} }}'
+    cached = studio.load(name, f"options = {{ step_cache = {arguments} }}", width=1)
+    key = replace(PLAIN, steps=4)
+    for images in ((), (picture(1),)):
+        request = ask(key=key, images=images)
+        first = one(cached, request)
+        assert not same(first, one(studio.load(name, width=1), request))
+        assert same(one(cached, request), first)  # nothing of the call before is left
+
+
+def test_a_cache_that_fails_in_each_request_is_refused_at_start(studio: Studio) -> None:
+    row = 'options = { step_cache = { kind = "FirstBlockCache" } }'
+    with pytest.raises(FatalError, match=r"option step_cache: .*MagCache does not"):
+        studio.load("klein", row, width=1)
+
+
 def test_options_that_only_cost_or_save_reach_diffusers(studio: Studio) -> None:
     options = "vae_slicing = true, vae_tiling = true, channels_last = true"
     tuned = studio.load("sd", f"options = {{ {options} }}", width=1)

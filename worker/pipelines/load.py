@@ -24,6 +24,7 @@ from jobs.requests import BatchKey
 from worker.inputs import Prepared
 from worker.pipelines.adapters import Adapters
 from worker.pipelines.arguments import arguments, check
+from worker.pipelines.caching import step_cache
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
 from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
 from worker.pipelines.prompts import PromptLimit, prompt_limit
@@ -68,7 +69,8 @@ class PipelineRenderer:
         # Another model of this process may have set another count.
         torch.set_num_threads(self.stack.threads)
         try:
-            made = variant.pipeline(**call)
+            with step_cache(variant.pipeline, self.variants.family, self.variants.options):
+                made = variant.pipeline(**call)
         except RuntimeError as error:
             if is_device_lost(error):
                 log.exception("The device is lost: this process ends")
