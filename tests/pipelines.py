@@ -32,10 +32,13 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -153,6 +156,20 @@ def build_sd(folder: Path) -> None:
     StableDiffusionPipeline(
         _vae(), _clip_text(), _clip(), _unet(), _ddim(), None, None, requires_safety_checker=False
     ).save_pretrained(folder)
+
+
+def build_prude(folder: Path) -> None:
+    """Stable Diffusion with a safety checker that refuses every image."""
+    vision = {"hidden_size": DIM, "intermediate_size": DIM, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 4, "image_size": 64, "patch_size": 32}
+    config = CLIPConfig(vision_config=vision, projection_dim=DIM)
+    checker = StableDiffusionSafetyChecker(config).eval()
+    checker.concept_embeds_weights.data.fill_(-2.0)  # below any similarity
+    size = {"height": 64, "width": 64}
+    StableDiffusionPipeline(
+        _vae(), _clip_text(), _clip(), _unet(), _ddim(), checker,
+        CLIPImageProcessor(size=size, crop_size=size),
+    ).save_pretrained(folder)  # fmt: skip
 
 
 def build_pix2pix(folder: Path) -> None:
@@ -285,6 +302,7 @@ def _add_lora(model: Any) -> None:
 
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd": build_sd,
+    "prude": build_prude,
     "sdxl": build_sdxl,
     "sd3": build_sd3,
     "flux": _flux(FluxPipeline),

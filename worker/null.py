@@ -30,7 +30,7 @@ class NullRenderer:
             fingerprint=weights.digest,
             pipeline="NullRenderer",
             scheduler="none",
-            dtype=model.dtype,
+            dtype="float32",  # of its pixels, whatever the row says
             device="cpu",
             device_name="none",
             batch_width=model.batch_width,
@@ -49,6 +49,10 @@ class NullRenderer:
     def slots(self, _: BatchKey) -> int:
         """Requests of one call."""
         return self.stack.batch_width
+
+    def save_memory(self, _: BatchKey) -> bool:
+        """It needs none."""
+        return False
 
     def stack_for(self, _: BatchKey) -> Stack:
         """The same for all."""

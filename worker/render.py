@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
@@ -24,8 +24,10 @@ log = logging.getLogger(__name__)
 class Renderer(Protocol):
     """A loaded model."""
 
-    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
-        """Images of requests that share a batch key: (requests, height, width, 3), RGB in [0, 1].
+    def render(self, batch: list[Prepared]) -> Iterable[NDArray[np.float32] | None]:
+        """Images of requests that share a batch key: (height, width, 3) each, RGB in [0, 1].
+
+        None takes the place of an image that the model's own safety checker has refused.
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
@@ -34,6 +36,12 @@ class Renderer(Protocol):
 
     def slots(self, key: BatchKey) -> int:
         """How many requests one call for this key has room for."""
+
+    def save_memory(self, key: BatchKey) -> bool:
+        """After a MemoryError: need less for this key from now on. False if nothing is left to try.
+
+        Records of what it renders then tell it in their stack's modes.
+        """
 
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
@@ -137,7 +145,9 @@ class BatchRenderer:
         else:
             return self._done(batch, images, slots, started)
         # Not inside of a handler: an error holds on to all that its call had in memory.
-        if code == "out_of_memory" and (self.make_room() or self._narrow(key, slots)):
+        if code == "out_of_memory" and (
+            self.make_room() or self.renderer.save_memory(key) or self._narrow(key, slots)
+        ):
             return self._render(batch)
         if len(batch) > 1:  # with the same slots: the others' pixels stay what they are
             half = len(batch) // 2
@@ -153,7 +163,11 @@ class BatchRenderer:
         return True
 
     def _done(
-        self, batch: list[Prepared], images: NDArray[np.float32], slots: int, started: float
+        self,
+        batch: list[Prepared],
+        images: Iterable[NDArray[np.float32] | None],
+        slots: int,
+        started: float,
     ) -> list[Rendered]:
         key = batch[0].request.key
         share = (time.perf_counter() - started) / len(batch)
@@ -166,6 +180,10 @@ class BatchRenderer:
                 pixels,
                 seconds_load=one.seconds,
                 tokens_cut=self.renderer.tokens_cut(one.request.prompt),
+            )
+            if pixels is not None
+            else self.ended(
+                one, "rejected", "nsfw", "refused by the model's safety checker", started
             )
             for one, pixels in zip(batch, images, strict=False)
         ]

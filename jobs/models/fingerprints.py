@@ -16,7 +16,7 @@ import orjson
 from platformdirs import user_cache_path
 
 from jobs.errors import FatalError
-from jobs.models.table import NULL_REPO, Adapter, ControlNet, Model, ModelTable
+from jobs.models.table import NULL_REPO, Adapter, Model, ModelTable, Part
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _HASHED = {".json", ".txt", ".model", ".safetensors"}  # what a pipeline is loaded from
@@ -42,7 +42,15 @@ def fingerprint(table: ModelTable, model: Model) -> Fingerprint:
     # Options that stay at their defaults are left out, so that a new option changes no fingerprint.
     options = model.options.model_dump(exclude_defaults=True)
     pixels = [model.dtype, model.scheduler, options, *([model.family] if model.family else [])]
-    text = orjson.dumps([revision, controls, pixels], option=orjson.OPT_SORT_KEYS)
+    # Only what a row says, for the same reason. Variants are files of one commit all the same.
+    more: dict[str, object] = {"variant": model.variant} if model.variant else {}
+    if model.vae:
+        more["vae"] = [revision_of(table, model.vae), model.vae.variant]
+    variants = [one.variant for one in model.controlnets.values()]
+    if any(variants):
+        more["controlnets"] = variants
+    parts = [revision, controls, pixels, *([more] if more else [])]
+    text = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
     return Fingerprint(model.repo, revision, blake2b(text, digest_size=8).hexdigest())
 
 
@@ -68,7 +76,7 @@ def adapter_digest(table: ModelTable, adapter: Adapter) -> str:
     return blake2b(text, digest_size=8).hexdigest()
 
 
-def revision_of(table: ModelTable, weights: Model | Adapter | ControlNet) -> str:
+def revision_of(table: ModelTable, weights: Model | Adapter | Part) -> str:
     """The commit of a repository, or "sha:…" of a local file or folder.
 
     Raises: as fingerprint.
@@ -79,6 +87,11 @@ def revision_of(table: ModelTable, weights: Model | Adapter | ControlNet) -> str
     if isinstance(weights, Model) and not (source / "model_index.json").is_file():
         raise FatalError(
             f"model folder {source} has no model_index.json", "Name a diffusers pipeline folder."
+        )
+    if isinstance(weights, Adapter) and source.is_file() and source.suffix != ".safetensors":
+        # diffusers would read it all the same, and run what is pickled in it.
+        raise FatalError(
+            f"adapter file {source} is no .safetensors file", "Convert it, then name that file."
         )
     return f"sha:{_files_digest(source)}"
 

@@ -33,13 +33,13 @@ class StepCache(BaseModel):
     """Steps that reuse what an earlier step computed.
 
     kind: the name of diffusers' configuration without "Config", for example "FirstBlockCache";
-    arguments: of that configuration, for example {threshold = 0.1}.
+    arguments: of that configuration, for example {threshold = 0.1}, or the list mag_ratios.
     """
 
     model_config = _STRICT
 
     kind: str
-    arguments: dict[str, Argument] = {}
+    arguments: dict[str, Argument | list[float]] = {}
 
 
 class Options(BaseModel):
@@ -48,6 +48,8 @@ class Options(BaseModel):
     compile: regionally, which costs a minute at start; channels_last: convolutions on GPUs;
     attention: a backend of diffusers by name; vae_slicing, vae_tiling: less memory for decoding;
     offload: weights wait in main memory, "model" by component, "sequential" by layer;
+    safety_checker: false renders without it, where a pipeline has one; watermark: SDXL's invisible
+    one, which needs the package invisible-watermark;
     sleep: seconds that each batch of the null model lasts.
     """
 
@@ -61,4 +63,6 @@ class Options(BaseModel):
     offload: Literal["model", "sequential"] | None = None
     quantization: Quantization | None = None
     step_cache: StepCache | None = None
+    safety_checker: bool = True
+    watermark: bool = False
     sleep: Annotated[float, Field(ge=0)] = 0.0

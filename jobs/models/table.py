@@ -21,7 +21,7 @@ from jobs.models.inspection import inspect_folder
 from jobs.models.options import Options
 from jobs.requests import MAX_INPUTS, PixelSize
 
-Dtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 NULL_REPO = "null:"  # of models without weights (worker/null.py)
 
@@ -39,13 +39,18 @@ class Adapter(BaseModel):
     weight: float = 1.0
 
 
-class ControlNet(BaseModel):
-    """One ControlNet of a model; their order in the table is the order of `control_images`."""
+class Part(BaseModel):
+    """A part that a pipeline gets beside its own, or in the place of one: a VAE."""
 
     model_config = _STRICT
 
     repo: str
     revision: str | None = None
+    variant: str | None = None
+
+
+class ControlNet(Part):
+    """One ControlNet of a model; their order in the table is the order of `control_images`."""
 
 
 class Model(BaseModel):
@@ -58,6 +63,9 @@ class Model(BaseModel):
     takes, size_multiple, max_inputs, strength: those of the family, unless the row says less.
     size: default (width, height) in pixels; size_multiple: what both must be a multiple of.
     max_inputs: images that one edit takes; strength: its default, the pipeline's own if None.
+    variant: of the weights' files, for example "fp16", which is found by itself where there is no
+        other; vae: takes the place of the repository's own.
+    dtype: "auto" is what the worker's device is fast in; records tell which that was.
     adapters_mib: memory for adapters that stay loaded, least recently used ones leave first.
     threads: CPU threads of the device process, part of a result's identity on the CPU.
     seconds_per_image: a guess that sizes chunks, and estimates until a rate has been measured.
@@ -68,9 +76,11 @@ class Model(BaseModel):
 
     repo: str
     revision: str | None = None
+    variant: str | None = None
     description: str = ""
     family: str | None = None
     takes: tuple[Capability, ...] = ("generate", "negative_prompt", "guidance_scale")
+    vae: Part | None = None
     controlnets: dict[str, ControlNet] = {}
     adapters: dict[str, Adapter] = {}
     adapters_mib: Annotated[int, Field(ge=1)] = 1024
@@ -82,7 +92,7 @@ class Model(BaseModel):
     steps: Annotated[int, Field(ge=1, le=50)] = 20
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
-    dtype: Dtype = "float32"
+    dtype: Dtype = "auto"
     scheduler: str | None = None
     threads: Annotated[int, Field(ge=1)] = 2
     seconds_per_image: Annotated[float, Field(gt=0)] = 2.0
@@ -207,7 +217,7 @@ class ModelTable:
         self.get(name)
         return Route(name, "")
 
-    def source(self, weights: Model | Adapter | ControlNet) -> str | Path:
+    def source(self, weights: Model | Adapter | Part) -> str | Path:
         """Where weights are: an existing folder or file, or a repository's name."""
         path = self.folder / weights.repo
         return path if path.exists() else weights.repo

@@ -184,7 +184,8 @@ class _Tally:
         for row in rows:
             self.status[row["status"]] += 1
             self.unreachable += row.get("code") == "input_unreachable"
-            self.stacks[_stack_of(row)] += 1
+            # Rows of an older version, kept by a rerun, lack what is new.
+            self.stacks[_stack_of(row if "modes" in row else {**row, "modes": ""})] += 1
             self.seconds["load"] += row["seconds_load"]
             self.seconds["render"] += row["seconds_render"]
             self.seconds["encode"] += row["seconds_encode"]

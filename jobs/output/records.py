@@ -63,6 +63,7 @@ class Row(TypedDict, total=False):
     batch_width: int
     threads: int
     versions: str
+    modes: str
     worker: str
     attempt: int
     seconds_load: float
@@ -78,7 +79,8 @@ class Stack:
 
     fingerprint: of the weights and options; device: "cpu" or "cuda"; device_name: the product;
     batch_width: images a pipeline call, padding included; threads: CPU threads of the process;
-    versions: "torch 2.13.0, diffusers 0.42.1, …".
+    versions: "torch 2.13.0, diffusers 0.42.1, …"; modes: what else was not as usual, "" if nothing:
+    "vae_slicing" where memory was short.
     """
 
     repo: str
@@ -92,6 +94,7 @@ class Stack:
     batch_width: int
     threads: int
     versions: str
+    modes: str = ""
 
 
 STACK_FIELDS = tuple(one.name for one in fields(Stack))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 
 from jobs.errors import FatalError
 from jobs.models.families import FAMILIES, GENERIC, family_of
@@ -398,6 +400,17 @@ def test_an_adapters_fingerprint_is_that_of_its_plan(studio: Studio) -> None:
         renderer.check_weights(PLAIN, route_digest(table, "sd:ink"))
 
 
+def test_a_pickled_adapter_is_refused(studio: Studio, tmp_path: Path) -> None:
+    pickled = tmp_path / "ink.bin"
+    weights = load_file(studio.part("lora-ink") / "pytorch_lora_weights.safetensors")
+    torch.save(weights, pickled)
+    parts = f'[models.sd.adapters.ink]\nrepo = "{pickled}"\n'
+    with pytest.raises(FatalError, match=r"ink.bin is no \.safetensors file"):
+        route_digest(studio.table("sd", parts=parts), "sd:ink")
+    with pytest.raises(FatalError, match=r"ink.bin"):
+        studio.load("sd", parts=parts).render([adapted("ink")])
+
+
 def test_a_missing_adapter_is_named(studio: Studio) -> None:
     parts = f'[models.sd.adapters.ink]\nrepo = "{studio.part("sd")}"\n'
     renderer = studio.load("sd", parts=parts)
@@ -475,6 +488,53 @@ def test_out_of_memory(studio: Studio, fits: int, widths: list[int]) -> None:
         assert rendered[0].message.startswith("2684354560 bytes more were needed")
 
 
+@pytest.mark.parametrize(
+    ("fits", "modes", "slots"),
+    [(1, "vae_slicing", 4), (0, "vae_slicing, vae_tiling", 1)],
+)
+def test_a_vae_without_memory_saves_before_fewer_are_rendered(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, fits: int, modes: str, slots: int
+) -> None:
+    renderer = studio.load("sd")
+    before = one(renderer, ask())
+    vae = renderer.renderer.variants.base.vae  # type: ignore[attr-defined]
+    decode = vae.decoder.forward
+
+    def hungry(latents: torch.Tensor, *rest: object) -> object:
+        if len(latents) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+        return decode(latents, *rest)
+
+    monkeypatch.setattr(vae.decoder, "forward", hungry)
+    (rendered,) = renderer.render([ask()])
+    assert (rendered.stack.modes, rendered.stack.batch_width) == (modes, slots)
+    if fits:
+        assert np.abs(pixels(rendered) - before).max() < 0.01
+    else:
+        assert rendered.code == "out_of_memory"
+    monkeypatch.undo()
+    (other,) = renderer.render([ask(key=replace(PLAIN, width=96))])
+    assert (other.stack.modes, vae.use_slicing, vae.use_tiling) == ("", False, False)
+
+
+def test_a_denoiser_without_memory_gains_nothing_from_the_vae(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = studio.load("sd")
+    unet = renderer.renderer.variants.base.unet  # type: ignore[attr-defined]
+    forward = unet.forward
+
+    def hungry(latents: torch.Tensor, *rest: object, **more: object) -> object:
+        if len(latents) > 4:  # guidance doubles them
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return forward(latents, *rest, **more)
+
+    monkeypatch.setattr(unet, "forward", hungry)
+    (rendered,) = renderer.render([ask()])
+    assert (rendered.status, rendered.stack.modes) == ("done", "")
+    assert rendered.stack.batch_width == 2
+
+
 def test_a_lost_device_ends_the_process(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = studio.load("sd")
     pipeline = renderer.renderer.variants.base  # type: ignore[attr-defined]
@@ -533,6 +593,97 @@ def test_options_change_pixels(
     """The largest difference to a pixel without the option says that it has its effect."""
     with_it, without = (one(studio.load(name, text, width=1), ask()) for text in (row, ""))
     assert least <= np.abs(with_it - without).max() <= most
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_an_image_that_was_made_black_is_no_image(studio: Studio, edit: bool) -> None:
+    """The checker of these weights refuses everything."""
+    request = ask(images=(picture(1),) if edit else ())
+    (refused,) = studio.get("prude").render([request])
+    assert (refused.status, refused.code, refused.pixels) == ("rejected", "nsfw", None)
+    assert refused.stack.modes == ""
+    table = studio.table("prude", "options = { safety_checker = false }")
+    bold = studio.load("prude", "options = { safety_checker = false }")
+    (drawn,) = bold.render([request])
+    assert (drawn.status, drawn.stack.modes) == ("done", "safety_checker off")
+    assert drawn.stack.fingerprint == route_digest(table, "prude") != refused.stack.fingerprint
+    assert pixels(drawn).any()
+
+
+def test_no_watermark_unless_it_is_asked_for(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the package were installed, which makes diffusers mark all of SDXL's images."""
+
+    class Mark:
+        def apply_watermark(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(images)
+
+    for kind in ("pipeline_stable_diffusion_xl", "pipeline_stable_diffusion_xl_img2img"):
+        module = f"diffusers.pipelines.stable_diffusion_xl.{kind}"
+        monkeypatch.setattr(f"{module}.is_invisible_watermark_available", lambda: True)
+        monkeypatch.setattr(f"{module}.StableDiffusionXLWatermarker", Mark, raising=False)
+    plain, marked = studio.load("sdxl"), studio.load("sdxl", "options = { watermark = true }")
+    grey = one(marked, ask())
+    assert np.ptp(grey) == 0
+    for request in (ask(), ask(images=(picture(1),))):
+        assert np.ptp(one(plain, request)) > 0
+
+
+def test_weights_that_exist_in_fp16_alone_are_found(studio: Studio, tmp_path: Path) -> None:
+    shutil.copytree(studio.part("sd"), tmp_path / "half")
+    for file in tmp_path.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    row = f'[models.half]\nrepo = "{tmp_path / "half"}"\nsize = [64, 64]\nthreads = 1\n'
+    table = studio.table("sd", parts=row)
+    model = table.get("half")
+    loaded = load_pipeline(table, model, fingerprint(table, model), studio.device)
+    (rendered,) = BatchRenderer(loaded).render([ask()])
+    assert rendered.status == "done"
+    assert rendered.stack.modes == "variant fp16"
+    # The row says no type: that of the record is the device's.
+    assert rendered.stack.dtype == ("float32" if studio.device == "cpu" else "bfloat16")
+
+
+def test_a_vae_takes_the_place_of_the_pipelines_own(studio: Studio) -> None:
+    other = studio.part("sd-other")
+    row = f'vae = {{ repo = "{other / "vae"}" }}'
+    assert not same(one(studio.load("sd", row), ask()), one(studio.get("sd"), ask()))
+    table = studio.table("sd", row)
+    studio.load("sd", row).check_weights(PLAIN, route_digest(table, "sd"))
+
+
+CACHES = {
+    "FirstBlockCache": "threshold = 100.0",
+    "MagCache": "threshold = 9.0, mag_ratios = [1.0, 0.9, 0.8, 0.7], num_inference_steps = 4",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flux", "FirstBlockCache"),
+        ("kontext", "FirstBlockCache"),
+        ("kontext", "MagCache"),
+        ("klein", "MagCache"),
+    ],
+)
+def test_steps_are_cached_by_every_pipeline_that_can(studio: Studio, name: str, kind: str) -> None:
+    """By those as well that open no context for it."""
+    arguments = f'{{ kind = "{kind}", arguments = {{ {CACHES[kind]} }} }}'
+    cached = studio.load(name, f"options = {{ step_cache = {arguments} }}", width=1)
+    key = replace(PLAIN, steps=4)
+    for images in ((), (picture(1),)):
+        request = ask(key=key, images=images)
+        first = one(cached, request)
+        assert not same(first, one(studio.load(name, width=1), request))
+        assert same(one(cached, request), first)  # nothing of the call before is left
+
+
+def test_a_cache_that_fails_in_each_request_is_refused_at_start(studio: Studio) -> None:
+    row = 'options = { step_cache = { kind = "FirstBlockCache" } }'
+    with pytest.raises(FatalError, match=r"option step_cache: .*MagCache does not"):
+        studio.load("klein", row, width=1)
 
 
 def test_options_that_only_cost_or_save_reach_diffusers(studio: Studio) -> None:
@@ -617,6 +768,7 @@ def test_a_compiled_model_takes_adapters_and_controlnets(studio: Studio) -> None
         ('options = { quantization = { backend = "torchao" } }', "quantization"),  # no transformer
         ('options = { quantization = { backend = "torchao", kind = "X" } }', "quantization"),
         ('options = { offload = "model" }', "offload"),
+        ("options = { watermark = true }", "watermark"),
     ],
 )
 def test_a_wrong_option_is_named_at_start(studio: Studio, row: str, option: str) -> None:

@@ -93,6 +93,15 @@ def test_a_request_with_records_in_two_parts_has_one_row(tmp_path: Path) -> None
     assert len(rows(tmp_path / "o", "metadata.jsonl")) == 9
 
 
+def test_rows_of_an_older_version_are_summed_up_too(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    finish(storage, plan, lambda _: "done")
+    path = layout.done_part(plan.run_id, 0, 0)
+    storage.write(path, storage.read(path).replace(b'"modes":"",', b""))
+    assert b"modes" not in storage.read(path)
+    assert [stack["modes"] for stack in write_dataset(storage, plan).stacks] == [""]
+
+
 def test_skipped_lines_are_rows_of_errors(tmp_path: Path) -> None:
     storage, plan = planned(tmp_path / "o", [*LINES, {"prompt": 5}])
     finish(storage, plan, lambda _: "done")

@@ -80,3 +80,34 @@ def test_a_folders_fingerprint_follows_its_weights(tmp_path: Path) -> None:
     before = fingerprint(table, table.get("a"))
     (tmp_path / "w" / "unet.safetensors").write_bytes(b"22")
     assert fingerprint(table, table.get("a")).digest != before.digest
+
+
+def test_what_a_row_does_not_say_changes_no_fingerprint() -> None:
+    """Nor job ids: these are older than the fields variant, vae and dtype "auto"."""
+    table = load_models()
+    found = {name: fingerprint(table, row).digest for name, row in table.models.items()}
+    assert found == {
+        "shapes": "d0a4680160df301a",
+        "shapes-edges": "06c1eb5c2032861f",
+        "shapes-edits": "a4c5527630e0e2a5",
+        "null": "a1620e85d8b57af0",
+    }
+
+
+def test_what_a_row_says_changes_its_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae/config.json").write_text("{}")
+    commit = "0" * 40
+    rows = [
+        "",
+        'dtype = "float32"',
+        'variant = "fp16"',
+        'vae = { repo = "vae" }',
+        'vae = { repo = "vae", variant = "fp16" }',
+    ]
+    digests = set()
+    for row in rows:
+        text = f'default = "a"\n[models.a]\nrepo = "x/y"\nrevision = "{commit}"\n{row}'
+        table = load_models(table_of(tmp_path, text))
+        digests.add(fingerprint(table, table.get("a")).digest)
+    assert len(digests) == len(rows)

@@ -39,6 +39,7 @@ class Fake:
     def __init__(self, fault: Callable[[list[int]], None] = lambda _: None) -> None:
         self.fault = fault
         self.calls: list[list[int]] = []
+        self.savings: list[str] = []
 
     def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
         seeds = [one.request.seed for one in batch]
@@ -48,6 +49,9 @@ class Fake:
 
     def slots(self, key: BatchKey) -> int:
         return 1 if key.inputs else STACK.batch_width
+
+    def save_memory(self, _: BatchKey) -> bool:
+        return bool(self.savings and self.savings.pop())
 
     def stack_for(self, key: BatchKey) -> Stack:
         return replace(STACK, pipeline="Edit") if key.inputs else STACK
@@ -119,6 +123,19 @@ def test_other_models_go_before_the_width_does() -> None:
 
     (one,) = BatchRenderer(Fake(fault), lambda: room.pop(0)).render(prepared(1))
     assert (one.code, one.stack.batch_width) == ("", 2)
+
+
+def test_savings_go_before_the_slots_do() -> None:
+    fake = Fake()
+
+    def fault(seeds: list[int]) -> None:
+        if fake.savings or len(seeds) > 2:
+            raise MemoryError("no")
+
+    fake.fault, fake.savings = fault, ["tiling", "slicing"]
+    (one,) = BatchRenderer(fake).render(prepared(1))
+    assert [len(call) for call in fake.calls] == [4, 4, 4, 2]
+    assert one.stack.batch_width == 2
 
 
 def test_a_failed_call_holds_no_memory_during_the_next() -> None:

@@ -97,12 +97,12 @@ class Adapters:
 
 
 def _weights_file(source: Path) -> tuple[Path, str]:
-    if source.is_file():
+    if source.is_file() and source.suffix == ".safetensors":
         return source.parent, source.name
-    files = sorted(source.glob("*.safetensors"))
+    files = sorted(source.glob("*.safetensors"))  # of a file: none
     if len(files) != 1:
         raise FatalError(
-            f"adapter folder {source} has {len(files)} .safetensors files",
+            f"adapter {source} has {len(files)} .safetensors files",
             "Name the file itself in models.toml.",
         )
     return source, files[0].name

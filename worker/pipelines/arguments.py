@@ -11,8 +11,9 @@ from PIL.Image import Image, Resampling
 
 from jobs.errors import InvalidRequest
 from jobs.models.families import Family
-from jobs.requests import BatchKey, Request
+from jobs.requests import BatchKey
 from worker.inputs import Prepared
+from worker.pipelines.seeds import generator
 
 Arguments = dict[str, object]
 
@@ -28,7 +29,8 @@ def arguments(
     call: Arguments = {
         "prompt": [request.prompt for request in requests],
         "num_inference_steps": key.steps,
-        "generator": generators(requests),
+        # One a request, so that its noise does not depend on its neighbours.
+        "generator": [generator(request.seed) for request in requests],
         "output_type": "np",
         **{name: value for name, value in family.arguments.items() if name in accepted},
     }
@@ -68,14 +70,6 @@ def check(family: Family, key: BatchKey) -> None:
 def active_controls(key: BatchKey) -> tuple[int, ...]:
     """The ControlNets that take part, by their number: a weight of 0 leaves one out for good."""
     return tuple(number for number, weight in enumerate(key.controlnet_weights) if weight)
-
-
-def generators(requests: list[Request]) -> list[torch.Generator]:
-    """One a request, so that its noise does not depend on its neighbours.
-
-    On the CPU, because the same seed then gives the same noise for every kind of device.
-    """
-    return [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
 
 
 def _inputs(family: Family, key: BatchKey, batch: list[Prepared]) -> list[Image]:

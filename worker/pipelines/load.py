@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,22 @@ from numpy.typing import NDArray
 
 from jobs.errors import FatalError, InvalidRequest
 from jobs.models.families import family_named, family_of
-from jobs.models.fingerprints import Fingerprint, adapter_digest, revision_of
-from jobs.models.table import ControlNet, Model, ModelTable
+from jobs.models.fingerprints import Fingerprint, adapter_digest
+from jobs.models.table import Model, ModelTable
 from jobs.output.records import Stack
 from jobs.requests import BatchKey
 from worker.inputs import Prepared
 from worker.pipelines.adapters import Adapters
 from worker.pipelines.arguments import arguments, check
+from worker.pipelines.caching import step_cache
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
-from worker.pipelines.placement import loading_options, place, set_scheduler, tune
+from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
 from worker.pipelines.prompts import PromptLimit, prompt_limit
+from worker.pipelines.savings import Savings
 from worker.pipelines.variants import Variants
-from worker.versions import installed
+from worker.pipelines.weights import dtype_for, load_parts, load_weights
+from worker.process.gpus import Machine
+from worker.versions import installed, torch_build
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +47,14 @@ class PipelineRenderer:
     variants: Variants
     adapters: Adapters
     limit: PromptLimit
+    savings: Savings
     stack: Stack
-    _stacks: dict[tuple[str, str], Stack] = field(default_factory=dict)
+    _stacks: dict[tuple[str, str, str], Stack] = field(default_factory=dict)
 
-    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
-        """Images of one batch: (requests, height, width, 3), RGB in [0, 1].
+    def render(self, batch: list[Prepared]) -> Iterable[NDArray[np.float32] | None]:
+        """Images of one batch: (height, width, 3) each, RGB in [0, 1].
+
+        None takes the place of an image that the pipeline's safety checker has made black.
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
@@ -57,10 +65,12 @@ class PipelineRenderer:
         variant = self.variants.get(key)
         call = arguments(self.variants.family, variant.accepted, key, batch)
         self.adapters.use(key.adapter)
+        self.savings.apply(key)
         # Another model of this process may have set another count.
         torch.set_num_threads(self.stack.threads)
         try:
-            images = variant.pipeline(**call).images
+            with step_cache(variant.pipeline, self.variants.family, self.variants.options):
+                made = variant.pipeline(**call)
         except RuntimeError as error:
             if is_device_lost(error):
                 log.exception("The device is lost: this process ends")
@@ -68,22 +78,29 @@ class PipelineRenderer:
                 os._exit(1)
             if not is_out_of_memory(error):
                 raise
+            self.savings.note(key, error)
             raise out_of_memory(error) from error
-        pixels = np.asarray(images, np.float32)
+        pixels = np.asarray(made.images, np.float32)
         if pixels.shape[1:3] != (key.height, key.width):
             height, width = pixels.shape[1:3]
             raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
-        return pixels
+        unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(pixels)
+        return [None if bad else one for one, bad in zip(pixels, unsafe, strict=True)]
 
     def slots(self, key: BatchKey) -> int:
         """Requests of one call."""
         alone = key.inputs and self.variants.family.inputs > 1
         return 1 if alone else self.stack.batch_width
 
+    def save_memory(self, key: BatchKey) -> bool:
+        """Need less memory for batches of this key from now on; False if nothing is left to try."""
+        return self.savings.more(key, self.slots(key))
+
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
         pipeline = self.variants.class_name(key)
-        name = (pipeline, key.adapter)
+        modes = ", ".join(filter(None, (self.stack.modes, self.savings.names(key))))
+        name = (pipeline, key.adapter, modes)
         if name not in self._stacks:
             digest = self.stack.fingerprint
             if key.adapter:
@@ -95,7 +112,9 @@ class PipelineRenderer:
                         "Give all producers and workers the same models table, then resume.",
                     )
                 digest += f"+{adapter_digest(self.adapters.table, adapter)}"
-            self._stacks[name] = replace(self.stack, pipeline=pipeline, fingerprint=digest)
+            self._stacks[name] = replace(
+                self.stack, pipeline=pipeline, fingerprint=digest, modes=modes
+            )
         return self._stacks[name]
 
     def tokens_cut(self, prompt: str) -> int:
@@ -116,8 +135,11 @@ def load_pipeline(
         MemoryError: the device has too little memory.
     """
     if device == "cuda" and not torch.cuda.is_available():
+        build, driver = torch_build(), Machine().driver() or "none"
         raise FatalError(
-            "torch sees no GPU", "Install a CUDA build of torch, or start with --devices cpu."
+            f"torch {build.version} for CUDA {build.cuda or 'none'} sees no GPU; driver: {driver}",
+            "Bring driver and torch's build together (docs/models.md), or start with "
+            "--devices cpu.",
         )
     _make_deterministic()
     torch.set_num_threads(model.threads)
@@ -125,14 +147,14 @@ def load_pipeline(
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # Prompts that are cut are told by records (prompt_tokens_cut), not by a line each.
     diffusers.utils.logging.set_verbosity_error()
-    options = loading_options(model)
-    pipeline = _load(diffusers.DiffusionPipeline, table, model, options)
-    controls = [
-        _load(diffusers.AutoModel, table, one, {"dtype": options["dtype"]})
-        for one in model.controlnets.values()
-    ]
+    dtype = dtype_for(model.dtype, device)
+    own, controls = load_parts(table, model, dtype)
+    pipeline, variant = load_weights(
+        diffusers.DiffusionPipeline, table, model, own | loading_options(model, dtype)
+    )
     if model.scheduler:
         set_scheduler(pipeline, model.scheduler)
+    mark(pipeline, model.options)
     pipeline.set_progress_bar_config(disable=True)
     family = family_named(model.family or family_of(type(pipeline).__name__))
     if model.batch_width > 1 and not family.batches:
@@ -153,41 +175,30 @@ def load_pipeline(
         Variants(pipeline, controls, family, model.options, device),
         Adapters(pipeline, table, model.adapters, model.adapters_mib * 2**20),
         prompt_limit(pipeline, family),
+        Savings(getattr(pipeline, "vae", None), model.options),
         Stack(
             repo=weights.repo,
             revision=weights.revision,
             fingerprint=weights.digest,
             pipeline=type(pipeline).__name__,
             scheduler=type(pipeline.scheduler).__name__,
-            dtype=model.dtype,
+            dtype=str(dtype).removeprefix("torch."),
             device=device,
             device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
             batch_width=model.batch_width,
             threads=model.threads,
             versions=installed("torch", "diffusers", "transformers", "pillow", "imagemill"),
+            modes=_modes(pipeline, model, variant),
         ),
     )
 
 
-def _load(
-    loader: Any, table: ModelTable, weights: Model | ControlNet, options: dict[str, Any]
-) -> Any:
-    source = table.source(weights)
-    local = isinstance(source, Path)
-    try:
-        return loader.from_pretrained(
-            str(source),
-            revision=None if local else revision_of(table, weights),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=local,
-            **options,
-        )
-    except Exception as error:  # every library in there has errors of its own
-        raise FatalError(
-            f"model {weights.repo} does not load from {source}: {type(error).__name__}: {error}",
-            "Check its row in models.toml and its files, then resume the run.",
-        ) from error
+def _modes(pipeline: Any, model: Model, variant: str | None) -> str:
+    """What of a model is not as usual, or was found by itself."""
+    found = [f"variant {variant}"] if variant and not model.variant else []
+    if not model.options.safety_checker and hasattr(pipeline, "safety_checker"):
+        found.append("safety_checker off")
+    return ", ".join(found)
 
 
 def _make_deterministic() -> None:

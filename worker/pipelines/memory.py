@@ -8,14 +8,20 @@ import re
 import torch
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# What libraries say that have no exception of their own for it: the CPU's allocator; CUDA, which
+# calls it an error of the device although the device is well; cuBLAS, cuDNN and Triton.
+_SHORTAGE = re.compile(
+    r"DefaultCPUAllocator|error( \[CUDA\])?: out of memory|_STATUS_ALLOC_FAILED"
+    r"|DEVICE_ALLOCATION_FAILED|OUT_OF_(DEVICE|HOST)_MEMORY",
+    re.IGNORECASE,
+)
 # "Tried to allocate 2.50 GiB." on GPUs; "you tried to allocate 4096 bytes" on the CPU.
 _ALLOCATION = re.compile(r"tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", re.IGNORECASE)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of torch is one of memory."""
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or bool(_SHORTAGE.search(str(error)))
 
 
 def out_of_memory(error: RuntimeError) -> MemoryError:

@@ -17,13 +17,16 @@ from jobs.models.options import Options, Quantization
 from jobs.models.table import Model
 
 
-def loading_options(model: Model) -> dict[str, Any]:
+def loading_options(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     """What DiffusionPipeline.from_pretrained gets.
 
     Raises:
         FatalError: the quantization does not work here.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    # What a class does not take it ignores.
+    options: dict[str, Any] = {"dtype": dtype, "add_watermarker": model.options.watermark}
+    if not model.options.safety_checker:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
     if model.options.quantization:
         with _naming("quantization"):
             options["quantization_config"] = _quantization(model.options.quantization)
@@ -44,6 +47,23 @@ def place(pipeline: Any, options: Options, device: str) -> None:
             pipeline.enable_model_cpu_offload()
         else:
             pipeline.enable_sequential_cpu_offload()
+
+
+def mark(pipeline: Any, options: Options) -> None:
+    """Have no watermark in images unless the row asks for one.
+
+    Each pipeline decides for itself, by the packages that it finds.
+
+    Raises:
+        FatalError: the row asks, and the pipeline has none.
+    """
+    if not options.watermark:
+        pipeline.watermark = None
+    elif getattr(pipeline, "watermark", None) is None:
+        raise FatalError(
+            f"option watermark: {type(pipeline).__name__} has none",
+            "Leave it out in models.toml (docs/models.md), then start the worker again.",
+        )
 
 
 def tune(pipeline: Any, options: Options) -> None:
@@ -70,7 +90,10 @@ def tune(pipeline: Any, options: Options) -> None:
         ),
         "vae_slicing": (options.vae_slicing, lambda: pipeline.vae.enable_slicing()),
         "vae_tiling": (options.vae_tiling, lambda: pipeline.vae.enable_tiling()),
-        "step_cache": (options.step_cache, lambda: denoiser.enable_cache(_step_cache(options))),
+        "step_cache": (
+            options.step_cache,
+            lambda: denoiser.enable_cache(_step_cache(denoiser, options)),
+        ),
         # Last, so that it compiles what the others have made.
         "compile": (options.compile, lambda: denoiser.compile_repeated_blocks(fullgraph=True)),
     }
@@ -96,8 +119,12 @@ def _quantized(options: Options) -> tuple[str, ...]:
     return options.quantization.components
 
 
-def _step_cache(options: Options) -> object:
+def _step_cache(denoiser: object, options: Options) -> object:
     assert options.step_cache
+    pair = (type(denoiser).__name__, options.step_cache.kind)
+    if pair == ("Flux2Transformer2DModel", "FirstBlockCache"):
+        # diffusers 0.42 subtracts the pair that a double block returns from a tensor.
+        raise ValueError("FirstBlockCache fails on FLUX.2 in each request; MagCache does not")
     config = getattr(diffusers.hooks, f"{options.step_cache.kind}Config")
     return config(**options.step_cache.arguments)
 

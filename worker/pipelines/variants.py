@@ -13,7 +13,7 @@ from jobs.models.families import Family
 from jobs.models.options import Options
 from jobs.requests import BatchKey
 from worker.pipelines.arguments import active_controls
-from worker.pipelines.placement import place
+from worker.pipelines.placement import mark, place
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Variants:
             pipeline: Any = auto.from_pipe(self.base, **extra)
         except ValueError as error:  # no class, or one that lacks parts
             raise InvalidRequest("image" if edit else "control_images", str(error)) from error
+        mark(pipeline, self.options)
         if self.options.offload:  # its hooks belong to one pipeline
             place(pipeline, self.options, self.device)
         pipeline.set_progress_bar_config(disable=True)

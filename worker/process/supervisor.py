@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from jobs import children
@@ -28,6 +29,12 @@ KILL_SECONDS = 5.0  # on top of shutdown_timeout: to put work back and to exit
 
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 _OWN_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+
+# OpenMP (torch), OpenBLAS (NumPy), MKL, Rust's (tokenizers), and compilers of torch.compile.
+_THREADS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS",
+    "TORCHINDUCTOR_COMPILE_THREADS",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +122,16 @@ class Supervisor:
             # What cuBLAS needs to give the same bits for the same input.
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         }
-        return self._waiting() | self.settings.environment() | pinned
+        usual = self._waiting() | self._threads() | _allocating()
+        return usual | self.settings.environment() | pinned
+
+    def _threads(self) -> dict[str, str]:
+        """How many threads the libraries of a process start, unless the environment says it.
+
+        Each would start one a core, in every process. What renders sets its own number of them.
+        """
+        share = max(1, len(os.sched_getaffinity(0)) // len(self.devices))
+        return {name: str(share) for name in _THREADS if name not in os.environ}
 
     def _waiting(self) -> dict[str, str]:
         """How torch's threads wait for each other, unless the environment says it.
@@ -128,6 +144,20 @@ class Supervisor:
         if len(self.devices) > 1:
             return {"OMP_WAIT_POLICY": "PASSIVE"}
         return {"GOMP_SPINCOUNT": "10000"}
+
+
+def _allocating() -> dict[str, str]:
+    """How torch asks the GPU for memory, unless the environment says it.
+
+    In blocks that grow: sizes of many requests leave no holes behind that nothing fits into.
+    """
+    if {
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_HIP_ALLOC_CONF",
+    } & os.environ.keys():
+        return {}
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 @dataclass
@@ -153,6 +183,10 @@ class _Child:
     def start(self) -> None:
         self.started = time.monotonic()
         self.process = children.start(self.command, os.environ | self.environment)
+        if self.device.cores:
+            # Its first instructions run anywhere; its threads and children come later.
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(self.process.pid, self.device.cores)
 
     def start_when_due(self) -> None:
         if self.process is None and time.monotonic() >= self.due:
