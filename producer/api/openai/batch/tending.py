@@ -8,15 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import cast
 
 import redis
-from redis.exceptions import LockError
 
-from jobs.broker.heartbeat import heartbeat
 from jobs.broker.runs import Progress
 from jobs.errors import ImagemillError, InvalidRequest
 from producer.api.openai.batch.steps import Next, Steps
@@ -31,9 +29,9 @@ from producer.api.openai.batch.store import (
     Ticket,
     face,
 )
+from producer.control.locks import locked
 
 TEND_SECONDS = 1.0  # between two looks at the batches
-LOCK_SECONDS = 30  # after that another facade takes over from one that is gone
 STEPS = 4  # that a facade takes at a time, each of another team
 RETRY_SECONDS = 10.0  # after a step that failed
 
@@ -144,7 +142,7 @@ class Batches:
         """Take the next step of a batch; what fails is tried again later."""
         team, _, batch_id = name.decode().partition("/")
         try:
-            with self._locked(batch_id) as mine:
+            with locked(self.client, f"{self.prefix}batch:{batch_id}") as mine:
                 if mine:
                     self._take(name, self.store.find(team, batch_id))
         except Exception as error:  # of whatever kind: the other batches go on
@@ -176,26 +174,6 @@ class Batches:
         self._failed.discard(name)
         with suppress(redis.RedisError):  # then it is found, and forgotten, once more
             self.client.srem(f"{self.prefix}batches", name)
-
-    @contextmanager
-    def _locked(self, batch_id: str) -> Iterator[bool]:
-        """Whether no other facade is at this batch; holds it as long as the block runs."""
-        lock = self.client.lock(
-            f"{self.prefix}batch:{batch_id}", LOCK_SECONDS, blocking=False, thread_local=False
-        )
-        if not lock.acquire():
-            yield False
-            return
-        try:
-            with heartbeat(
-                "locks of batches",
-                LOCK_SECONDS / 3,
-                lambda: lock.extend(LOCK_SECONDS, replace_ttl=True),
-            ):
-                yield True
-        finally:
-            with suppress(LockError):  # Redis was wiped
-                lock.release()
 
     def _current(self, ticket: Ticket) -> Batch:
         """A batch that has not ended."""
