@@ -14,7 +14,15 @@ from typing import Annotated
 import typer
 
 from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
-from producer.commands import checking, inspecting, rendering, scheduling, serving, watching
+from producer.commands import (
+    checking,
+    exporting,
+    inspecting,
+    rendering,
+    scheduling,
+    serving,
+    watching,
+)
 
 HERE = "Render on this machine"
 INSTALLATION = "Use an installation of several machines"
@@ -53,7 +61,7 @@ def make_cli() -> typer.Typer:
             scheduling.inbox,
             serving.serve,
         ],
-        LOOK: [inspecting.plan, inspecting.sheet],
+        LOOK: [inspecting.plan, inspecting.sheet, exporting.export],
     }
     for panel, commands in panels.items():
         for command in commands:

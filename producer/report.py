@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from producer.planning.submission import Survey
     from producer.schedules.history import Entry, Overview, Upcoming
     from producer.schedules.news import News
+    from producer.upkeep.export.job import Outcome as Export
     from producer.upkeep.fsck import Damage
     from producer.upkeep.verification import Verdict
 
@@ -222,6 +223,16 @@ def show_history(entries: Sequence[Entry]) -> None:
         counts = [f"{e.done:,}", f"{e.without_image:,}"] if e.run_id else ["", ""]
         table.add_row(_when(e.nominal), state, e.run_id, *counts, Text(e.out or e.reason))
     _console().print(table)
+
+
+def show_export(export: Export) -> None:
+    """What lies at an export's target, and how much of it is new."""
+    new = f", {export.written:,} of them written now" if export.written < export.shards else ""
+    splits = ", ".join(f"{images:,} {split}" for split, images in export.splits.items())
+    show(
+        f"{_count(export.images, 'image')} ({splits}) in {_count(export.shards, 'shard')}{new}: "
+        f"{export.target}"
+    )
 
 
 def _console(stderr: bool = False) -> Console:

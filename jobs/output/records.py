@@ -207,16 +207,15 @@ def read_part(storage: Storage, path: str) -> Iterator[Row]:
     """
     with storage.reader(path) as lines:
         for line in lines:
-            row = _row(line)
-            if row is None:
-                raise FatalError(
-                    f"{storage.name(path)} holds what imagemill did not write: {line[:80]!r}",
-                    "Remove what wrote it, then run the manifest again.",
-                )
-            yield row
+            yield read_row(line, storage.name(path))
 
 
-def _row(line: bytes) -> Row | None:
+def read_row(line: bytes, source: str) -> Row:
+    """One line of a part or a dataset; `source` is where it lies, for the message.
+
+    Raises:
+        FatalError: as read_part.
+    """
     try:
         row = orjson.loads(line)
         named = row["status"] == "invalid" or JOB_ID.fullmatch(row["job_id"])
@@ -224,7 +223,10 @@ def _row(line: bytes) -> Row | None:
             return cast("Row", row)
     except (orjson.JSONDecodeError, LookupError, TypeError):
         pass
-    return None
+    raise FatalError(
+        f"{source} holds what imagemill did not write: {line[:80]!r}",
+        "Remove what wrote it, then run the manifest again.",
+    )
 
 
 def parts_by_shard(storage: Storage, run_id: str) -> dict[int, list[str]]:

@@ -89,6 +89,11 @@ class Storage:
         """The folder on this machine's disk; None for object stores and memory."""
         return self.root if isinstance(self.filesystem, LocalFileSystem) else None
 
+    def holds(self, other: Storage) -> bool:
+        """Whether the other location is this one or lies below it."""
+        below = f"{other.root}/".startswith(f"{self.root}/")
+        return below and type(other.filesystem) is type(self.filesystem)
+
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
         """Store `data` under `path`; a reader sees the old content or the new, never a mixture.
 

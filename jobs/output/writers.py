@@ -31,21 +31,17 @@ class DatasetWriter(Protocol):
     ) -> None: ...
 
 
-class JsonlWriter:
-    """metadata.jsonl beside the images, as `datasets` reads an image folder, and errors.jsonl."""
+class FilesWriter:
+    """What writers share whose files are streams: `_files` holds these, the last to appear first.
 
-    def __init__(self, storage: Storage) -> None:
+    Whatever else is pushed there ends before those that were pushed earlier.
+    """
+
+    def __init__(self) -> None:
         self._files = ExitStack()
-        self._images = self._files.enter_context(storage.writer(layout.METADATA))
-        self._errors = self._files.enter_context(storage.writer(layout.ERRORS))
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Rows with an image go to the one file, the others to the other."""
-        self._images.write(encode_part(row for row in rows if row["status"] == "done"))
-        self._errors.write(encode_part(row for row in rows if row["status"] != "done"))
 
     def close(self) -> None:
-        """Both files replace those that were there."""
+        """All files replace those that were there."""
         self._files.close()
 
     def __enter__(self) -> Self:
@@ -58,3 +54,17 @@ class JsonlWriter:
         trace: TracebackType | None,
     ) -> None:
         self._files.__exit__(kind, error, trace)
+
+
+class JsonlWriter(FilesWriter):
+    """metadata.jsonl beside the images, as `datasets` reads an image folder, and errors.jsonl."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__()
+        self._images = self._files.enter_context(storage.writer(layout.METADATA))
+        self._errors = self._files.enter_context(storage.writer(layout.ERRORS))
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Rows with an image go to the one file, the others to the other."""
+        self._images.write(encode_part(row for row in rows if row["status"] == "done"))
+        self._errors.write(encode_part(row for row in rows if row["status"] != "done"))

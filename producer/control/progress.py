@@ -32,6 +32,9 @@ class Display(Protocol):
     def rendering(self, progress: Progress, rate: float | None) -> None:
         """The run stands there. rate: images a second; 0: not known yet; None: none so far."""
 
+    def exporting(self, images: int, total: int) -> None:
+        """So many images of a dataset are written."""
+
 
 def follow(
     runs: Runs, run_id: str, display: Display, check: Callable[[], None] = lambda: None
@@ -115,6 +118,9 @@ class _Nothing:
     def rendering(self, progress: Progress, rate: float | None) -> None:
         pass
 
+    def exporting(self, images: int, total: int) -> None:
+        pass
+
 
 class _Bar:
     def __init__(self, bars: Bars, task: TaskID) -> None:
@@ -132,6 +138,12 @@ class _Bar:
             text=_counts(progress, rate),
         )
 
+    def exporting(self, images: int, total: int) -> None:
+        text = f"{images:,}/{total:,} images"
+        self._bars.update(
+            self._task, description="Exporting", total=total, completed=images, text=text
+        )
+
 
 class _Lines:
     def __init__(self) -> None:
@@ -142,6 +154,9 @@ class _Lines:
 
     def rendering(self, progress: Progress, rate: float | None) -> None:
         self._say(f"{_stage(progress, rate)}: {_counts(progress, rate)}")
+
+    def exporting(self, images: int, total: int) -> None:
+        self._say(f"Exporting: {images:,}/{total:,} images")
 
     def _say(self, text: str) -> None:
         now = time.monotonic()

@@ -76,8 +76,7 @@ def _target(storage: Storage, target: str | None) -> tuple[Storage, str]:
     if (slash and not folder) or folder.endswith("/") or not name.endswith(".png"):
         raise UsageError(f"no contact sheet at {where!r}", "Name a .png file: --to FILE.")
     place = open_storage(folder or ".")
-    inside = f"{place.root}/".startswith(f"{storage.root}/")
-    if inside and type(place.filesystem) is type(storage.filesystem):
+    if storage.holds(place):
         raise UsageError(
             f"{where} is inside the dataset, which holds only images with a row",
             "Choose a place outside of it: --to FILE.",

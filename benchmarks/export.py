@@ -1,0 +1,124 @@
+"""A finished dataset to shards: images a second, and memory that does not grow with it.
+
+    python -m benchmarks.export [--images 4000] [--bytes 300000]
+
+The images are random bytes, of the size of a 1024² JPEG by default: what they show costs an export
+nothing. Each form is written from a quarter of the dataset and from all of it, by one process and
+by two; plain copies of the files before and after are the yardstick: they read and write the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from benchmarks.measure import report
+from jobs.output import layout
+from jobs.output.dataset import Summary, write_summary
+from jobs.output.records import Record, Stack, encode_part
+from jobs.output.storage import open_storage
+from jobs.requests import BatchKey, Request
+
+FILES = 500  # different ones; the others are links to them
+STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "none", 16, 1, "none 1")
+KEY = BatchKey("generate", "null", "", 1024, 1024, 8, 3.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """images a second; peak resident MB of the largest process."""
+
+    rate: float
+    memory: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--bytes", type=int, default=300_000)
+    options = parser.parse_args()
+    few, many = options.images // 4, options.images
+    lines = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = {images: folder / f"out-{images}" for images in (few, many)}
+        for images, out in sizes.items():
+            make(out, images, options.bytes)
+        for form in ("webdataset", "parquet"):
+            for images, workers in ((few, 1), (many, 1), (many, 2)):
+                before = copy(sizes[images], folder / "copy")
+                found = export(sizes[images], folder / "to", form, workers)
+                copied = (before + copy(sizes[images], folder / "copy")) / 2
+                lines.append(
+                    f"{form}, {images} images, {workers} processes: {found.rate:,.0f} images/s, "
+                    f"{found.rate / copied:.2f} of a plain copy, peak RSS {found.memory:.0f} MB"
+                )
+    report(f"Exporting images of {options.bytes:,} bytes", lines)
+
+
+def make(out: Path, images: int, size: int) -> None:
+    """A finished dataset."""
+    storage = open_storage(str(out))
+    rng = random.Random(0)
+    digests = []
+    (out / "images/00000").mkdir(parents=True)
+    with (out / layout.METADATA).open("wb") as metadata:
+        for i in range(images):
+            prompt = f"a large red circle on a blue background, seen from {i} metres"
+            request = Request(i, f"row-{i}", KEY, prompt, "", i, "jpeg", f"{i:032x}")
+            path = layout.image(0, request.job_id, "jpeg")
+            if i < FILES:
+                data = rng.randbytes(size)
+                (out / path).write_bytes(data)
+                digests.append(sha256(data).hexdigest())
+            else:
+                os.link(out / layout.image(0, f"{i % FILES:032x}", "jpeg"), out / path)
+            record = Record(
+                request, "done", STACK, "w", 1, "2026-01-01T00:00:00.000000+00:00",
+                file_name=path, sha256=digests[i % FILES], bytes=size,
+            )  # fmt: skip
+            metadata.write(encode_part([record.row()]))
+    write_summary(storage, Summary("0" * 12, "finished", "m", 0, "", images, done=images))
+
+
+def copy(out: Path, to: Path) -> float:
+    """Images a second of cp -r's work, flushed to the disk."""
+    started = time.perf_counter()
+    to.mkdir()
+    images = 0
+    for path in (out / "images/00000").iterdir():
+        shutil.copyfile(path, to / path.name)
+        images += 1
+    os.sync()
+    seconds = time.perf_counter() - started
+    shutil.rmtree(to)
+    return images / seconds
+
+
+def export(out: Path, to: Path, form: str, workers: int) -> Measured:
+    """The real command, from its start to its end."""
+    command = [sys.executable, "-P", "-m", "producer", "export", str(out), str(to), "--to", form]
+    command += ["--workers", str(workers), "--shard-size", "100MB", "--json"]
+    started = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    outcome = json.load(child.stdout)  # type: ignore[arg-type]
+    _, _, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - started
+    shutil.rmtree(to)
+    # Of the command, or of the largest of its own children, which it has waited for.
+    return Measured(outcome["images"] / seconds, usage.ru_maxrss / 1024)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The command export."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from producer.commands import options
+from producer.upkeep.export.order import FormName
+
+
+def export(
+    out: options.Dataset,
+    target: Annotated[
+        str, typer.Argument(metavar="URI", help="Where it goes: an empty folder or s3://.")
+    ],
+    to: Annotated[FormName, typer.Option(help="Form of the export.")],
+    shard_size: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Images a shard, up to 10,000; or their bytes, as 500MB or 1GiB.",
+        ),
+    ] = "500MB",
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Only images whose columns fit: 'width >= 512 and model == \"shapes\"'. "
+            "Takes == != < <= > >=, in, not in, and, or, not, parentheses, text in quotes, "
+            "numbers, True, False and [lists].",
+        ),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARES",
+            help="Splits and their shares: train=0.9,val=0.1. Images of one prompt stay together.",
+        ),
+    ] = "train=1",
+    license_name: Annotated[
+        str,
+        typer.Option("--license", metavar="NAME", help="Of the dataset, for its card."),
+    ] = "unknown",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes.", show_default="one a core, at most 4"),
+    ] = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a dataset as shards that trainers read, with a dataset card.
+
+    The same command again writes only the shards that are missing, and several of them at once, on
+    one machine or many, share the work.
+    """
+    from producer.control.progress import display
+    from producer.report import show_export, show_json
+    from producer.upkeep.export.job import export as write
+    from producer.upkeep.export.order import Order
+    from producer.upkeep.export.selection import parse_condition, parse_splits
+    from producer.upkeep.export.shards import Selection, parse_size
+
+    condition = parse_condition(where) if where is not None else None
+    selection = Selection(condition, parse_splits(split), parse_size(shard_size))
+    processes = workers or min(os.cpu_count() or 1, 4)
+    order = Order(to, selection, where or "", license_name, processes)
+    with display(quiet) as shown:
+        outcome = write(out, target, order, shown.exporting)
+    if as_json:
+        show_json(outcome)
+    elif not quiet:
+        show_export(outcome)

@@ -1,0 +1,1 @@
+"""A finished dataset in other forms: which images, in which shards, written how, described."""

@@ -1,0 +1,220 @@
+"""The forms of an export, one writer each: WebDataset's tar files, and Parquet with the images.
+
+A writer makes one shard; the same rows give the same bytes. To add a form, add its writer and its
+entry; everything else reads them here.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import IO, Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import FatalError
+from jobs.output.records import Row
+from jobs.output.storage import Storage
+from jobs.output.writers import DatasetWriter, FilesWriter
+from producer.upkeep.export.columns import Columns, Kind
+from producer.upkeep.export.order import FormName
+from producer.upkeep.export.shards import Shard
+
+READERS = 16  # images that are read ahead
+GROUP_BYTES = 32 << 20  # of images in a row group: what a reader of one row has to read
+GROUP_ROWS = 1000
+
+_TYPES: Mapping[str, pa.DataType] = {
+    "string": pa.string(),
+    "json": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+}
+# As `datasets` cuts pages, so that stores that know equal pages (Hugging Face's) keep them once.
+_CUTTING = {"min_chunk_size": 256 << 10, "max_chunk_size": 1 << 20, "norm_level": 0}
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+class ImageReader:
+    """Reads a dataset's images, some ahead of their turn, each checked against its record."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._pool = ThreadPoolExecutor(READERS)
+
+    def read(self, rows: Sequence[Row]) -> Iterator[bytes]:
+        """The rows' images in their order.
+
+        Raises:
+            FatalError: one is missing, or is not what its record says.
+        """
+        ahead: deque[Future[bytes]] = deque()
+        for row in rows:
+            ahead.append(self._pool.submit(self._image, row))
+            if len(ahead) == READERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _image(self, row: Row) -> bytes:
+        name = self._storage.name(row["file_name"])
+        try:
+            data = self._storage.read(row["file_name"])
+        except FileNotFoundError:
+            raise FatalError(f"{name} is missing", self._hint) from None
+        if sha256(data).hexdigest() != row.get("sha256"):
+            raise FatalError(f"{name} is not what its record says", self._hint)
+        return data
+
+    @property
+    def _hint(self) -> str:
+        return f"imagemill fsck {self._storage.uri} --repair mends it; then run this again."
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a shard goes, and the columns it gets."""
+
+    storage: Storage
+    shard: Shard
+    columns: Columns
+
+
+class WebDatasetWriter(FilesWriter):
+    """00042.tar with an image, a .json and a .txt a sample, and 00042.parquet with the columns.
+
+    A key is the shard's number and the sample's within it, as NeMo Curator numbers them. The .json
+    has the columns that every sample has; the Parquet file has all. It appears last.
+    """
+
+    def __init__(self, images: ImageReader, target: Target) -> None:
+        super().__init__()
+        self._images, self._shard = images, target.shard
+        self._columns, self._even = target.columns, target.columns.even()
+        path = target.shard.name
+        index = self._files.enter_context(target.storage.writer(f"{path}.parquet"))
+        self._index = _Table(
+            index, target.columns, first={"key": (pa.string(), _feature(Kind("string")))}
+        )
+        self._files.callback(self._index.close)
+        self._tar = self._files.enter_context(target.storage.writer(f"{path}.tar"))
+        self._files.callback(self._tar.write, bytes(2 * tarfile.BLOCKSIZE))  # a tar file's end
+        self._samples = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Samples that follow all earlier ones."""
+        for row, image in zip(rows, self._images.read(rows), strict=True):
+            key = f"{self._shard.number:05d}{self._samples:04d}"
+            self._member(f"{key}.{row['file_name'].rsplit('.', 1)[-1]}", image)
+            self._member(f"{key}.json", orjson.dumps(self._even.filled(row)))
+            self._member(f"{key}.txt", str(row.get("prompt", "")).encode())
+            self._index.add({"key": key, **self._columns.values(row)}, 0)
+            self._samples += 1
+
+    def _member(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)  # of nobody, of 1970: the same bytes whoever writes them
+        member.size = len(data)
+        self._tar.write(member.tobuf(tarfile.USTAR_FORMAT))
+        self._tar.write(data)
+        self._tar.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+
+
+class ParquetWriter(FilesWriter):
+    """00042.parquet: a row an image, which is a column as `datasets` stores its `Image`."""
+
+    def __init__(self, images: ImageReader, target: Target) -> None:
+        super().__init__()
+        self._images, self._columns = images, target.columns
+        stream = self._files.enter_context(target.storage.writer(f"{target.shard.name}.parquet"))
+        self._table = _Table(stream, target.columns, first={"image": (_IMAGE, {"_type": "Image"})})
+        self._files.callback(self._table.close)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Rows that follow all earlier ones."""
+        for row, image in zip(rows, self._images.read(rows), strict=True):
+            cell = {"bytes": image, "path": row["file_name"].rsplit("/", 1)[-1]}
+            self._table.add({"image": cell, **self._columns.values(row)}, len(image))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """writer: makes it; extensions: of a shard's files, that with the images first; mixed: whether
+    images of several formats can stand side by side."""
+
+    writer: Callable[[ImageReader, Target], DatasetWriter]
+    extensions: tuple[str, ...]
+    mixed: bool
+
+
+FORMS: Mapping[FormName, Form] = {
+    # Samples must have the same members, and a JPEG's is another than a PNG's.
+    "webdataset": Form(WebDatasetWriter, ("tar", "parquet"), mixed=False),
+    "parquet": Form(ParquetWriter, ("parquet",), mixed=True),
+}
+
+
+class _Table:
+    """A Parquet file that grows by row groups, with what `datasets` wants to know of its columns.
+
+    first: columns before those of the dataset: name → (type, feature).
+    """
+
+    def __init__(
+        self, stream: IO[bytes], columns: Columns, first: Mapping[str, tuple[pa.DataType, Any]]
+    ) -> None:
+        types = {name: kind for name, (kind, _) in first.items()}
+        features = {name: feature for name, (_, feature) in first.items()}
+        for name, kind in columns.kinds.items():
+            types[name] = pa.list_(_TYPES[kind.dtype]) if kind.many else _TYPES[kind.dtype]
+            features[name] = _feature(kind)
+        about = json.dumps({"info": {"features": features}})
+        self._schema = pa.schema(list(types.items()), metadata={"huggingface": about})
+        leaves = [
+            leaf
+            for name, kind in types.items()
+            if kind != _IMAGE
+            for leaf in (f"{name}.list.element" if pa.types.is_list(kind) else name,)
+        ]
+        # Images are compressed already, and all different: neither is tried again.
+        self._writer = pq.ParquetWriter(
+            stream,
+            self._schema,
+            compression=dict.fromkeys(leaves, "zstd") | {"image.bytes": "none"},
+            use_dictionary=leaves,
+            write_page_index=True,
+            use_content_defined_chunking=_CUTTING,
+        )
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, row: dict[str, Any], size: int) -> None:
+        """size: bytes of its image."""
+        self._rows.append(row)
+        self._bytes += size
+        if self._bytes >= GROUP_BYTES or len(self._rows) == GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows, self._bytes = [], 0
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+
+def _feature(kind: Kind) -> dict[str, Any]:
+    value = {"dtype": "string" if kind.dtype == "json" else kind.dtype, "_type": "Value"}
+    return {"feature": value, "_type": "List"} if kind.many else value

@@ -1,0 +1,208 @@
+"""Exports a finished dataset: shard by shard, in several processes, only those that are missing."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import orjson
+
+from jobs.children import die_with_parent
+from jobs.errors import UsageError
+from jobs.output import layout
+from jobs.output.dataset import Summary, read_summary
+from jobs.output.records import Row, read_row
+from jobs.output.storage import Storage, open_storage
+from producer.upkeep.export.card import CARD, make_card
+from producer.upkeep.export.columns import Columns
+from producer.upkeep.export.forms import FORMS, ImageReader, Target
+from producer.upkeep.export.order import FormName, Order
+from producer.upkeep.export.shards import Shard, Survey, lines_of, survey
+
+ABOUT = "export.json"  # what the shards beside it are made of
+VERSION = 1  # of how shards are written: another one's cannot be mixed with ours
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What lies at the target now. written: shards that this command wrote; bytes: of images."""
+
+    target: str
+    form: FormName
+    images: int
+    bytes: int
+    shards: int
+    written: int
+    splits: dict[str, int]
+
+
+Progress = Callable[[int, int], None]  # images so far, of how many
+
+
+def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
+    """Write the shards of a dataset that are not at the target yet, and its card.
+
+    Any number of commands may do the same at once: each begins at another shard, and they leave out
+    what they find.
+
+    Raises:
+        UsageError: there is no finished run, no image fits, or the target holds something else.
+        FatalError: an image is missing or damaged; the shards that exist then are whole.
+    """
+    source, target = open_storage(out), open_storage(to)
+    if source.holds(target):
+        raise UsageError(f"{to} is inside the dataset", "Choose a place outside of it.")
+    summary = read_summary(source)
+    if summary is None or summary.state != "finished":
+        raise UsageError(f"{out} holds no finished run", "Run its manifest to the end first.")
+    with source.reader(layout.METADATA) as lines:
+        found = survey(lines, source, order.selection)
+        _check(found, order)
+        _claim(target, found, summary, order)
+        missing = list(_missing(target, found, order.form))
+        written = 0
+        done = found.images - sum(shard.images for shard in missing)
+        tasks = (
+            _Task(
+                shard,
+                lines_of(shard, lines, source, order.selection),
+                found.columns,
+                order.form,
+                source.uri,
+                target.uri,
+            )
+            for shard in missing
+        )
+        for shard, ours in _write_all(tasks, min(order.processes, len(missing))):
+            written += ours
+            done += shard.images
+            progress(done, found.images)
+    if not target.exists(CARD):
+        target.write(CARD, make_card(found, summary, order))
+    splits = dict(found.splits)
+    return Outcome(
+        target.uri, order.form, found.images, found.bytes, len(found.shards), written, splits
+    )
+
+
+def _check(found: Survey, order: Order) -> None:
+    if not found.shards:
+        raise UsageError("no image is left to export", "Loosen --where, or look at errors.jsonl.")
+    if len(found.extensions) > 1 and not FORMS[order.form].mixed:
+        raise UsageError(
+            f"{order.form} cannot hold {' and '.join(sorted(found.extensions))} side by side",
+            "Choose one of them (--where 'response_format == \"jpeg\"'), or --to parquet.",
+        )
+
+
+def _claim(target: Storage, found: Survey, summary: Summary, order: Order) -> None:
+    """Say what the target is for; raises UsageError where it is for something else."""
+    selection = order.selection
+    about = {
+        "version": VERSION,
+        "form": order.form,
+        "run_id": summary.run_id,
+        "records": found.digest,
+        "where": order.where,
+        "splits": {split.name: split.share for split in selection.splits},
+        "shard_size": asdict(selection.size),
+    }
+    content = orjson.dumps(about, option=orjson.OPT_INDENT_2)
+    # In this order: who else begins now writes it first.
+    names = [name for name in target.list("") if name != CARD and not name.startswith(".")]
+    try:
+        before = target.read(ABOUT)
+    except FileNotFoundError:
+        if names:
+            raise UsageError(
+                f"{target.uri} holds {names[0]} and is no export", "Choose another place."
+            ) from None
+        target.write(ABOUT, content)
+        return
+    if before != content:
+        raise UsageError(
+            f"{target.uri} holds another export ({_difference(before, about)})",
+            "Choose another place, or remove that export.",
+        )
+
+
+def _difference(before: bytes, about: dict[str, Any]) -> str:
+    try:
+        known = orjson.loads(before)
+        changed = [name for name, value in about.items() if known.get(name) != value]
+    except (orjson.JSONDecodeError, AttributeError):
+        changed = []
+    return f"other {', '.join(changed)}" if changed else f"its {ABOUT} is not ours"
+
+
+def _missing(target: Storage, found: Survey, form: FormName) -> Iterator[Shard]:
+    """The shards to write, from anywhere on: others may write them too."""
+    there = {f"{split}/{name}" for split in found.splits for name in target.list(split)}
+    missing = [shard for shard in found.shards if not _files(shard, form) <= there]
+    first = random.randrange(len(missing)) if missing else 0
+    yield from missing[first:]
+    yield from missing[:first]
+
+
+def _files(shard: Shard, form: FormName) -> set[str]:
+    return {f"{shard.name}.{extension}" for extension in FORMS[form].extensions}
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A shard to write, with its records; it can be sent to another process."""
+
+    shard: Shard
+    lines: list[bytes]
+    columns: Columns
+    form: FormName
+    out: str
+    to: str
+
+    def write(self) -> bool:
+        """False if somebody else has written it meanwhile."""
+        form, source, target = FORMS[self.form], open_storage(self.out), open_storage(self.to)
+        if all(map(target.exists, _files(self.shard, self.form))):
+            return False
+        where = source.name(layout.METADATA)
+        rows: list[Row] = [read_row(line, where) for line in self.lines]
+        with closing(ImageReader(source)) as images:
+            with form.writer(images, Target(target, self.shard, self.columns)) as writer:
+                writer.add(rows)
+        return True
+
+
+def _write_all(tasks: Iterator[_Task], processes: int) -> Iterator[tuple[Shard, bool]]:
+    """Every shard once it is there, and whether we wrote it."""
+    if processes <= 1:
+        for task in tasks:
+            yield task.shard, task.write()
+        return
+    pending: deque[tuple[Shard, Future[bool]]] = deque()
+    # Spawned: storage clients and their threads do not survive a fork.
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_child) as pool:
+        try:
+            for task in tasks:
+                pending.append((task.shard, pool.submit(task.write)))
+                if len(pending) > processes:  # one more than are written, so that none waits
+                    shard, future = pending.popleft()
+                    yield shard, future.result()
+            while pending:
+                shard, future = pending.popleft()
+                yield shard, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_child() -> None:
+    """Ctrl-C ends the shard under way with what it has opened; the command says the rest."""
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    die_with_parent()

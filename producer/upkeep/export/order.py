@@ -1,0 +1,22 @@
+"""What somebody wants of an export. Imports nothing heavy: the command line needs it for --help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from producer.upkeep.export.shards import Selection
+
+FormName = Literal["webdataset", "parquet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """where: the text of the selection's condition; license: for the dataset card."""
+
+    form: FormName
+    selection: Selection
+    where: str = ""
+    license: str = "unknown"
+    processes: int = 1

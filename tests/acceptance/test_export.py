@@ -1,0 +1,56 @@
+"""imagemill export, as a user runs it: several at once, and between object stores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from jobs.output.storage import open_storage
+from tests.datasets import make_dataset
+from tests.support import Cli, eventually
+
+
+def test_several_commands_share_the_work(cli: Cli) -> None:
+    rows = make_dataset(str(cli.folder / "out"), 40)
+    command = ["export", "out", "shards", "--to", "parquet", "--shard-size", "4", "--workers", "2"]
+    several = [cli.start(*command, "--json") for _ in range(2)]
+    outcomes = [json.loads(one.communicate()[0]) for one in several]
+    assert [(one["images"], one["shards"]) for one in outcomes] == [(40, 10)] * 2
+    assert sum(one["written"] for one in outcomes) >= 10
+    shards = sorted((cli.folder / "shards/train").iterdir())
+    assert [shard.name for shard in shards] == [f"{i:05d}.parquet" for i in range(10)]
+    found = [job for shard in shards for job in pq.read_table(shard)["job_id"].to_pylist()]
+    assert found == [row["job_id"] for row in rows]
+    assert "is no condition" in cli(*command, "--where", "1", code=2).stderr
+
+
+def test_a_killed_export_goes_on(cli: Cli) -> None:
+    make_dataset(str(cli.folder / "out"), 400)
+    command = ["export", "out", "--to", "webdataset", "--shard-size", "1", "--workers", "1"]
+    killed = cli.start(*command, "shards")
+    shards = cli.folder / "shards/train"
+    eventually(lambda: list(shards.glob("*.parquet")))
+    killed.kill()
+    killed.communicate()
+    there = len(list(shards.glob("*.parquet")))
+    assert there < 400
+    assert cli.json(*command, "shards")["written"] == 400 - there
+    cli(*command, "again")
+    again = cli.folder / "again/train"
+    assert {path.name: path.read_bytes() for path in shards.glob("[0-9]*")} == {
+        path.name: path.read_bytes() for path in again.iterdir()
+    }
+
+
+def test_from_bucket_to_bucket(cli: Cli, bucket: str) -> None:
+    make_dataset(f"{bucket}/out", 6)
+    command = ["export", f"{bucket}/out", f"{bucket}/to", "--to", "webdataset"]
+    assert cli.json(*command, "--shard-size", "2", "--workers", "2")["written"] == 3
+    target = open_storage(f"{bucket}/to")
+    before = {name: target.read(name) for name in target.sizes("")}
+    target.remove("train/00001.tar")
+    assert cli.json(*command, "--shard-size", "2")["written"] == 1
+    assert {name: target.read(name) for name in target.sizes("")} == before
+    assert not list(Path(cli.folder).glob("tmp*"))
