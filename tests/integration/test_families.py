@@ -24,6 +24,7 @@ from diffusers.pipelines.auto_pipeline import (
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 from jobs.errors import FatalError
 from jobs.models.families import FAMILIES, GENERIC, family_of
@@ -757,6 +758,44 @@ def test_a_compiled_model_takes_adapters_and_controlnets(studio: Studio) -> None
         np.testing.assert_allclose(one(compiled, request), one(plain, request), atol=tolerance)
     assert same(one(compiled, ask()), bare)
     assert_independent(compiled, [ask(seed=seed) for seed in range(3)])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own code
+def test_many_adapters_share_their_graphs(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fifth was one too many, and the bare model failed after it."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by(counter))
+    files = [studio.part(f"lora-{name}") for name in ("ink", "oil")]
+    rows = [
+        f'[models.sd.adapters.a{number}]\nrepo = "{files[number % 2]}"\n' for number in range(12)
+    ]
+    renderer = studio.load("sd", "options = { compile = true }", "".join(rows), width=1)
+    key = replace(PLAIN, steps=1, guidance_scale=1.0)
+
+    def drawn(adapter: str) -> NDArray[np.float32]:
+        return one(renderer, ask(key=replace(key, adapter=adapter)))
+
+    bare = drawn("")
+    images = [drawn("a0"), drawn("a1")]
+    before = counter.frame_count
+    assert before > 0
+    images += [drawn(f"a{number}") for number in range(2, 12)]
+    assert counter.frame_count == before
+    assert len({image.tobytes() for image in images}) == 2
+    assert same(drawn(""), bare)
+    assert not any(same(image, bare) for image in images)
+
+
+def _compiled_by(counter: CompileCounter) -> Callable[..., None]:
+    def compile_module(module: torch.nn.Module, **options: bool) -> None:
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=counter, **options)
+
+    return compile_module
+
+
+def test_a_denoiser_that_cannot_be_compiled_is_refused_at_start(studio: Studio) -> None:
+    with pytest.raises(FatalError, match=r"option compile: .*blocks of SD3Transformer2D"):
+        studio.load("sd3", "options = { compile = true }")
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,9 @@ def load_pipeline(
     tune(pipeline, model.options)
     return PipelineRenderer(
         Variants(pipeline, controls, family, model.options, device),
-        Adapters(pipeline, table, model.adapters, model.adapters_mib * 2**20),
+        Adapters(
+            pipeline, table, model.adapters, model.adapters_mib * 2**20, model.options.compile
+        ),
         prompt_limit(pipeline, family),
         Savings(getattr(pipeline, "vae", None), model.options),
         Stack(
