@@ -217,6 +217,13 @@ def test_klein_takes_several_images_in_their_order(studio: Studio) -> None:
     assert rendered.stack.batch_width == 1
 
 
+def test_records_name_every_library_below(studio: Studio) -> None:
+    stack = studio.get("sd").renderer.stack_for(PLAIN)
+    named = {one.split(" ")[0] for one in stack.versions.split(", ")}
+    assert named >= {"torch", "diffusers", "transformers", "accelerate", "peft", "pillow"}
+    assert (named >= {"cuda", "cudnn", "driver"}) == (studio.device == "cuda")
+
+
 def test_records_name_the_pipeline_that_rendered(studio: Studio) -> None:
     renderer = studio.get("sd")
     (drawn,) = renderer.render([ask()])
@@ -793,6 +800,15 @@ def _compiled_by(counter: CompileCounter) -> Callable[..., None]:
     return compile_module
 
 
+def test_offload_needs_a_gpu(studio: Studio) -> None:
+    row = 'options = { offload = "model" }'
+    if studio.device == "cpu":
+        with pytest.raises(FatalError, match="option offload: "):
+            studio.load("sd", row)
+    else:
+        assert same(one(studio.load("sd", row), ask()), one(studio.get("sd"), ask()))
+
+
 def test_a_denoiser_that_cannot_be_compiled_is_refused_at_start(studio: Studio) -> None:
     with pytest.raises(FatalError, match=r"option compile: .*blocks of SD3Transformer2D"):
         studio.load("sd3", "options = { compile = true }")
@@ -806,7 +822,6 @@ def test_a_denoiser_that_cannot_be_compiled_is_refused_at_start(studio: Studio) 
         ('options = { step_cache = { kind = "NoSuchCache" } }', "step_cache"),
         ('options = { quantization = { backend = "torchao" } }', "quantization"),  # no transformer
         ('options = { quantization = { backend = "torchao", kind = "X" } }', "quantization"),
-        ('options = { offload = "model" }', "offload"),
         ("options = { watermark = true }", "watermark"),
     ],
 )
