@@ -653,6 +653,36 @@ def test_weights_that_exist_in_fp16_alone_are_found(studio: Studio, tmp_path: Pa
     assert rendered.stack.dtype == ("float32" if studio.device == "cpu" else "bfloat16")
 
 
+def test_an_offline_host_renders_with_what_its_cache_has(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repository lists files that diffusers never fetches."""
+    commit = "1" * 40
+    folder = tmp_path / "models--org--name"
+    shutil.copytree(studio.part("sd"), folder / "snapshots" / commit)
+    listed = [one for one in (folder / "snapshots" / commit).rglob("*") if one.is_file()]
+    names = [one.relative_to(folder / "snapshots" / commit).as_posix() for one in listed]
+    extra = ["examples/settings.json", "sd.ckpt", "unet/diffusion_pytorch_model.bin"]
+    tree = {name: {"size": 1, "blob_id": "0" * 40} for name in [*names, *extra]}
+    for path, text in {
+        "refs/main": commit,
+        f"trees/{commit}.json": json.dumps({"format_version": 1, "files": tree}),
+    }.items():
+        (folder / path).parent.mkdir()
+        (folder / path).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.utils.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    row = '[models.hub]\nrepo = "org/name"\nsize = [64, 64]\nthreads = 1\n'
+    table = studio.table("sd", parts=row)
+    model = table.get("hub")
+    weights = fingerprint(table, model)
+    assert weights.revision == commit
+    loaded = load_pipeline(table, model, weights, studio.device)
+    (rendered,) = BatchRenderer(loaded).render([ask()])
+    assert (rendered.status, rendered.stack.revision) == ("done", commit)
+
+
 def test_a_vae_takes_the_place_of_the_pipelines_own(studio: Studio) -> None:
     other = studio.part("sd-other")
     row = f'vae = {{ repo = "{other / "vae"}" }}'
