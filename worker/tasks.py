@@ -204,6 +204,8 @@ def prepare(**_: object) -> None:
         shop.renderers.get(shop.models[0])
     except FatalError as error:
         log.error("%s", error)  # a run that needs this model will say it again
+    except Exception:  # likewise; without a handler for the signal it would end a live batch
+        log.exception("Model %s did not load", shop.models[0])
     # Until here the signal just ends the process, as there is nothing to finish yet.
     signal.signal(STOP_SIGNAL, lambda *_: shop.stopping.set())
     os.kill(os.getppid(), READY_SIGNAL)

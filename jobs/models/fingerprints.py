@@ -7,7 +7,6 @@ the fields of the models table that change pixels. Never loads weights or import
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -144,19 +143,31 @@ class _Known:
             return  # a read-only home costs only time
 
 
+def _cached_commit(repo: str, revision: str) -> str | None:
+    """The commit that the hub's cache here has of a branch or tag.
+
+    Not asked of huggingface_hub, which wants every file that the repository lists: diffusers reads
+    and fetches only some of them.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / revision).read_text("utf-8").strip()
+    except OSError:
+        return None
+    return commit if (folder / "snapshots" / commit).is_dir() else None
+
+
 def _commit(repo: str, revision: str | None) -> str:
     if revision and _COMMIT.match(revision):
         return revision
     # Slow to import, and not needed for local folders.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import HfApi
 
+    if cached := _cached_commit(repo, revision or "main"):
+        return cached
     try:
-        with suppress(LocalEntryNotFoundError):
-            folder = snapshot_download(
-                repo, revision=revision, local_files_only=True, allow_patterns=["*.json"]
-            )
-            return Path(folder).name
         return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
     except Exception as error:  # of the hub, of its HTTP library, or that this is no repository
         raise FatalError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -162,6 +162,7 @@ class ModelTable:
     models: dict[str, Model]
     folder: Path
     closed: bool = False
+    _found: dict[str, Model] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def usual(self) -> list[str]:
@@ -177,13 +178,17 @@ class ModelTable:
         """
         if name in self.models:
             return self.models[name]
+        if name in self._found:
+            return self._found[name]
         if not self.closed and _is_pipeline(name):
             folder = Path(name).resolve()
             try:
-                return Model.model_validate(inspect_folder(folder, str(folder)))
+                # Once: this is asked before each batch.
+                self._found[name] = Model.model_validate(inspect_folder(folder, str(folder)))
             except ValidationError as error:
                 reason = f"{name}: its JSON files describe no model: {error.errors()[0]['msg']}"
                 raise InvalidRequest("model", reason, "model_not_found") from error
+            return self._found[name]
         if not self.closed and _REPOSITORY.match(name):
             return Model(repo=name)
         raise InvalidRequest(

@@ -125,7 +125,23 @@ def _differences(rows: list[Row], after: dict[int, Row]) -> Iterator[Difference]
         )
         changed = [name for name in then if name in here and then[name] != here[name]]
         stack = {name: (then[name], here[name]) for name in changed}
+        if "versions" in stack:
+            stack["versions"] = _changed(*stack["versions"])
+        stack = {name: pair for name, pair in stack.items() if any(pair)}
         yield Difference(row["file_name"], row["custom_id"], message, stack)
+
+
+def _changed(then: str, now: str) -> tuple[str, str]:
+    """Of two lists of versions those that differ; what was not recorded then is no difference."""
+    before, after = (
+        {name: version for name, _, version in (one.partition(" ") for one in text.split(", "))}
+        for text in (then, now)
+    )
+    names = [name for name in before if before[name] != after.get(name)]
+    return (
+        ", ".join(f"{name} {before[name]}" for name in names),
+        ", ".join(f"{name} {after.get(name, 'absent')}" for name in names),
+    )
 
 
 def _rows_by_index(storage: Storage) -> dict[int, Row]:

@@ -15,6 +15,8 @@ from jobs.requests import BatchKey, Request
 from tests.pipelines import tiny
 from worker.inputs import Prepared
 from worker.pipelines.load import load_pipeline
+from worker.process.devices import choose_devices
+from worker.process.gpus import Machine
 from worker.render import BatchRenderer
 
 pytestmark = pytest.mark.gpu
@@ -23,11 +25,11 @@ KEY = BatchKey("generate", "m", "", 64, 64, 4, 3.0)
 PROMPTS = ["a red circle", "", "a large green star on a blue background", "🟥 دائرة"]
 
 
-def load(folder: Path, config: pytest.Config, device: str) -> BatchRenderer:
+def load(folder: Path, config: pytest.Config, device: str, row: str = "") -> BatchRenderer:
     file = folder / "models.toml"
     file.write_text(
         f'default = "m"\n[models.m]\nrepo = "{tiny("sd", config)}"\nbatch_width = 4\n'
-        f"size = [64, 64]\nthreads = 1\n"
+        f"size = [64, 64]\nthreads = 1\n{row}"
     )
     table = load_models(file)
     model = table.get("m")
@@ -49,7 +51,10 @@ def test_the_same_seed_is_the_same_picture_on_both_devices(
 ) -> None:
     requests = asked()
     cpu, cuda = (
-        [one.pixels for one in load(tmp_path, pytestconfig, device).render(requests)]
+        [
+            one.pixels
+            for one in load(tmp_path, pytestconfig, device, 'dtype = "float32"').render(requests)
+        ]
         for device in ("cpu", "cuda")
     )
     for first, second in zip(cpu, cuda, strict=True):
@@ -72,3 +77,40 @@ def test_memory_that_runs_out_is_a_record_with_the_bytes(
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert {one.code for one in rendered} == {"out_of_memory"}
     assert "bytes more were needed" in rendered[0].message
+
+
+def test_the_machine_tells_its_gpus_and_its_driver() -> None:
+    devices = choose_devices("auto")
+    assert {device.kind for device in devices} == {"cuda"}
+    assert len({device.visible for device in devices}) == len(devices)
+    assert Machine().driver()
+    gpus, problem = Machine().gpus()
+    assert problem == ""
+    assert all(gpu.pci for gpu in gpus), "not by NVML: processes are not pinned near their GPU"
+
+
+def test_a_row_without_a_type_renders_in_one_that_the_device_is_fast_in(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    (rendered, *_) = load(tmp_path, pytestconfig, "cuda").render(asked())
+    half = "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
+    assert rendered.stack.dtype == half
+    assert "driver " in rendered.stack.versions
+
+
+def test_a_vae_that_runs_out_of_memory_saves_before_fewer_are_rendered(
+    tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = load(tmp_path, pytestconfig, "cuda")
+    vae = renderer.renderer.variants.base.vae  # type: ignore[attr-defined]
+    decode = vae.decoder.forward
+
+    def hungry(latents: torch.Tensor, *rest: object) -> object:
+        if len(latents) > 1:
+            torch.empty(2**50, dtype=torch.uint8, device="cuda")  # of a petabyte: what torch says
+        return decode(latents, *rest)
+
+    monkeypatch.setattr(vae.decoder, "forward", hungry)
+    rendered = renderer.render(asked())
+    assert {one.status for one in rendered} == {"done"}
+    assert {(one.stack.modes, one.stack.batch_width) for one in rendered} == {("vae_slicing", 4)}

@@ -24,6 +24,7 @@ from diffusers.pipelines.auto_pipeline import (
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 from jobs.errors import FatalError
 from jobs.models.families import FAMILIES, GENERIC, family_of
@@ -214,6 +215,13 @@ def test_klein_takes_several_images_in_their_order(studio: Studio) -> None:
     assert not same(both, one(renderer, ask(images=(second, first))))
     (rendered,) = renderer.render([ask(images=(first, second))])
     assert rendered.stack.batch_width == 1
+
+
+def test_records_name_every_library_below(studio: Studio) -> None:
+    stack = studio.get("sd").renderer.stack_for(PLAIN)
+    named = {one.split(" ")[0] for one in stack.versions.split(", ")}
+    assert named >= {"torch", "diffusers", "transformers", "accelerate", "peft", "pillow"}
+    assert (named >= {"cuda", "cudnn", "driver"}) == (studio.device == "cuda")
 
 
 def test_records_name_the_pipeline_that_rendered(studio: Studio) -> None:
@@ -645,6 +653,36 @@ def test_weights_that_exist_in_fp16_alone_are_found(studio: Studio, tmp_path: Pa
     assert rendered.stack.dtype == ("float32" if studio.device == "cpu" else "bfloat16")
 
 
+def test_an_offline_host_renders_with_what_its_cache_has(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repository lists files that diffusers never fetches."""
+    commit = "1" * 40
+    folder = tmp_path / "models--org--name"
+    shutil.copytree(studio.part("sd"), folder / "snapshots" / commit)
+    listed = [one for one in (folder / "snapshots" / commit).rglob("*") if one.is_file()]
+    names = [one.relative_to(folder / "snapshots" / commit).as_posix() for one in listed]
+    extra = ["examples/settings.json", "sd.ckpt", "unet/diffusion_pytorch_model.bin"]
+    tree = {name: {"size": 1, "blob_id": "0" * 40} for name in [*names, *extra]}
+    for path, text in {
+        "refs/main": commit,
+        f"trees/{commit}.json": json.dumps({"format_version": 1, "files": tree}),
+    }.items():
+        (folder / path).parent.mkdir()
+        (folder / path).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.utils.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    row = '[models.hub]\nrepo = "org/name"\nsize = [64, 64]\nthreads = 1\n'
+    table = studio.table("sd", parts=row)
+    model = table.get("hub")
+    weights = fingerprint(table, model)
+    assert weights.revision == commit
+    loaded = load_pipeline(table, model, weights, studio.device)
+    (rendered,) = BatchRenderer(loaded).render([ask()])
+    assert (rendered.status, rendered.stack.revision) == ("done", commit)
+
+
 def test_a_vae_takes_the_place_of_the_pipelines_own(studio: Studio) -> None:
     other = studio.part("sd-other")
     row = f'vae = {{ repo = "{other / "vae"}" }}'
@@ -759,6 +797,53 @@ def test_a_compiled_model_takes_adapters_and_controlnets(studio: Studio) -> None
     assert_independent(compiled, [ask(seed=seed) for seed in range(3)])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own code
+def test_many_adapters_share_their_graphs(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fifth was one too many, and the bare model failed after it."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by(counter))
+    files = [studio.part(f"lora-{name}") for name in ("ink", "oil")]
+    rows = [
+        f'[models.sd.adapters.a{number}]\nrepo = "{files[number % 2]}"\n' for number in range(12)
+    ]
+    renderer = studio.load("sd", "options = { compile = true }", "".join(rows), width=1)
+    key = replace(PLAIN, steps=1, guidance_scale=1.0)
+
+    def drawn(adapter: str) -> NDArray[np.float32]:
+        return one(renderer, ask(key=replace(key, adapter=adapter)))
+
+    bare = drawn("")
+    images = [drawn("a0"), drawn("a1")]
+    before = counter.frame_count
+    assert before > 0
+    images += [drawn(f"a{number}") for number in range(2, 12)]
+    assert counter.frame_count == before
+    assert len({image.tobytes() for image in images}) == 2
+    assert same(drawn(""), bare)
+    assert not any(same(image, bare) for image in images)
+
+
+def _compiled_by(counter: CompileCounter) -> Callable[..., None]:
+    def compile_module(module: torch.nn.Module, **options: bool) -> None:
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=counter, **options)
+
+    return compile_module
+
+
+def test_offload_needs_a_gpu(studio: Studio) -> None:
+    row = 'options = { offload = "model" }'
+    if studio.device == "cpu":
+        with pytest.raises(FatalError, match="option offload: "):
+            studio.load("sd", row)
+    else:
+        assert same(one(studio.load("sd", row), ask()), one(studio.get("sd"), ask()))
+
+
+def test_a_denoiser_that_cannot_be_compiled_is_refused_at_start(studio: Studio) -> None:
+    with pytest.raises(FatalError, match=r"option compile: .*blocks of SD3Transformer2D"):
+        studio.load("sd3", "options = { compile = true }")
+
+
 @pytest.mark.parametrize(
     ("row", "option"),
     [
@@ -767,7 +852,6 @@ def test_a_compiled_model_takes_adapters_and_controlnets(studio: Studio) -> None
         ('options = { step_cache = { kind = "NoSuchCache" } }', "step_cache"),
         ('options = { quantization = { backend = "torchao" } }', "quantization"),  # no transformer
         ('options = { quantization = { backend = "torchao", kind = "X" } }', "quantization"),
-        ('options = { offload = "model" }', "offload"),
         ("options = { watermark = true }", "watermark"),
     ],
 )

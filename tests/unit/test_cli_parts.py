@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -50,6 +52,23 @@ def test_a_record_asks_for_its_own_request_again(line: bytes) -> None:
     again = resolved(encode_part([as_line(row)]))
     assert again.key == request.key
     assert again.job_id == request.job_id
+
+
+def test_compare_names_the_libraries_that_changed() -> None:
+    def stack(versions: str, sha256: str) -> Any:
+        request = Request(0, "r", BatchKey("generate", "null", "", 8, 8, 1), "", "", 0, "png", "0")
+        made = Record(request, "done", replace(STACK, versions=versions), "w", 1, "", file_name="f")
+        return made.row() | {"sha256": sha256}
+
+    before = stack("torch 2.13.0, peft 0.21.2, driver 550.54", "a")
+    now = stack("torch 2.13.0, peft 0.22.0, accelerate 1.15.0", "b")
+    (difference,) = compare([before], {0: now}).differences
+    assert difference.stack == {
+        "versions": ("peft 0.21.2, driver 550.54", "peft 0.22.0, driver absent")
+    }
+    more = stack("torch 2.13.0, peft 0.21.2, driver 550.54, cudnn 91002", "b")
+    (difference,) = compare([before], {0: more}).differences
+    assert difference.stack == {}
 
 
 def test_compare_names_what_changed() -> None:

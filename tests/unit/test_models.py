@@ -72,6 +72,15 @@ def test_with_one_model_its_adapter_is_enough(tmp_path: Path) -> None:
     assert (table.route("ink").model, table.route("ink").adapter) == ("a", "ink")
 
 
+def test_a_bare_folder_is_inspected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    table = load_models()
+    first = table.get(str(tmp_path))
+    assert first.family == "flux"
+    monkeypatch.setattr("jobs.models.table.inspect_folder", None)
+    assert table.get(str(tmp_path)) is first
+
+
 def test_a_folders_fingerprint_follows_its_weights(tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "model_index.json").write_text("{}")

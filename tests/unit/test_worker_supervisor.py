@@ -25,6 +25,15 @@ def test_memory_is_asked_for_in_blocks_that_grow(monkeypatch: pytest.MonkeyPatch
     assert "PYTORCH_ALLOC_CONF" not in environment(device)
 
 
+def test_workers_of_a_host_share_what_they_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch itself sets it
+    device = Device("gpu0", "0")
+    assert environment(device)["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere/imagemill/compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in environment(device)
+
+
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setenv("MKL_NUM_THREADS", "3")

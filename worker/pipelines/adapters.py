@@ -20,12 +20,17 @@ class Adapters:
 
     Fused weights, taken off again, are no longer the same bytes; adapters beside them leave no
     trace. Pipelines that were derived from this one share its parts and so its adapter.
+
+    compiled: the pipeline's graphs hold for the adapters that it has, by name. So one alone is
+    loaded, always under the same name, and a graph serves all adapters of its rank and weight;
+    with several beside each other, each that is loaded would have everything compiled anew.
     """
 
     pipeline: Any
     table: ModelTable
     known: Mapping[str, Adapter]
     budget: int  # bytes
+    compiled: bool = False
     _loaded: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _active: str | None = ""
 
@@ -55,7 +60,11 @@ class Adapters:
         if name not in self._loaded:
             self._load(name)
         self.pipeline.enable_lora()
-        self.pipeline.set_adapters([name], [self.known[name].weight])
+        self.pipeline.set_adapters([self._called(name)], [self.known[name].weight])
+
+    def _called(self, name: str) -> str:
+        """An adapter's name within the pipeline."""
+        return "adapter" if self.compiled else name
 
     def _load(self, name: str) -> None:
         adapter = self.known[name]
@@ -65,13 +74,16 @@ class Adapters:
             where: dict[str, Any] = {"weight_name": file, "local_files_only": True}
         else:
             where = {"revision": revision_of(self.table, adapter)}
+        if self.compiled and self._loaded:
+            self.pipeline.delete_adapters(self._called(name))
+            self._loaded.clear()
         before = self._bytes()
         try:
             with warnings.catch_warnings():
                 # That there are several adapters now is what we want.
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")
                 self.pipeline.load_lora_weights(
-                    str(source), adapter_name=name, use_safetensors=True, **where
+                    str(source), adapter_name=self._called(name), use_safetensors=True, **where
                 )
         except Exception as error:  # every library in there has errors of its own
             # It may lie in one half of the pipeline: no later image may show it.

@@ -173,7 +173,9 @@ def load_pipeline(
     tune(pipeline, model.options)
     return PipelineRenderer(
         Variants(pipeline, controls, family, model.options, device),
-        Adapters(pipeline, table, model.adapters, model.adapters_mib * 2**20),
+        Adapters(
+            pipeline, table, model.adapters, model.adapters_mib * 2**20, model.options.compile
+        ),
         prompt_limit(pipeline, family),
         Savings(getattr(pipeline, "vae", None), model.options),
         Stack(
@@ -187,10 +189,25 @@ def load_pipeline(
             device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
             batch_width=model.batch_width,
             threads=model.threads,
-            versions=installed("torch", "diffusers", "transformers", "pillow", "imagemill"),
+            versions=_versions(device),
             modes=_modes(pipeline, model, variant),
         ),
     )
+
+
+def _versions(device: str) -> str:
+    """Of every library that decides what a pixel is; on a GPU of what is below torch as well."""
+    found = installed(
+        "torch", "diffusers", "transformers", "accelerate", "peft", "torchao", "pillow", "imagemill"
+    )
+    if device == "cpu":
+        return found
+    below = {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": Machine().driver(),
+    }
+    return ", ".join([found, *(f"{name} {version}" for name, version in below.items() if version)])
 
 
 def _modes(pipeline: Any, model: Model, variant: str | None) -> str:

@@ -16,6 +16,8 @@ from jobs.errors import FatalError
 from jobs.models.options import Options, Quantization
 from jobs.models.table import Model
 
+GRAPHS = 256  # of one compiled block; torch's own limit is 8
+
 
 def loading_options(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     """What DiffusionPipeline.from_pretrained gets.
@@ -95,12 +97,23 @@ def tune(pipeline: Any, options: Options) -> None:
             lambda: denoiser.enable_cache(_step_cache(denoiser, options)),
         ),
         # Last, so that it compiles what the others have made.
-        "compile": (options.compile, lambda: denoiser.compile_repeated_blocks(fullgraph=True)),
+        "compile": (options.compile, lambda: _compile(denoiser)),
     }
     for name, (wanted, apply) in steps.items():
         if wanted:
             with _naming(name):
                 apply()
+
+
+def _compile(denoiser: Any) -> None:
+    if not getattr(denoiser, "_repeated_blocks", None):
+        name = type(denoiser).__name__
+        raise ValueError(f"diffusers does not know which blocks of {name} repeat: leave it out")
+    # Each size, number of slots, rank and weight of an adapter may need a graph of its own, and
+    # whoever comes after the last that is allowed fails, the bare model as well.
+    torch._dynamo.config.recompile_limit = GRAPHS
+    torch._dynamo.config.accumulated_recompile_limit = 16 * GRAPHS
+    denoiser.compile_repeated_blocks(fullgraph=True)
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:

@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from platformdirs import user_cache_path
+
 from jobs import children
 from jobs.children import EXIT_FATAL, reason
 from jobs.models.fingerprints import fingerprint
@@ -122,7 +124,7 @@ class Supervisor:
             # What cuBLAS needs to give the same bits for the same input.
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         }
-        usual = self._waiting() | self._threads() | _allocating()
+        usual = self._waiting() | self._threads() | _allocating() | _compiling()
         return usual | self.settings.environment() | pinned
 
     def _threads(self) -> dict[str, str]:
@@ -144,6 +146,16 @@ class Supervisor:
         if len(self.devices) > 1:
             return {"OMP_WAIT_POLICY": "PASSIVE"}
         return {"GOMP_SPINCOUNT": "10000"}
+
+
+def _compiling() -> dict[str, str]:
+    """Where torch.compile keeps what it compiled, unless the environment says it.
+
+    One place for all workers of a host, which a restart of the host does not empty.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return {}
+    return {"TORCHINDUCTOR_CACHE_DIR": str(user_cache_path("imagemill") / "compiled")}
 
 
 def _allocating() -> dict[str, str]:
