@@ -1,7 +1,7 @@
 """The models table: what each model is and what it takes, read from models.toml without torch.
 
 A model is found by its name in the table, as a local pipeline folder, or as the name of a
-diffusers repository ("org/name"). An adapter is named after a colon: "sdxl:outline".
+diffusers repository ("org/name"). An adapter is named after a colon, "sdxl:outline", or alone.
 """
 
 from __future__ import annotations
@@ -183,10 +183,10 @@ class ModelTable:
         )
 
     def route(self, name: str | None) -> Route:
-        """Split "model", "model:adapter" or, with one model in the table, just "adapter".
+        """Split "model", "model:adapter" or just "adapter", of the default model before others.
 
         Raises:
-            InvalidRequest: the model or the adapter does not exist.
+            InvalidRequest: the model or the adapter does not exist, or several models have it.
         """
         if name is None:
             return Route(self.default, "")
@@ -202,10 +202,24 @@ class ModelTable:
                     "model_not_found",
                 )
             return Route(model, adapter)
-        if len(self.models) == 1 and name in self.models[self.default].adapters:
-            return Route(self.default, name)
+        if owner := self._owner(name):
+            return Route(owner, name)
         self.get(name)
         return Route(name, "")
+
+    def _owner(self, adapter: str) -> str | None:
+        """The model that an adapter's bare name means; None if no model has such an adapter.
+
+        Raises:
+            InvalidRequest: several models have it, and the default one is none of them.
+        """
+        owners = [name for name, model in self.models.items() if adapter in model.adapters]
+        if self.default in owners:
+            return self.default
+        if len(owners) > 1:
+            routes = ", ".join(f"{owner}:{adapter}" for owner in owners)
+            raise InvalidRequest("model", f"{adapter!r} may be any of {routes}: name one")
+        return owners[0] if owners else None
 
     def source(self, weights: Model | Adapter | ControlNet) -> str | Path:
         """Where weights are: an existing folder or file, or a repository's name."""

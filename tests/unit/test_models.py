@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import InvalidRequest, UsageError
 from jobs.models.fingerprints import fingerprint
-from jobs.models.table import load_models
+from jobs.models.table import Route, load_models
 
 
 def table_of(tmp_path: Path, text: str) -> Path:
@@ -61,15 +61,25 @@ def test_routes(tmp_path: Path) -> None:
     assert table.route(None).model == "a"
     assert (table.route("a:ink").model, table.route("a:ink").adapter) == ("a", "ink")
     assert table.route("org/repo").model == "org/repo"
-    for unknown in ("c", "b:ink", "ink", "a:"):
+    for unknown in ("c", "b:ink", "pen", "a:"):
         with pytest.raises(InvalidRequest) as caught:
             table.route(unknown)
         assert caught.value.code == "model_not_found"
 
 
-def test_with_one_model_its_adapter_is_enough(tmp_path: Path) -> None:
-    table = load_models(table_of(tmp_path, TWO.split("[models.b]")[0]))
-    assert (table.route("ink").model, table.route("ink").adapter) == ("a", "ink")
+def adapters(*routes: str) -> str:
+    rows = (route.split(":") for route in routes)
+    return "".join(f'[models.{m}.adapters.{a}]\nrepo = "{m}-{a}.safetensors"\n' for m, a in rows)
+
+
+def test_an_adapters_bare_name_is_enough_where_it_means_one(tmp_path: Path) -> None:
+    text = TWO + '[models.c]\nrepo = "x/c"\n' + adapters("b:ink", "b:oil", "b:pen", "c:pen")
+    table = load_models(table_of(tmp_path, text))
+    assert table.route("ink") == Route("a", "ink")  # the default model's come first
+    assert table.route("oil") == Route("b", "oil")
+    with pytest.raises(InvalidRequest, match="b:pen, c:pen") as caught:
+        table.route("pen")
+    assert caught.value.field == "model"
 
 
 def test_a_folders_fingerprint_follows_its_weights(tmp_path: Path) -> None:
