@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -145,12 +145,14 @@ class Route:
 class ModelTable:
     """All models that a deployment knows by name. `folder` is where relative repos start.
 
+    aliases: other names, each of a model or of "model:adapter".
     closed: it has no other models, so that a stranger can name neither a folder nor a repository.
     """
 
     default: str
     models: dict[str, Model]
     folder: Path
+    aliases: dict[str, str] = field(default_factory=dict)
     closed: bool = False
 
     @property
@@ -178,18 +180,21 @@ class ModelTable:
             return Model(repo=name)
         raise InvalidRequest(
             "model",
-            f"unknown model {name!r}; known: {', '.join(sorted(self.models))}",
+            f"unknown model {name!r}; known: {', '.join(sorted([*self.models, *self.aliases]))}",
             "model_not_found",
         )
 
     def route(self, name: str | None) -> Route:
-        """Split "model", "model:adapter" or just "adapter", of the default model before others.
+        """What "model", "model:adapter", an alias or a bare "adapter" stands for.
+
+        A bare adapter is the default model's before others.
 
         Raises:
             InvalidRequest: the model or the adapter does not exist, or several models have it.
         """
         if name is None:
             return Route(self.default, "")
+        name = self.aliases.get(name, name)
         if name in self.models:
             return Route(name, "")
         model, colon, adapter = name.rpartition(":")
@@ -242,11 +247,19 @@ class _Table(BaseModel):
         dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], Model],
         Field(min_length=1),
     ]
+    aliases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")], str] = {}
 
     @model_validator(mode="after")
-    def check_default(self) -> Self:
+    def check_names(self) -> Self:
         if self.default not in self.models:
             raise ValueError(f"default {self.default!r} is not one of the models")
+        for alias, target in self.aliases.items():
+            if alias in self.models:
+                raise ValueError(f"alias {alias!r} is a model's name")
+            name, colon, adapter = target.partition(":")
+            model = self.models.get(name)
+            if model is None or (colon and adapter not in model.adapters):
+                raise ValueError(f"alias {alias!r}: {target!r} is no model and no MODEL:ADAPTER")
         return self
 
 
@@ -268,7 +281,7 @@ def load_models(path: Path | None = None) -> ModelTable:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise UsageError("\n".join([f"models table {file} is wrong:", *lines])) from error
-    return ModelTable(table.default, table.models, file.parent.resolve())
+    return ModelTable(table.default, table.models, file.parent.resolve(), table.aliases)
 
 
 def builtin_models() -> Path:

@@ -37,7 +37,7 @@ from producer.api.files.shelf import Shelf
 from producer.api.friendli import endpoints as friendli
 from producer.api.friendli.bodies import ContainerImageEditBody, DedicatedImageEditBody
 from producer.api.openai import batches as batching
-from producer.api.openai import files, images
+from producer.api.openai import files, images, models
 from producer.api.openai.batch.steps import Steps
 from producer.api.openai.batch.store import BatchStore
 from producer.api.openai.batch.tending import Batches
@@ -109,6 +109,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     app.include_router(health.router)
     app.include_router(friendli.router, max_body_size=settings.body_bytes)
     app.include_router(images.router, max_body_size=settings.body_bytes)
+    app.include_router(models.router)
     app.include_router(files.router, max_body_size=settings.file_bytes)
     app.include_router(batching.router, max_body_size=settings.body_bytes)
     app.include_router(downloading.router)

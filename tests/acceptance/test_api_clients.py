@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,6 +15,7 @@ import httpx
 import openai
 import pytest
 from friendli import AsyncFriendli, SyncFriendli
+from friendli.core.models import FriendliCoreError
 from openai import OpenAI
 from PIL import Image
 
@@ -126,7 +128,7 @@ def test_openai_errors(facade: Facade, client: OpenAI) -> None:
             generate(**options)
         assert refused.value.param == next(iter(options))
     with pytest.raises(openai.NotFoundError):
-        generate(model="gpt-image-1")
+        generate(model="gpt-image-0")
     for options, param in (({"n": 11}, "n"), ({"size": "20x64"}, "size")):
         with pytest.raises(openai.BadRequestError) as refused:
             generate(**options)
@@ -135,8 +137,45 @@ def test_openai_errors(facade: Facade, client: OpenAI) -> None:
         stranger.images.generate(prompt="x")
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_1")
-    assert [model.id for model in client.models.list()] == ["null", "slow", "plain"]
-    assert client.models.retrieve("plain").owned_by == "imagemill"
+
+
+def test_models(facade: Facade, client: OpenAI) -> None:
+    """Another name is listed as a model is; one that draws nothing only where it is served."""
+    listed = {model.id: model.model_dump()["served"] for model in client.models.list()}
+    assert listed == {
+        "null": True, "absent": False, "plain": True, "null:ink": True, "gpt-image-1": True,
+        "dall-e-3": True,
+    }  # fmt: skip
+    assert client.models.retrieve("dall-e-3").owned_by == "imagemill"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("org/slow")
+    at_home = OpenAI(base_url=f"{facade.url}/v1", api_key=facade.red, max_retries=0)
+    with at_home:
+        assert {model.id for model in at_home.models.list()} == set(listed)
+
+
+def test_names_that_callers_have(facade: Facade) -> None:
+    def seeded(model: str | None) -> Any:
+        body = {"prompt": "x", "seed": 1, "response_format": "b64_json", "model": model}
+        return facade.post("/openai/v1/images/generations", body).json()["data"][0]["b64_json"]
+
+    assert seeded("gpt-image-1") == seeded("null")
+    assert seeded("dall-e-3") == seeded("ink") == seeded("null:ink")
+
+
+def test_a_model_that_nobody_serves_is_not_asked_for_again(
+    friendli: SyncFriendli, client: OpenAI
+) -> None:
+    """Friendli's client sends for an hour again what is answered with 503."""
+    started = time.monotonic()
+    with pytest.raises(FriendliCoreError) as refused:
+        friendli.dedicated.image.generate(model="absent", prompt="x")
+    assert refused.value.status_code == 404
+    assert "served: null, plain" in refused.value.body
+    with pytest.raises(openai.NotFoundError) as told:
+        client.with_options(max_retries=5).images.generate(model="absent", prompt="x")
+    assert told.value.code == "model_not_served"
+    assert time.monotonic() - started < 5
 
 
 def upload(client: OpenAI, lines: list[dict[str, Any]]) -> str:

@@ -31,6 +31,10 @@ def test_the_built_in_table_has_the_demo_model() -> None:
         ('default = "a"\n[models.a]\nrepo = "x/y"\nstep = 9', "models.a.step"),
         ('default = "a"\n[models.a]\nrepo = "x/y"\nsize = [65, 64]', "no multiple of 8"),
         ('default = "A b"\n[models."A b"]\nrepo = "x/y"', "models"),
+        ('default = "a"\naliases = {a = "a"}\n[models.a]\nrepo = "x/y"', "'a' is a model's name"),
+        ('default = "a"\naliases = {b = "c"}\n[models.a]\nrepo = "x/y"', "'c' is no model"),
+        ('default = "a"\naliases = {b = "a:"}\n[models.a]\nrepo = "x/y"', "'a:' is no model"),
+        ('default = "a"\naliases = {"a:b" = "a"}\n[models.a]\nrepo = "x/y"', "aliases.a:b"),
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -65,6 +69,16 @@ def test_routes(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest) as caught:
             table.route(unknown)
         assert caught.value.code == "model_not_found"
+
+
+def test_aliases_are_other_names(tmp_path: Path) -> None:
+    text = TWO + '[aliases]\ndall-e-3 = "a:ink"\n"gpt-image-1.5" = "b"\nink = "b"\n'
+    table = load_models(table_of(tmp_path, text))
+    assert table.route("dall-e-3") == Route("a", "ink")
+    assert table.route("gpt-image-1.5") == Route("b", "")
+    assert table.route("ink") == Route("b", "")  # what is written there beats what is found
+    with pytest.raises(InvalidRequest, match=r"known: a, b, dall-e-3, gpt-image-1\.5, ink"):
+        table.route("c")
 
 
 def adapters(*routes: str) -> str:
