@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +18,7 @@ from fastapi import FastAPI
 from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.broker.connection import address, connect_async
@@ -88,7 +91,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
             await client.aclose()
             known.runs.client.close()
 
-    app = FastAPI(
+    app = _Facade(
         title="imagemill",
         version=version("imagemill"),
         description="Images from prompts, one by one or in batches.",
@@ -114,7 +117,6 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     app.include_router(batching.router, max_body_size=settings.body_bytes)
     app.include_router(downloading.router)
     document(app, [ContainerImageEditBody, DedicatedImageEditBody, EditImageBodyJsonParam])
-    app.add_middleware(AccessLog)
     return app
 
 
@@ -134,8 +136,18 @@ def _pace(settings: Settings) -> tuple[FixedWindowRateLimiter, RateLimitItem]:
     return FixedWindowRateLimiter(counts), rate
 
 
+class _Facade(FastAPI):
+    """FastAPI with the access log around all of it, answers of its own middleware too."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return AccessLog(super().build_middleware_stack())
+
+
 class AccessLog:
-    """One line a request: neither queries, which may be signed, nor headers, nor bodies."""
+    """One line a request: neither queries, which may be signed, nor headers, nor bodies.
+
+    Each request has an id, in its line and its answer: its caller's (X-Request-Id), else a new one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -144,11 +156,14 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        name = request_id(Headers(scope=scope))
         started, status = time.perf_counter(), 0
 
         async def noting(message: Message) -> None:
             nonlocal status
-            status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = name
             await send(message)
 
         try:
@@ -156,4 +171,13 @@ class AccessLog:
         finally:
             seconds = time.perf_counter() - started
             path = scope["path"].encode("unicode_escape").decode()
-            log.info("%s %s %d %.0f ms", scope["method"], path, status, 1000 * seconds)
+            log.info("%s %s %d %.0f ms %s", scope["method"], path, status, 1000 * seconds, name)
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def request_id(headers: Headers) -> str:
+    """The id that a caller gave its request, if it can stand in a log; else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"

@@ -123,7 +123,7 @@ def test_openai_errors(facade: Facade, client: OpenAI) -> None:
     def generate(**options: Any) -> Any:
         return client.images.generate(prompt="x", **options)
 
-    for options in ({"background": "transparent"}, {"stream": True}, {"quality": "high"}):
+    for options in ({"background": "transparent"}, {"stream": True}, {"style": "natural"}):
         with pytest.raises(openai.BadRequestError) as refused:
             generate(**options)
         assert refused.value.param == next(iter(options))
@@ -137,6 +137,55 @@ def test_openai_errors(facade: Facade, client: OpenAI) -> None:
         stranger.images.generate(prompt="x")
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_1")
+
+
+def test_openai_habits(client: OpenAI) -> None:
+    """What a caller of OpenAI's own models writes, and what it looks for in the answer."""
+    asked: dict[str, Any] = {
+        "quality": "high", "moderation": "low", "style": "vivid", "user": "me", "n": 1,
+        "extra_body": {"safety_identifier": "me", "complexity": "low"}, "background": "auto",
+    }  # fmt: skip
+    made = client.images.generate(model="gpt-image-1", prompt="x", size="64x64", **asked)
+    (image,) = made.data or []
+    assert size(b64decode(image.b64_json or "")) == ("PNG", (64, 64))
+    assert (made.size, made.quality, made.output_format) == ("64x64", "high", "png")
+    assert made.usage is not None
+    assert made.usage.input_tokens_details.image_tokens == 0
+    edited = client.images.edit(
+        model="gpt-image-1", prompt="x", image=("a.png", picture()), input_fidelity="high"
+    )
+    assert edited.data is not None
+    assert edited.data[0].b64_json
+    plain = client.images.generate(model="dall-e-3", prompt="x", quality="hd")
+    assert plain.data is not None
+    assert plain.data[0].url
+    assert plain.quality is None
+
+
+def test_every_answer_has_an_id_that_the_log_knows(facade: Facade) -> None:
+    def name(path: str, **headers: str) -> str:
+        return httpx.get(facade.url + path, headers=headers).headers["x-request-id"]
+
+    names = [
+        name("/healthz"),
+        name("/nowhere"),
+        name("/openai/v1/models"),  # 401
+        name("/healthz", **{"X-Request-Id": "mine.7"}),
+        name("/healthz", **{"X-Request-Id": "not\tmine"}),
+    ]
+    assert names[3] == "mine.7"
+    assert len({*names, "not\tmine"}) == 6
+    log = facade.premises.log("up").read_text()
+    assert all(f" ms {one}\n" in log for one in names)
+
+
+def test_a_wrong_base_url_is_told_the_right_one(facade: Facade) -> None:
+    for base in ("", "/v1"):
+        with OpenAI(base_url=facade.url + base, api_key=facade.red, max_retries=0) as lost:
+            with pytest.raises(openai.APIStatusError, match="/openai/v1 as their base URL"):
+                lost.images.generate(prompt="x", n=2)
+            with pytest.raises(openai.NotFoundError, match="/openai/v1 as their base URL"):
+                lost.embeddings.create(model="any", input="x")
 
 
 def test_models(facade: Facade, client: OpenAI) -> None:
@@ -222,6 +271,8 @@ def test_openai_batch(facade: Facade, client: OpenAI) -> None:
     assert [one["custom_id"] for one in results] == ["line 0", "line 1", "line 2"]
     assert {one["response"]["status_code"] for one in results} == {200}
     first, second, third = (one["response"]["body"]["data"] for one in results)
+    assert [one["response"]["body"]["size"] for one in results] == ["64x64", "64x64", "32x32"]
+    assert results[0]["response"]["body"]["output_format"] == "png"
     assert [size(httpx.get(item["url"]).content)[1] for item in first] == [(64, 64)] * 2
     assert size(b64decode(second[0]["b64_json"]))[0] == "PNG"
     assert third[0]["seed"] == 5

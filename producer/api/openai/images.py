@@ -86,6 +86,7 @@ async def _answer(exchange: Exchange, order: Order, body: ImageRequest) -> Image
         data=[await _image(exchange, one, body) for one in pictures],
         output_format=body.output_format or "png",
         size=f"{key.width}x{key.height}",
+        quality=body.told_quality,
     )
 
 
@@ -95,9 +96,9 @@ async def _image(exchange: Exchange, picture: Picture, body: ImageRequest) -> Im
         kind = body.output_format or "png"
         data = await in_thread(_encode, data, kind, body.output_compression)
         path = f"{path.rpartition('.')[0]}.final.{'jpg' if kind == 'jpeg' else kind}"
-        if body.response_format == "url":
+        if body.shown_as == "url":
             await in_thread(exchange.calls.storage.write, path, data)
-    if body.response_format == "url":
+    if body.shown_as == "url":
         return Image(url=await exchange.url(path), seed=seed)
     return Image(b64_json=b64encode(data).decode(), seed=seed)
 

@@ -27,8 +27,11 @@ from jobs.requests import ImageInput
 from producer.api.openai.bodies import (
     CreateImageRequest,
     EditImageBodyJsonParam,
+    Image,
     ImageRefParam,
     ImageRequest,
+    ImagesResponse,
+    ToldQuality,
 )
 from producer.api.wire.errors import ApiError, as_answer, error_json
 from producer.api.wire.reading import Given
@@ -69,6 +72,7 @@ class Asked:
     images: int
     response_format: str = ""
     problem: Problem | None = None
+    quality: ToldQuality | None = None
 
 
 _ASKED = TypeAdapter(Asked)
@@ -117,7 +121,7 @@ def translate(
             refused += 1
         else:
             manifest.write(b"".join(one + b"\n" for one in written))
-            note = Asked(line.custom_id, len(written), wanted.response_format or "url")
+            note = Asked(line.custom_id, len(written), wanted.shown_as, quality=wanted.told_quality)
         asked.write(orjson.dumps(note) + b"\n")
     if not known and not errors:
         errors.append(LineError(1, "", "", "the file holds no request"))
@@ -231,8 +235,15 @@ def _result(
     line = {"id": f"batch_req_{first}", "custom_id": wanted.custom_id}
     bad = [one.row for one in lines if one.row is None or one.row["status"] != "done"]
     if not bad:
-        data = [show(one.row["file_name"]) | {"seed": one.seed} for one in lines if one.row]
-        body: dict[str, Any] = {"created": created, "data": data}
+        rows = [(one.row, one.seed) for one in lines if one.row]
+        alike = rows[0][0]
+        body = ImagesResponse(
+            created=created,
+            data=[Image(**show(row["file_name"]), seed=seed) for row, seed in rows],
+            output_format="jpeg" if alike["response_format"] == "jpeg" else "png",
+            size=f"{alike['width']}x{alike['height']}",
+            quality=wanted.quality,
+        ).model_dump(exclude_none=True)
         answer: dict[str, Any] = {"status_code": 200, "request_id": first, "body": body}
         return True, _dump(line | {"response": answer, "error": None})
     if bad[0] is None:
