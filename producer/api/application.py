@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from threading import Thread
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from limits import RateLimitItem, parse
@@ -73,9 +74,9 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     queue = CallQueue(client, settings.key_prefix, limits, known.runs.seal)
     roster = Roster(Fleet(known.runs.client, settings.key_prefix))
     shelf = Shelf(storage)
-    downloads = Downloads(storage, read_signer(settings.signing_file))
+    downloads = Downloads(storage, read_signer(settings.signing_file), settings.public_url)
     store = BatchStore(storage)
-    steps = Steps(store, shelf, known, table, policy, downloads)
+    steps = Steps(store, shelf, known, table, policy)
     batches = Batches(store, steps, known.runs.client, settings.key_prefix)
 
     @asynccontextmanager
@@ -101,7 +102,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     )
     provide(
         app,
-        Access(make_ring(settings.api_keys, settings.keys_file), *_pace(settings)),
+        Access(make_ring(settings.api_keys, settings.keys_file), *_pace(settings), _host(settings)),
         Calls(table, storage, queue, roster, policy, settings.call_seconds),
         batches,
         shelf,
@@ -134,6 +135,11 @@ def _pace(settings: Settings) -> tuple[FixedWindowRateLimiter, RateLimitItem]:
         **options,
     )
     return FixedWindowRateLimiter(counts), rate
+
+
+def _host(settings: Settings) -> str:
+    """The host, with its port if one is written, that callers name beside loopback ones."""
+    return urlsplit(settings.public_url or "").netloc
 
 
 class _Facade(FastAPI):

@@ -6,8 +6,9 @@ wrong is none, and has its error instead; what is no request at all fails the wh
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
@@ -40,7 +41,10 @@ from producer.planning.strict_json import parse_json
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
 Load = Callable[[ImageRefParam], str]  # an input → the reference that the manifest holds
-Show = Callable[[str], dict[str, str]]  # an image's path → {"url": …} or {"b64_json": …}
+Show = Callable[[str], dict[str, str]]  # an image's path → {"url": STORED…} or {"b64_json": …}
+
+STORED = "stored:"  # begins a path below the store, where readers are shown a URL
+_STORED_URL = re.compile(rb'"url":"stored:([^"\\]+)"')
 
 LINE_BYTES = 70 * 2**20  # one image of 50 MiB as base64
 MAX_REQUESTS = 50_000  # as OpenAI's
@@ -226,6 +230,20 @@ def settled_lines(storage: Storage, run_id: str, plan: Plan | None) -> Iterator[
         Settled(row["index"], "", 0, row) for row in read_part(storage, layout.invalid(run_id))
     )
     return merge(rendered, refused, key=lambda one: one.index)
+
+
+def with_urls(lines: Iterable[bytes], folder: str, sign: Callable[[str], str]) -> Iterator[bytes]:
+    """Lines of an output file as they are read: stored paths below `folder` have become URLs.
+
+    No text of a caller looks like one: in JSON its quotes have a backslash.
+    """
+
+    def url(found: re.Match[bytes]) -> bytes:
+        path = found[1].decode()
+        return b'"url":' + orjson.dumps(sign(path)) if path.startswith(folder) else found[0]
+
+    for line in lines:
+        yield _STORED_URL.sub(url, line)
 
 
 def _result(
