@@ -7,6 +7,7 @@ the working directory (or the file that `IMAGEMILL_SETTINGS` names), the default
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated
@@ -24,6 +25,18 @@ from pydantic_settings import (
 )
 
 from jobs.errors import UsageError
+
+
+def _check_public_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be http://host or https://host, with a path where there is one")
+    return url.rstrip("/")
+
+
+def _check_proxy(network: str) -> str:
+    ip_network(network)  # raises a ValueError that names it
+    return network
 
 
 def _check_broker(url: str) -> str:
@@ -88,6 +101,14 @@ class Settings(BaseSettings):
         default_factory=lambda: user_config_path("imagemill") / "signing.key",
         description="Secret that signs URLs; made when absent, shared by all facades",
     )
+    public_url: Annotated[
+        Annotated[str, AfterValidator(_check_public_url)] | None,
+        Field(description="The facade's URL as its callers write it, where a proxy changes it"),
+    ] = None
+    trusted_proxies: Annotated[
+        frozenset[Annotated[str, AfterValidator(_check_proxy)]],
+        Field(description="Addresses or networks whose X-Forwarded-For and -Proto are believed"),
+    ] = frozenset()
     call_seconds: Annotated[
         float, Field(gt=0, le=3600, description="Seconds until an interactive call has failed")
     ] = 120.0

@@ -159,6 +159,8 @@ def show_models(models: ModelTable) -> None:
             Text(model.description),
         )
     _console().print(table)
+    for alias, route in models.aliases.items():
+        show(f"{alias} is another name of {route}.")
     show(f"Lines that name no model get {models.default}.")
 
 

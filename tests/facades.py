@@ -19,6 +19,7 @@ from tests.support import eventually
 
 MODELS = """
 default = "null"
+aliases = { gpt-image-1 = "null", dall-e-3 = "null:ink", "org/slow" = "slow" }
 
 [models.null]
 repo = "null:"
@@ -29,6 +30,7 @@ size = [64, 64]
 steps = 8
 threads = 1
 seconds_per_image = 0.01
+adapters.ink.repo = "ink.safetensors"
 
 [models.slow]
 repo = "null:"
@@ -39,6 +41,11 @@ steps = 8
 threads = 1
 seconds_per_image = 0.01
 options = { sleep = 0.25 }
+
+[models.absent]
+repo = "org/absent"
+takes = ["generate"]
+seconds_per_image = 0.01
 
 [models.plain]
 repo = "null:"
@@ -136,6 +143,7 @@ class Facade:
 
 def make_premises(folder: Path) -> Premises:
     (folder / "models.toml").write_text(MODELS)
+    (folder / "ink.safetensors").write_bytes(b"")  # models without weights load none
     return Premises(folder)
 
 

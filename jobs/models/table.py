@@ -1,7 +1,7 @@
 """The models table: what each model is and what it takes, read from models.toml without torch.
 
 A model is found by its name in the table, as a local pipeline folder, or as the name of a
-diffusers repository ("org/name"). An adapter is named after a colon: "sdxl:outline".
+diffusers repository ("org/name"). An adapter is named after a colon, "sdxl:outline", or alone.
 """
 
 from __future__ import annotations
@@ -155,12 +155,14 @@ class Route:
 class ModelTable:
     """All models that a deployment knows by name. `folder` is where relative repos start.
 
+    aliases: other names, each of a model or of "model:adapter".
     closed: it has no other models, so that a stranger can name neither a folder nor a repository.
     """
 
     default: str
     models: dict[str, Model]
     folder: Path
+    aliases: dict[str, str] = field(default_factory=dict)
     closed: bool = False
     _found: dict[str, Model] = field(default_factory=dict, compare=False, repr=False)
 
@@ -193,18 +195,21 @@ class ModelTable:
             return Model(repo=name)
         raise InvalidRequest(
             "model",
-            f"unknown model {name!r}; known: {', '.join(sorted(self.models))}",
+            f"unknown model {name!r}; known: {', '.join(sorted([*self.models, *self.aliases]))}",
             "model_not_found",
         )
 
     def route(self, name: str | None) -> Route:
-        """Split "model", "model:adapter" or, with one model in the table, just "adapter".
+        """What "model", "model:adapter", an alias or a bare "adapter" stands for.
+
+        A bare adapter is the default model's before others.
 
         Raises:
-            InvalidRequest: the model or the adapter does not exist.
+            InvalidRequest: the model or the adapter does not exist, or several models have it.
         """
         if name is None:
             return Route(self.default, "")
+        name = self.aliases.get(name, name)
         if name in self.models:
             return Route(name, "")
         model, colon, adapter = name.rpartition(":")
@@ -217,10 +222,24 @@ class ModelTable:
                     "model_not_found",
                 )
             return Route(model, adapter)
-        if len(self.models) == 1 and name in self.models[self.default].adapters:
-            return Route(self.default, name)
+        if owner := self._owner(name):
+            return Route(owner, name)
         self.get(name)
         return Route(name, "")
+
+    def _owner(self, adapter: str) -> str | None:
+        """The model that an adapter's bare name means; None if no model has such an adapter.
+
+        Raises:
+            InvalidRequest: several models have it, and the default one is none of them.
+        """
+        owners = [name for name, model in self.models.items() if adapter in model.adapters]
+        if self.default in owners:
+            return self.default
+        if len(owners) > 1:
+            routes = ", ".join(f"{owner}:{adapter}" for owner in owners)
+            raise InvalidRequest("model", f"{adapter!r} may be any of {routes}: name one")
+        return owners[0] if owners else None
 
     def source(self, weights: Model | Adapter | Part) -> str | Path:
         """Where weights are: an existing folder or file, or a repository's name."""
@@ -243,11 +262,19 @@ class _Table(BaseModel):
         dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], Model],
         Field(min_length=1),
     ]
+    aliases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")], str] = {}
 
     @model_validator(mode="after")
-    def check_default(self) -> Self:
+    def check_names(self) -> Self:
         if self.default not in self.models:
             raise ValueError(f"default {self.default!r} is not one of the models")
+        for alias, target in self.aliases.items():
+            if alias in self.models:
+                raise ValueError(f"alias {alias!r} is a model's name")
+            name, colon, adapter = target.partition(":")
+            model = self.models.get(name)
+            if model is None or (colon and adapter not in model.adapters):
+                raise ValueError(f"alias {alias!r}: {target!r} is no model and no MODEL:ADAPTER")
         return self
 
 
@@ -269,7 +296,7 @@ def load_models(path: Path | None = None) -> ModelTable:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise UsageError("\n".join([f"models table {file} is wrong:", *lines])) from error
-    return ModelTable(table.default, table.models, file.parent.resolve())
+    return ModelTable(table.default, table.models, file.parent.resolve(), table.aliases)
 
 
 def builtin_models() -> Path:

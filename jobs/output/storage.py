@@ -262,6 +262,10 @@ class Storage:
 
         self.attempt(path, delete)
 
+    def local_file(self, path: str) -> str | None:
+        """Where a file lies on this machine's disk, be it there or not; None for other stores."""
+        return None if self.local_root is None else self._full(path)
+
     def presigned_url(self, path: str, seconds: int) -> str | None:
         """A URL that reads the object for so many seconds; None where the store has no such."""
 

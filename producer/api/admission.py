@@ -36,11 +36,15 @@ class Caller:
 
 @dataclass(frozen=True)
 class Access:
-    """The keys of a deployment, and the pace that each team has to keep."""
+    """The keys of a deployment, and the pace that each team has to keep.
+
+    public_host: by which callers know the facade beside its own address; empty if there is none.
+    """
 
     keys: KeyRing
     limiter: RateLimiter
     rate: RateLimitItem
+    public_host: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -89,7 +93,7 @@ class GuardedRoute(StrictRoute):
         async def guarded(request: Request) -> Response:
             credentials, access = await _bearer(request), part_of(request, Access)
             if access.is_open:
-                check_site(request)
+                check_site(request, access.public_host)
             request.state.caller = await access.admit(
                 credentials.credentials if credentials else None,
                 request.headers.get("x-friendli-team"),
@@ -100,11 +104,12 @@ class GuardedRoute(StrictRoute):
         return guarded
 
 
-def check_site(request: Request) -> None:
+def check_site(request: Request, public_host: str) -> None:
     """Refuse what a page of another site has a browser of this machine send.
 
     Without keys all that protects a facade on loopback is its address, and a stranger's page can
     reach that: by a form, or by a name of its own that leads here (DNS rebinding).
+    public_host: of the proxy before it, which is as good as its own.
 
     Raises:
         ApiError: 403.
@@ -113,10 +118,11 @@ def check_site(request: Request) -> None:
     if server is None or not is_loopback(server[0]):
         return
     host = urlsplit(f"//{request.headers.get('host', '')}")
-    if not is_loopback(host.hostname or ""):
+    if not is_loopback(host.hostname or "") and host.netloc != public_host:
         raise ApiError(403, "wrong_host", f"{(host.hostname or '')[:256]!r} is not this machine")
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host.netloc:
+    own = {host.netloc, public_host} - {""}
+    if origin is not None and urlsplit(origin).netloc not in own:
         raise ApiError(403, "wrong_origin", "pages of other sites may not call without a key")
 
 

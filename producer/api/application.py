@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from threading import Thread
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.broker.connection import address, connect_async
@@ -37,7 +41,7 @@ from producer.api.files.shelf import Shelf
 from producer.api.friendli import endpoints as friendli
 from producer.api.friendli.bodies import ContainerImageEditBody, DedicatedImageEditBody
 from producer.api.openai import batches as batching
-from producer.api.openai import files, images
+from producer.api.openai import files, images, models
 from producer.api.openai.batch.steps import Steps
 from producer.api.openai.batch.store import BatchStore
 from producer.api.openai.batch.tending import Batches
@@ -70,9 +74,9 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     queue = CallQueue(client, settings.key_prefix, limits, known.runs.seal)
     roster = Roster(Fleet(known.runs.client, settings.key_prefix))
     shelf = Shelf(storage)
-    downloads = Downloads(storage, read_signer(settings.signing_file))
+    downloads = Downloads(storage, read_signer(settings.signing_file), settings.public_url)
     store = BatchStore(storage)
-    steps = Steps(store, shelf, known, table, policy, downloads)
+    steps = Steps(store, shelf, known, table, policy)
     batches = Batches(store, steps, known.runs.client, settings.key_prefix)
 
     @asynccontextmanager
@@ -88,7 +92,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
             await client.aclose()
             known.runs.client.close()
 
-    app = FastAPI(
+    app = _Facade(
         title="imagemill",
         version=version("imagemill"),
         description="Images from prompts, one by one or in batches.",
@@ -98,7 +102,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     )
     provide(
         app,
-        Access(make_ring(settings.api_keys, settings.keys_file), *_pace(settings)),
+        Access(make_ring(settings.api_keys, settings.keys_file), *_pace(settings), _host(settings)),
         Calls(table, storage, queue, roster, policy, settings.call_seconds),
         batches,
         shelf,
@@ -109,11 +113,11 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     app.include_router(health.router)
     app.include_router(friendli.router, max_body_size=settings.body_bytes)
     app.include_router(images.router, max_body_size=settings.body_bytes)
+    app.include_router(models.router)
     app.include_router(files.router, max_body_size=settings.file_bytes)
     app.include_router(batching.router, max_body_size=settings.body_bytes)
     app.include_router(downloading.router)
     document(app, [ContainerImageEditBody, DedicatedImageEditBody, EditImageBodyJsonParam])
-    app.add_middleware(AccessLog)
     return app
 
 
@@ -133,8 +137,23 @@ def _pace(settings: Settings) -> tuple[FixedWindowRateLimiter, RateLimitItem]:
     return FixedWindowRateLimiter(counts), rate
 
 
+def _host(settings: Settings) -> str:
+    """The host, with its port if one is written, that callers name beside loopback ones."""
+    return urlsplit(settings.public_url or "").netloc
+
+
+class _Facade(FastAPI):
+    """FastAPI with the access log around all of it, answers of its own middleware too."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return AccessLog(super().build_middleware_stack())
+
+
 class AccessLog:
-    """One line a request: neither queries, which may be signed, nor headers, nor bodies."""
+    """One line a request: neither queries, which may be signed, nor headers, nor bodies.
+
+    Each request has an id, in its line and its answer: its caller's (X-Request-Id), else a new one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -143,11 +162,14 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        name = request_id(Headers(scope=scope))
         started, status = time.perf_counter(), 0
 
         async def noting(message: Message) -> None:
             nonlocal status
-            status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = name
             await send(message)
 
         try:
@@ -155,4 +177,13 @@ class AccessLog:
         finally:
             seconds = time.perf_counter() - started
             path = scope["path"].encode("unicode_escape").decode()
-            log.info("%s %s %d %.0f ms", scope["method"], path, status, 1000 * seconds)
+            log.info("%s %s %d %.0f ms %s", scope["method"], path, status, 1000 * seconds, name)
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def request_id(headers: Headers) -> str:
+    """The id that a caller gave its request, if it can stand in a log; else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"

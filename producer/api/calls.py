@@ -133,10 +133,11 @@ class Calls:
             await asyncio.wait(tasks)
 
     async def _render(self, caller: Caller, order: Order) -> list[Picture]:
+        # First: what nobody serves need not be on this machine either.
+        workers = await self.roster.require(self.table.route(order.body.model).model)
         names = [uuid.uuid4().hex for _ in range(order.count)]  # what missing seeds derive from
         # Before its inputs are fetched: a wrong field is refused at once.
         requests = await self._resolve(order, names, _names(order.images), _names(order.controls))
-        workers = await self.roster.require(requests[0].key.model)
         if order.images or order.controls:
             images = await self._store_inputs(order.images, "image")
             controls = await self._store_inputs(order.controls, "control_images")

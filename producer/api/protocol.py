@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -28,7 +29,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin to wait for the first request."""
         super().connection_made(transport)
         addresses = [_address(one) for one in self.connections]
-        if addresses.count(_address(self)) > self.peer_connections:
+        # A proxy that is trusted speaks for many.
+        if addresses.count(_address(self)) > self.peer_connections and not self._is_proxy():
             transport.close()
             return
         self._expect_head()
@@ -58,6 +60,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """The head is there."""
         self._stop_waiting()
         super().on_headers_complete()
+
+    def _is_proxy(self) -> bool:
+        trusted, own = self.config.forwarded_allow_ips, _address(self)
+        if not self.config.proxy_headers or isinstance(trusted, str) or not own:
+            return False
+        return any(ip_address(own) in ip_network(one) for one in trusted)
 
     def _expect_head(self) -> None:
         self._head = 0

@@ -18,6 +18,7 @@ from producer.api.wire.errors import RETRY_SECONDS, ApiError
 from producer.api.wire.threads import in_thread
 
 LOOK_SECONDS = 1.0  # between two looks
+RETURN_SECONDS = 600.0  # a worker that starts again is back by then
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Roster:
     fleet: Fleet
     _served: Counter[str] = field(default_factory=Counter)
     _looked: float = float("-inf")
+    _seen: dict[str, float] = field(default_factory=dict)  # when a model was served last
 
     async def workers(self, model: str) -> int:
         """How many workers serve a model, as of the last two looks."""
@@ -35,10 +37,20 @@ class Roster:
         return self._served[model]
 
     async def require(self, model: str) -> int:
-        """How many workers serve a model; raises ApiError 503 if there is none."""
+        """How many workers serve a model.
+
+        Raises:
+            ApiError: 503 if one will soon; 404 if none does, but others are there. Friendli's
+                client, for one, sends again for an hour what was answered with 503.
+        """
         if count := await self.workers(model):
             return count
-        raise ApiError(503, "no_worker", f"no worker serves {model}", "", RETRY_SECONDS)
+        gone = time.monotonic() - self._seen.get(model, float("-inf"))
+        if not self._served or gone < RETURN_SECONDS:
+            raise ApiError(503, "no_worker", f"no worker serves {model}", "", RETRY_SECONDS)
+        served = ", ".join(sorted(self._served))
+        message = f"no worker serves {model}; served: {served}"
+        raise ApiError(404, "model_not_served", message, "model")
 
     async def watch(self) -> None:
         """Look again and again, until cancelled."""
@@ -51,3 +63,4 @@ class Roster:
         workers = await in_thread(self.fleet.workers)
         self._served = Counter(model for worker in workers for model in worker.models)
         self._looked = time.monotonic()
+        self._seen |= dict.fromkeys(self._served, self._looked)

@@ -46,7 +46,8 @@ def run_server(
     api = make_api(settings, load_models(settings.models))
     listener = _listen(host, port)
     drain = settings.call_seconds if settings.drain_seconds is None else settings.drain_seconds
-    server = _Server(api, f"http://{_netloc(host, listener)}", drain, check)
+    proxies = sorted(settings.trusted_proxies)
+    server = _Server(api, f"http://{_netloc(host, listener)}", drain, check, proxies)
     # Uvicorn raises the signal again after it has stopped; that is how a server ends.
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
@@ -68,11 +69,17 @@ def check_exposure(settings: Settings, host: str, insecure: bool) -> None:
 class _Server(uvicorn.Server):
     """Says when it is ready, and ends when `check` fails or, asked to, when no call is left.
 
-    drain: seconds that calls under way have when it is to end.
+    drain: seconds that calls under way have when it is to end; proxies: networks that are believed
+    who calls, and how.
     """
 
     def __init__(
-        self, api: FastAPI, url: str, drain: float, check: Callable[[], None] | None
+        self,
+        api: FastAPI,
+        url: str,
+        drain: float,
+        check: Callable[[], None] | None,
+        proxies: list[str],
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -83,6 +90,8 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=bool(proxies),
+                forwarded_allow_ips=proxies,
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
         )

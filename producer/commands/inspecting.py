@@ -69,7 +69,7 @@ def models(
     table = load_models(load_settings(models=models_file).models)
     if as_json:
         rows = {name: model.model_dump(mode="json") for name, model in table.models.items()}
-        show_json({"default": table.default, "models": rows})
+        show_json({"default": table.default, "models": rows, "aliases": table.aliases})
     else:
         show_models(table)
 

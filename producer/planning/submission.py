@@ -76,6 +76,8 @@ def identify(job: Job) -> Submission:
     digest = manifest_digest(job.manifest)
     table = {name: model.model_dump(mode="json") for name, model in job.table.models.items()}
     content = [digest, asdict(job.options), job.table.default, table, storage.uri]
+    if job.table.aliases:
+        content.append(job.table.aliases)
     if job.occasion:
         content.append(job.occasion)
     newest: Plan | None = None

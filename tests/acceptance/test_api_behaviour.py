@@ -384,6 +384,51 @@ def test_killed_worker_process_costs_no_call(plant: Plant) -> None:
     assert [future.result().status_code for future in rendering] == [200, 200]
 
 
+def test_urls_are_those_of_whoever_asks(plant: Plant, url: str) -> None:
+    """Of a proxy only where it is trusted; in a batch's output when it is read."""
+    forwarded = {"X-Forwarded-Proto": "https", "Host": "images.example"}
+
+    def made(at: str, headers: dict[str, str]) -> Any:
+        body = {"prompt": "x"}
+        answer = httpx.post(f"{at}/openai/v1/images/generations", json=body, headers=headers)
+        return answer.json().get("data", [{}])[0].get("url")
+
+    port = url.rpartition(":")[2]
+    local = {**forwarded, "Host": f"localhost:{port}"}
+    assert made(url, forwarded) is None  # another site's page could send this
+    assert made(url, local).startswith(f"http://localhost:{port}/files/")
+    believing = plant.ready(plant.serve(IMAGEMILL_TRUSTED_PROXIES='["127.0.0.0/8"]'))
+    assert made(believing, local).startswith(f"https://localhost:{port}/files/")
+    public = "https://images.example/mill"
+    named = plant.ready(plant.serve(IMAGEMILL_PUBLIC_URL=f"{public}/"))
+    assert made(named, forwarded).startswith(f"{public}/files/")
+    assert made(named, {**forwarded, "Origin": "https://images.example"})
+    assert not made(named, {**forwarded, "Origin": "null"})
+
+    found = ended(url, batch(url, 1)["id"])
+    for at, beginning in ((url, url), (named, public)):
+        (line,) = results(at, found["output_file_id"])
+        image = line["response"]["body"]["data"][0]["url"]
+        assert image.startswith(f"{beginning}/files/batches/default/")
+        assert httpx.get(image.replace(public, named)).content.startswith(b"\x89PNG")
+    for process in (plant.facades.pop(), plant.facades.pop()):
+        stop(process, plant.premises.log("serve"))
+
+
+def test_stored_files_are_looked_at_and_read_in_pieces(url: str) -> None:
+    body = {"prompt": "x"}
+    image = httpx.post(f"{url}/openai/v1/images/generations", json=body).json()["data"][0]["url"]
+    whole = httpx.get(image)
+    assert whole.headers["accept-ranges"] == "bytes"
+    looked = httpx.head(image)
+    assert (looked.status_code, looked.content) == (200, b"")
+    assert looked.headers["content-length"] == str(len(whole.content))
+    assert looked.headers["content-type"] == "image/png"
+    piece = httpx.get(image, headers={"Range": "bytes=4-7"})
+    assert (piece.status_code, piece.content) == (206, whole.content[4:8])
+    assert httpx.head(image.replace("signature=", "signature=0")).status_code == 403
+
+
 def test_a_team_has_a_rate(plant: Plant) -> None:
     url = plant.ready(plant.serve(IMAGEMILL_TEAM_RATE="3/second"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,6 +15,7 @@ import httpx
 import openai
 import pytest
 from friendli import AsyncFriendli, SyncFriendli
+from friendli.core.models import FriendliCoreError
 from openai import OpenAI
 from PIL import Image
 
@@ -121,12 +123,12 @@ def test_openai_errors(facade: Facade, client: OpenAI) -> None:
     def generate(**options: Any) -> Any:
         return client.images.generate(prompt="x", **options)
 
-    for options in ({"background": "transparent"}, {"stream": True}, {"quality": "high"}):
+    for options in ({"background": "transparent"}, {"stream": True}, {"style": "natural"}):
         with pytest.raises(openai.BadRequestError) as refused:
             generate(**options)
         assert refused.value.param == next(iter(options))
     with pytest.raises(openai.NotFoundError):
-        generate(model="gpt-image-1")
+        generate(model="gpt-image-0")
     for options, param in (({"n": 11}, "n"), ({"size": "20x64"}, "size")):
         with pytest.raises(openai.BadRequestError) as refused:
             generate(**options)
@@ -135,8 +137,94 @@ def test_openai_errors(facade: Facade, client: OpenAI) -> None:
         stranger.images.generate(prompt="x")
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_1")
-    assert [model.id for model in client.models.list()] == ["null", "slow", "plain"]
-    assert client.models.retrieve("plain").owned_by == "imagemill"
+
+
+def test_openai_habits(client: OpenAI) -> None:
+    """What a caller of OpenAI's own models writes, and what it looks for in the answer."""
+    asked: dict[str, Any] = {
+        "quality": "high", "moderation": "low", "style": "vivid", "user": "me", "n": 1,
+        "extra_body": {"safety_identifier": "me", "complexity": "low"}, "background": "auto",
+    }  # fmt: skip
+    made = client.images.generate(model="gpt-image-1", prompt="x", size="64x64", **asked)
+    (image,) = made.data or []
+    assert size(b64decode(image.b64_json or "")) == ("PNG", (64, 64))
+    assert (made.size, made.quality, made.output_format) == ("64x64", "high", "png")
+    assert made.usage is not None
+    assert made.usage.input_tokens_details.image_tokens == 0
+    edited = client.images.edit(
+        model="gpt-image-1", prompt="x", image=("a.png", picture()), input_fidelity="high"
+    )
+    assert edited.data is not None
+    assert edited.data[0].b64_json
+    plain = client.images.generate(model="dall-e-3", prompt="x", quality="hd")
+    assert plain.data is not None
+    assert plain.data[0].url
+    assert plain.quality is None
+
+
+def test_every_answer_has_an_id_that_the_log_knows(facade: Facade) -> None:
+    def name(path: str, **headers: str) -> str:
+        return httpx.get(facade.url + path, headers=headers).headers["x-request-id"]
+
+    names = [
+        name("/healthz"),
+        name("/nowhere"),
+        name("/openai/v1/models"),  # 401
+        name("/healthz", **{"X-Request-Id": "mine.7"}),
+        name("/healthz", **{"X-Request-Id": "not\tmine"}),
+    ]
+    assert names[3] == "mine.7"
+    assert len({*names, "not\tmine"}) == 6
+    log = facade.premises.log("up").read_text()
+    assert all(f" ms {one}\n" in log for one in names)
+
+
+def test_a_wrong_base_url_is_told_the_right_one(facade: Facade) -> None:
+    for base in ("", "/v1"):
+        with OpenAI(base_url=facade.url + base, api_key=facade.red, max_retries=0) as lost:
+            with pytest.raises(openai.APIStatusError, match="/openai/v1 as their base URL"):
+                lost.images.generate(prompt="x", n=2)
+            with pytest.raises(openai.NotFoundError, match="/openai/v1 as their base URL"):
+                lost.embeddings.create(model="any", input="x")
+
+
+def test_models(facade: Facade, client: OpenAI) -> None:
+    """Another name is listed as a model is; one that draws nothing only where it is served."""
+    listed = {model.id: model.model_dump()["served"] for model in client.models.list()}
+    assert listed == {
+        "null": True, "absent": False, "plain": True, "null:ink": True, "gpt-image-1": True,
+        "dall-e-3": True,
+    }  # fmt: skip
+    assert client.models.retrieve("dall-e-3").owned_by == "imagemill"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("org/slow")
+    at_home = OpenAI(base_url=f"{facade.url}/v1", api_key=facade.red, max_retries=0)
+    with at_home:
+        assert {model.id for model in at_home.models.list()} == set(listed)
+
+
+def test_names_that_callers_have(facade: Facade) -> None:
+    def seeded(model: str | None) -> Any:
+        body = {"prompt": "x", "seed": 1, "response_format": "b64_json", "model": model}
+        return facade.post("/openai/v1/images/generations", body).json()["data"][0]["b64_json"]
+
+    assert seeded("gpt-image-1") == seeded("null")
+    assert seeded("dall-e-3") == seeded("ink") == seeded("null:ink")
+
+
+def test_a_model_that_nobody_serves_is_not_asked_for_again(
+    friendli: SyncFriendli, client: OpenAI
+) -> None:
+    """Friendli's client sends for an hour again what is answered with 503."""
+    started = time.monotonic()
+    with pytest.raises(FriendliCoreError) as refused:
+        friendli.dedicated.image.generate(model="absent", prompt="x")
+    assert refused.value.status_code == 404
+    assert "served: null, plain" in refused.value.body
+    with pytest.raises(openai.NotFoundError) as told:
+        client.with_options(max_retries=5).images.generate(model="absent", prompt="x")
+    assert told.value.code == "model_not_served"
+    assert time.monotonic() - started < 5
 
 
 def upload(client: OpenAI, lines: list[dict[str, Any]]) -> str:
@@ -183,6 +271,8 @@ def test_openai_batch(facade: Facade, client: OpenAI) -> None:
     assert [one["custom_id"] for one in results] == ["line 0", "line 1", "line 2"]
     assert {one["response"]["status_code"] for one in results} == {200}
     first, second, third = (one["response"]["body"]["data"] for one in results)
+    assert [one["response"]["body"]["size"] for one in results] == ["64x64", "64x64", "32x32"]
+    assert results[0]["response"]["body"]["output_format"] == "png"
     assert [size(httpx.get(item["url"]).content)[1] for item in first] == [(64, 64)] * 2
     assert size(b64decode(second[0]["b64_json"]))[0] == "PNG"
     assert third[0]["seed"] == 5

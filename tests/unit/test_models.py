@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import InvalidRequest, UsageError
 from jobs.models.fingerprints import fingerprint
-from jobs.models.table import load_models
+from jobs.models.table import Route, load_models
 
 
 def table_of(tmp_path: Path, text: str) -> Path:
@@ -31,6 +31,10 @@ def test_the_built_in_table_has_the_demo_model() -> None:
         ('default = "a"\n[models.a]\nrepo = "x/y"\nstep = 9', "models.a.step"),
         ('default = "a"\n[models.a]\nrepo = "x/y"\nsize = [65, 64]', "no multiple of 8"),
         ('default = "A b"\n[models."A b"]\nrepo = "x/y"', "models"),
+        ('default = "a"\naliases = {a = "a"}\n[models.a]\nrepo = "x/y"', "'a' is a model's name"),
+        ('default = "a"\naliases = {b = "c"}\n[models.a]\nrepo = "x/y"', "'c' is no model"),
+        ('default = "a"\naliases = {b = "a:"}\n[models.a]\nrepo = "x/y"', "'a:' is no model"),
+        ('default = "a"\naliases = {"a:b" = "a"}\n[models.a]\nrepo = "x/y"', "aliases.a:b"),
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -61,15 +65,35 @@ def test_routes(tmp_path: Path) -> None:
     assert table.route(None).model == "a"
     assert (table.route("a:ink").model, table.route("a:ink").adapter) == ("a", "ink")
     assert table.route("org/repo").model == "org/repo"
-    for unknown in ("c", "b:ink", "ink", "a:"):
+    for unknown in ("c", "b:ink", "pen", "a:"):
         with pytest.raises(InvalidRequest) as caught:
             table.route(unknown)
         assert caught.value.code == "model_not_found"
 
 
-def test_with_one_model_its_adapter_is_enough(tmp_path: Path) -> None:
-    table = load_models(table_of(tmp_path, TWO.split("[models.b]")[0]))
-    assert (table.route("ink").model, table.route("ink").adapter) == ("a", "ink")
+def test_aliases_are_other_names(tmp_path: Path) -> None:
+    text = TWO + '[aliases]\ndall-e-3 = "a:ink"\n"gpt-image-1.5" = "b"\nink = "b"\n'
+    table = load_models(table_of(tmp_path, text))
+    assert table.route("dall-e-3") == Route("a", "ink")
+    assert table.route("gpt-image-1.5") == Route("b", "")
+    assert table.route("ink") == Route("b", "")  # what is written there beats what is found
+    with pytest.raises(InvalidRequest, match=r"known: a, b, dall-e-3, gpt-image-1\.5, ink"):
+        table.route("c")
+
+
+def adapters(*routes: str) -> str:
+    rows = (route.split(":") for route in routes)
+    return "".join(f'[models.{m}.adapters.{a}]\nrepo = "{m}-{a}.safetensors"\n' for m, a in rows)
+
+
+def test_an_adapters_bare_name_is_enough_where_it_means_one(tmp_path: Path) -> None:
+    text = TWO + '[models.c]\nrepo = "x/c"\n' + adapters("b:ink", "b:oil", "b:pen", "c:pen")
+    table = load_models(table_of(tmp_path, text))
+    assert table.route("ink") == Route("a", "ink")  # the default model's come first
+    assert table.route("oil") == Route("b", "oil")
+    with pytest.raises(InvalidRequest, match="b:pen, c:pen") as caught:
+        table.route("pen")
+    assert caught.value.field == "model"
 
 
 def test_a_bare_folder_is_inspected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse
 
 from jobs.formats import FORMATS
 from jobs.output.storage import Storage
@@ -24,15 +25,23 @@ router = APIRouter(responses=declared(ErrorBody, 400, 401, 413, 415, 429, 500, 5
 
 @dataclass(frozen=True)
 class Downloads:
-    """URLs that open one stored file for a while."""
+    """URLs that open one stored file for a while.
+
+    public_url: of the facade, without a final slash; as each request names it when not given.
+    """
 
     storage: Storage
     signer: Signer
+    public_url: str | None = None
 
     def url(self, path: str, base_url: str, seconds: int = URL_SECONDS) -> str:
-        """A URL that opens a stored file for so many seconds; base_url: of the facade. Blocks."""
+        """A URL that opens a stored file for so many seconds. Blocks.
+
+        base_url: of the facade, as the request that asks for it names it.
+        """
         presigned = self.storage.presigned_url(path, seconds)
-        return presigned or f"{base_url}files/{self.signer.query(path, seconds)}"
+        base = self.public_url or base_url.rstrip("/")
+        return presigned or f"{base}/files/{self.signer.query(path, seconds)}"
 
     def stream(self, path: str) -> Iterator[bytes]:
         """A large stored file, piece by piece."""
@@ -40,10 +49,16 @@ class Downloads:
             while piece := file.read(PIECE_BYTES):
                 yield piece
 
+    def lines(self, path: str) -> Iterator[bytes]:
+        """A stored file of lines, line by line."""
+        with self.storage.reader(path) as file:
+            yield from file
+
 
 UsedDownloads = Annotated[Downloads, provided(Downloads)]
 
 
+@router.head("/files/{path:path}", include_in_schema=False)
 @router.get("/files/{path:path}", response_class=Response, tags=["Files"])
 async def download(
     path: str,
@@ -53,15 +68,13 @@ async def download(
 ) -> Response:
     """One stored file. The URL itself is the permission; it was signed for whoever may see it."""
     downloads.signer.check(path, expires, signature)
+    kind = MEDIA_TYPES.get(path.rpartition(".")[2], "application/octet-stream")
+    headers = {"Cache-Control": "private", "X-Content-Type-Options": "nosniff"}
     try:
+        if (file := downloads.storage.local_file(path)) is not None:
+            status = await in_thread(os.stat, file)
+            return FileResponse(file, 200, headers, kind, stat_result=status)
         data = await in_thread(downloads.storage.read, path)
     except FileNotFoundError as error:
         raise ApiError(404, "not_found", "this file does not exist any more") from error
-    kind = MEDIA_TYPES.get(path.rpartition(".")[2], "application/octet-stream")
-    headers = {"Cache-Control": "private", "X-Content-Type-Options": "nosniff"}
     return Response(data, media_type=kind, headers=headers)
-
-
-def answer_with(downloads: Downloads, path: str) -> StreamingResponse:
-    """An answer that is a large stored file."""
-    return StreamingResponse(downloads.stream(path), media_type="application/octet-stream")

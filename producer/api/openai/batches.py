@@ -6,7 +6,7 @@ import time
 from itertools import islice
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from jobs.errors import InvalidRequest
@@ -66,7 +66,6 @@ async def create(
     batches: UsedBatches,
     shelf: UsedShelf,
     caller: Admitted,
-    request: Request,
 ) -> Batch:
     """Render the requests of an uploaded file."""
     file = await in_thread(shelf.get, caller.team, body.input_file_id)
@@ -81,7 +80,6 @@ async def create(
         metadata=body.metadata,
         created_at=now,
         expires_at=now + WINDOW_SECONDS,
-        base_url=str(request.base_url),
         output_seconds=expires.seconds if expires else None,
     )
     return await in_thread(batches.create, ticket)

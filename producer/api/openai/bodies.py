@@ -1,6 +1,7 @@
 """Bodies and answers of the image endpoints under /openai/v1.
 
-What OpenAI offers and we cannot do is known here and refused by name, never ignored. Fields of ours
+What OpenAI offers and we cannot do is known here and refused by name. What says nothing about the
+pixels, or how much OpenAI's own models should try, is taken and changes nothing. Fields of ours
 (seed, num_inference_steps, guidance_scale, negative_prompt, strength) are optional.
 """
 
@@ -16,17 +17,18 @@ from jobs.requests import MAX_INPUTS, MAX_SEED, Body, Prompt
 from producer.api.wire.reading import Given
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+ResponseFormat = Literal["url", "b64_json"]
+ToldQuality = Literal["low", "medium", "high"]  # what OpenAI's answers may hold
+Quality = Literal["standard", "hd", "low", "medium", "high", "xhigh", "max", "auto"]
 
-# Field → the values that ask for nothing we lack.
+# Of fields that would change the answer: the values that ask for nothing we lack.
 _CAN: dict[str, tuple[object, ...]] = {
     "background": ("auto", "opaque"),
-    "input_fidelity": (),
-    "moderation": ("auto",),
     "partial_images": (0,),
-    "quality": ("auto", "standard"),
     "stream": (False,),
-    "style": (),
+    "style": ("vivid",),
 }
+_IN_THE_ANSWER = ("gpt-image", "chatgpt-image")  # such names never had URLs: callers await base64
 
 
 class ImageRequest(Given):
@@ -42,13 +44,18 @@ class ImageRequest(Given):
         Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$")] | None,
         Field(description="WIDTHxHEIGHT in pixels; auto is the model's own."),
     ] = "auto"
-    response_format: Literal["url", "b64_json"] | None = "url"
+    response_format: Annotated[
+        ResponseFormat | None,
+        Field(description="url when not given, but b64_json for models named gpt-image-…."),
+    ] = None
     output_format: OutputFormat | None = "png"
     output_compression: Annotated[
         Annotated[int, Field(ge=0, le=100)] | None, Field(description="Quality of jpeg and webp.")
     ] = None
     user: Annotated[str, Field(max_length=512)] | None = None
-    quality: Literal["standard", "hd", "low", "medium", "high", "auto"] | None = "auto"
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+    quality: Quality | None = "auto"
+    complexity: Literal["low", "medium", "high"] | None = None
     background: Literal["transparent", "opaque", "auto"] | None = "auto"
     moderation: Literal["low", "auto"] | None = "auto"
     style: Literal["vivid", "natural"] | None = None
@@ -60,6 +67,18 @@ class ImageRequest(Given):
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     negative_prompt: Prompt | None = None
     strength: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @property
+    def shown_as(self) -> ResponseFormat:
+        """How the answer holds an image."""
+        if self.response_format:
+            return self.response_format
+        return "b64_json" if (self.model or "").startswith(_IN_THE_ANSWER) else "url"
+
+    @property
+    def told_quality(self) -> ToldQuality | None:
+        """The quality that the answer repeats."""
+        return self.quality if self.quality in ("low", "medium", "high") else None
 
     @property
     def stored_format(self) -> ImageFormat:
@@ -142,11 +161,30 @@ class Image(BaseModel):
     seed: int
 
 
+class TokenDetails(BaseModel):
+    """Tokens by their kind."""
+
+    text_tokens: int = 0
+    image_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Tokens, which nobody counts or bills here."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: TokenDetails = TokenDetails()
+    output_tokens_details: TokenDetails = TokenDetails()
+
+
 class ImagesResponse(BaseModel):
-    """The images. created: Unix seconds."""
+    """The images. created: Unix seconds; quality: as it was asked for."""
 
     created: int
     data: list[Image]
     background: Literal["opaque"] = "opaque"
     output_format: OutputFormat
     size: str
+    quality: ToldQuality | None = None
+    usage: Usage = Usage()

@@ -12,12 +12,15 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from producer.api.admission import Admitted, GuardedRoute
-from producer.api.files.downloads import UsedDownloads, answer_with
+from producer.api.files.downloads import UsedDownloads
 from producer.api.files.shelf import OpenAIFile, Purpose, Shelf
+from producer.api.openai.batch.lines import with_urls
 from producer.api.wire.errors import ApiError, OpenAIErrorBody, declared
 from producer.api.wire.parts import provided
 from producer.api.wire.reading import Given, refused
 from producer.api.wire.threads import in_thread
+
+OUTPUT_URL_SECONDS = 7 * 24 * 3600  # the most that S3 allows
 
 router = APIRouter(
     prefix="/openai/v1/files",
@@ -160,11 +163,19 @@ async def get(file_id: str, shelf: UsedShelf, caller: Admitted) -> OpenAIFile:
     responses={200: {"content": {"application/octet-stream": {}}}},
 )
 async def content(
-    file_id: str, shelf: UsedShelf, downloads: UsedDownloads, caller: Admitted
+    file_id: str, shelf: UsedShelf, downloads: UsedDownloads, caller: Admitted, request: Request
 ) -> StreamingResponse:
-    """What is in a file."""
+    """What is in a file; the URLs in a batch's output are made now."""
     file = await in_thread(shelf.get, caller.team, file_id)
-    return answer_with(downloads, shelf.content_path(caller.team, file.id))
+    path, base = shelf.content_path(caller.team, file.id), str(request.base_url)
+    pieces = downloads.stream(path)
+    if file.purpose == "batch_output":
+        pieces = with_urls(
+            downloads.lines(path),
+            f"batches/{caller.team}/",
+            lambda image: downloads.url(image, base, OUTPUT_URL_SECONDS),
+        )
+    return StreamingResponse(pieces, media_type="application/octet-stream")
 
 
 @router.delete("/{file_id}")

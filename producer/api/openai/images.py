@@ -1,4 +1,4 @@
-"""The image endpoints and the models under /openai/v1."""
+"""The image endpoints under /openai/v1."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import time
 from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 
 from jobs.errors import InvalidRequest
 from jobs.inputs.images import open_image
-from producer.api.admission import Admitted, GuardedRoute
-from producer.api.calls import AnyExchange, Calls, Exchange, Order, Picture, UsedCalls
+from producer.api.admission import GuardedRoute
+from producer.api.calls import AnyExchange, Exchange, Order, Picture
 from producer.api.files.shelf import Shelf
 from producer.api.openai.bodies import (
     CreateImageEditRequest,
@@ -25,7 +24,7 @@ from producer.api.openai.bodies import (
     ImageRequest,
     ImagesResponse,
 )
-from producer.api.wire.errors import ApiError, OpenAIErrorBody, declared
+from producer.api.wire.errors import OpenAIErrorBody, declared
 from producer.api.wire.parts import provided
 from producer.api.wire.reading import Form, Source, read_form
 from producer.api.wire.schema import either
@@ -87,6 +86,7 @@ async def _answer(exchange: Exchange, order: Order, body: ImageRequest) -> Image
         data=[await _image(exchange, one, body) for one in pictures],
         output_format=body.output_format or "png",
         size=f"{key.width}x{key.height}",
+        quality=body.told_quality,
     )
 
 
@@ -96,9 +96,9 @@ async def _image(exchange: Exchange, picture: Picture, body: ImageRequest) -> Im
         kind = body.output_format or "png"
         data = await in_thread(_encode, data, kind, body.output_compression)
         path = f"{path.rpartition('.')[0]}.final.{'jpg' if kind == 'jpeg' else kind}"
-        if body.response_format == "url":
+        if body.shown_as == "url":
             await in_thread(exchange.calls.storage.write, path, data)
-    if body.response_format == "url":
+    if body.shown_as == "url":
         return Image(url=await exchange.url(path), seed=seed)
     return Image(b64_json=b64encode(data).decode(), seed=seed)
 
@@ -108,39 +108,3 @@ def _encode(data: bytes, kind: str, quality: int | None) -> bytes:
     options = {} if kind == "png" else {"quality": 100 if quality is None else quality}
     open_image(data).save(file, kind.upper(), **options)
     return file.getvalue()
-
-
-class ModelObject(BaseModel):
-    """A model."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: str = "imagemill"
-
-
-class ModelList(BaseModel):
-    """All models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelObject]
-
-
-@router.get("/models", tags=["Models"])
-async def list_models(calls: UsedCalls, _: Admitted) -> ModelList:
-    """The models, and those with an adapter."""
-    return ModelList(data=[ModelObject(id=name) for name in _names(calls)])
-
-
-@router.get("/models/{model}", tags=["Models"])
-async def get_model(model: str, calls: UsedCalls, _: Admitted) -> ModelObject:
-    """One model."""
-    if model not in _names(calls):
-        raise ApiError(404, "model_not_found", f"there is no model {model[:256]!r}", "model")
-    return ModelObject(id=model)
-
-
-def _names(calls: Calls) -> list[str]:
-    models = calls.table.models
-    adapters = [f"{name}:{adapter}" for name in models for adapter in models[name].adapters]
-    return [*models, *adapters]

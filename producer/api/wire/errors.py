@@ -19,6 +19,9 @@ from starlette.exceptions import HTTPException
 from jobs.errors import ImagemillError, InvalidRequest, TransientError
 
 OPENAI = "/openai/"
+FRIENDLI_PATHS = ("/v1/images/generations", "/v1/images/edits")  # OpenAI's have the same below it
+OPENAI_FIELDS = ("n", "size", "quality", "output_format", "background", "user")  # only OpenAI's
+OPENAI_HINT = f"; OpenAI's clients take …{OPENAI}v1 as their base URL"
 RETRY_SECONDS = 5  # what a caller is told to wait for a broker or a worker that is away
 
 log = logging.getLogger(__name__)
@@ -116,17 +119,21 @@ def handle_errors(app: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
-    problem = as_answer(error, request.url.path.startswith(OPENAI))
+    path = request.url.path
+    problem = as_answer(error, path.startswith(OPENAI))
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        problem.message = f"there is nothing at {path[:256]}; /docs lists what there is"
+        problem.message += "" if path.startswith(OPENAI) else OPENAI_HINT
+    elif path in FRIENDLI_PATHS and problem.field in OPENAI_FIELDS:
+        problem.message += OPENAI_HINT
     headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
     if isinstance(error, HTTPException):
         headers |= dict(error.headers or {})  # Allow, for 405
     if problem.status >= 500:
-        log.warning("%s %s: %s", request.method, request.url.path, problem.message)
-    return JSONResponse(
-        error_json(problem, request.url.path.startswith(OPENAI)), problem.status, headers
-    )
+        log.warning("%s %s: %s", request.method, path, problem.message)
+    return JSONResponse(error_json(problem, path.startswith(OPENAI)), problem.status, headers)
 
 
 def error_json(problem: ApiError, openai: bool) -> dict[str, object]:

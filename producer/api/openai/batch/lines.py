@@ -6,8 +6,9 @@ wrong is none, and has its error instead; what is no request at all fails the wh
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
@@ -27,8 +28,11 @@ from jobs.requests import ImageInput
 from producer.api.openai.bodies import (
     CreateImageRequest,
     EditImageBodyJsonParam,
+    Image,
     ImageRefParam,
     ImageRequest,
+    ImagesResponse,
+    ToldQuality,
 )
 from producer.api.wire.errors import ApiError, as_answer, error_json
 from producer.api.wire.reading import Given
@@ -37,7 +41,10 @@ from producer.planning.strict_json import parse_json
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
 Load = Callable[[ImageRefParam], str]  # an input → the reference that the manifest holds
-Show = Callable[[str], dict[str, str]]  # an image's path → {"url": …} or {"b64_json": …}
+Show = Callable[[str], dict[str, str]]  # an image's path → {"url": STORED…} or {"b64_json": …}
+
+STORED = "stored:"  # begins a path below the store, where readers are shown a URL
+_STORED_URL = re.compile(rb'"url":"stored:([^"\\]+)"')
 
 LINE_BYTES = 70 * 2**20  # one image of 50 MiB as base64
 MAX_REQUESTS = 50_000  # as OpenAI's
@@ -69,6 +76,7 @@ class Asked:
     images: int
     response_format: str = ""
     problem: Problem | None = None
+    quality: ToldQuality | None = None
 
 
 _ASKED = TypeAdapter(Asked)
@@ -117,7 +125,7 @@ def translate(
             refused += 1
         else:
             manifest.write(b"".join(one + b"\n" for one in written))
-            note = Asked(line.custom_id, len(written), wanted.response_format or "url")
+            note = Asked(line.custom_id, len(written), wanted.shown_as, quality=wanted.told_quality)
         asked.write(orjson.dumps(note) + b"\n")
     if not known and not errors:
         errors.append(LineError(1, "", "", "the file holds no request"))
@@ -224,6 +232,20 @@ def settled_lines(storage: Storage, run_id: str, plan: Plan | None) -> Iterator[
     return merge(rendered, refused, key=lambda one: one.index)
 
 
+def with_urls(lines: Iterable[bytes], folder: str, sign: Callable[[str], str]) -> Iterator[bytes]:
+    """Lines of an output file as they are read: stored paths below `folder` have become URLs.
+
+    No text of a caller looks like one: in JSON its quotes have a backslash.
+    """
+
+    def url(found: re.Match[bytes]) -> bytes:
+        path = found[1].decode()
+        return b'"url":' + orjson.dumps(sign(path)) if path.startswith(folder) else found[0]
+
+    for line in lines:
+        yield _STORED_URL.sub(url, line)
+
+
 def _result(
     wanted: Asked, lines: list[Settled], created: int, unfinished: str, show: Show
 ) -> tuple[bool, bytes]:
@@ -231,8 +253,15 @@ def _result(
     line = {"id": f"batch_req_{first}", "custom_id": wanted.custom_id}
     bad = [one.row for one in lines if one.row is None or one.row["status"] != "done"]
     if not bad:
-        data = [show(one.row["file_name"]) | {"seed": one.seed} for one in lines if one.row]
-        body: dict[str, Any] = {"created": created, "data": data}
+        rows = [(one.row, one.seed) for one in lines if one.row]
+        alike = rows[0][0]
+        body = ImagesResponse(
+            created=created,
+            data=[Image(**show(row["file_name"]), seed=seed) for row, seed in rows],
+            output_format="jpeg" if alike["response_format"] == "jpeg" else "png",
+            size=f"{alike['width']}x{alike['height']}",
+            quality=wanted.quality,
+        ).model_dump(exclude_none=True)
         answer: dict[str, Any] = {"status_code": 200, "request_id": first, "body": body}
         return True, _dump(line | {"response": answer, "error": None})
     if bad[0] is None:

@@ -24,9 +24,9 @@ from jobs.errors import (
 from jobs.inputs.images import InputPolicy, check_image, load_input, store_input
 from jobs.models.table import ModelTable
 from jobs.output.plan import Plan, read_plan
-from producer.api.files.downloads import Downloads
 from producer.api.files.shelf import Shelf, part_id
 from producer.api.openai.batch.lines import (
+    STORED,
     Show,
     Translation,
     b64_of,
@@ -52,7 +52,6 @@ from producer.planning.submission import Job, identify, launch, prepare
 LOOK_SECONDS = 10.0  # a batch whose run is under way is read from storage so often
 SETTLE_SECONDS = 2.0  # a stopped run's workers get so long at least to store what they have
 SETTLE_MOST_SECONDS = 600.0
-OUTPUT_URL_SECONDS = 7 * 24 * 3600  # the most that S3 allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,6 @@ class Steps:
     known: Installation
     table: ModelTable
     policy: InputPolicy
-    downloads: Downloads
     stopping: Event = field(default_factory=Event)
 
     def advance(self, ticket: Ticket) -> Next | None:
@@ -227,8 +225,7 @@ class Steps:
 
     def _shows(self, ticket: Ticket) -> Mapping[str, Show]:
         def url(path: str) -> dict[str, str]:
-            full = f"{ticket.folder}/out/{path}"
-            return {"url": self.downloads.url(full, ticket.base_url, OUTPUT_URL_SECONDS)}
+            return {"url": f"{STORED}{ticket.folder}/out/{path}"}
 
         return {"url": url, "b64_json": b64_of(self.store.out(ticket))}
 

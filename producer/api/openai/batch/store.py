@@ -79,7 +79,7 @@ class Batch(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What was asked for. base_url: of the facade, as the caller knows it.
+    """What was asked for.
 
     output_seconds: until the output files expire; None if they never do.
     """
@@ -91,7 +91,6 @@ class Ticket:
     metadata: dict[str, str] | None
     created_at: int
     expires_at: int
-    base_url: str
     output_seconds: int | None = None
 
     @property

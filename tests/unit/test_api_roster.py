@@ -1,0 +1,45 @@
+"""Who hears that a model is not served, and whether to come back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from jobs.broker.fleet import Fleet, Worker
+from producer.api import roster as rosters
+from producer.api.roster import Roster
+from producer.api.wire.errors import ApiError
+
+
+class Town(Fleet):
+    """Workers that a test names, one a model."""
+
+    served: tuple[str, ...] = ()
+
+    def workers(self) -> list[Worker]:
+        return [Worker(model, (model,), "cpu", "here", 1) for model in self.served]
+
+
+def test_who_waits_for_a_worker_is_told_so_and_who_waits_in_vain_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rosters, "LOOK_SECONDS", 0)
+    town = Town(None, "")  # type: ignore[arg-type]
+    roster = Roster(town)
+
+    def status() -> int:
+        try:
+            return asyncio.run(roster.require("a"))
+        except ApiError as error:
+            return error.status
+
+    assert status() == 503  # no worker at all: the first is still to come
+    object.__setattr__(town, "served", ("b",))
+    assert status() == 404
+    object.__setattr__(town, "served", ("a", "b"))
+    assert status() == 1
+    object.__setattr__(town, "served", ("b",))
+    assert status() == 503  # its worker starts again
+    monkeypatch.setattr(rosters, "RETURN_SECONDS", 0)
+    assert status() == 404
