@@ -7,9 +7,13 @@ the fields of the models table that change pixels. Never loads weights or import
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from fcntl import LOCK_EX, flock
 from hashlib import blake2b, file_digest
 from pathlib import Path
+from uuid import uuid4
 
 import orjson
 from platformdirs import user_cache_path
@@ -100,8 +104,13 @@ def _files_digest(source: Path) -> str:
     found = source.rglob("*") if source.is_dir() else [source]
     files = sorted(p for p in found if p.suffix in _HASHED and p.is_file())
     known = _Known.read()
-    digests = [f"{p.relative_to(source).as_posix()} {known.digest(p)}" for p in files]
-    known.write()
+    if any(known.lacks(p) for p in files):
+        with _alone():  # eight device processes start at once; one of them reads the weights
+            known = _Known.read()
+            for path in files:
+                known.learn(path)
+            known.write()
+    digests = [f"{p.relative_to(source).as_posix()} {known.learn(p)}" for p in files]
     return blake2b("\n".join(digests).encode(), digest_size=8).hexdigest()
 
 
@@ -110,7 +119,6 @@ class _Known:
 
     def __init__(self, digests: dict[str, str]) -> None:
         self._digests = digests
-        self._changed = False
 
     @staticmethod
     def _file() -> Path:
@@ -123,24 +131,41 @@ class _Known:
         except (OSError, orjson.JSONDecodeError):
             return cls({})  # only a cache: an unreadable one is made anew
 
-    def digest(self, path: Path) -> str:
-        stat = path.stat()
-        key = f"{path} {stat.st_size} {stat.st_mtime_ns}"
+    def lacks(self, path: Path) -> bool:
+        return self._key(path) not in self._digests
+
+    def learn(self, path: Path) -> str:
+        """The digest of a file, which is read if it is not known yet."""
+        key = self._key(path)
         if key not in self._digests:
             with path.open("rb") as file:
                 self._digests[key] = file_digest(file, "sha256").hexdigest()
-            self._changed = True
         return self._digests[key]
 
     def write(self) -> None:
-        if not self._changed:
-            return
         file = self._file()
-        try:
+        with suppress(OSError):  # a read-only home costs only time
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(orjson.dumps(self._digests))
-        except OSError:
-            return  # a read-only home costs only time
+            whole = file.with_suffix(f".{uuid4().hex[:8]}")
+            whole.write_bytes(orjson.dumps(self._digests))
+            whole.replace(file)  # whoever reads meanwhile finds the one or the other
+
+    @staticmethod
+    def _key(path: Path) -> str:
+        stat = path.stat()
+        return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process of this user at a time, where the home can be written."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder = user_cache_path("imagemill")
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / "digests.lock").open("w"))
+            flock(lock, LOCK_EX)
+        yield
 
 
 def _cached_commit(repo: str, revision: str) -> str | None:

@@ -1,6 +1,10 @@
 """The models table names what is wrong with it."""
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Event
+from typing import BinaryIO
 
 import pytest
 
@@ -144,3 +148,29 @@ def test_what_a_row_says_changes_its_fingerprint(tmp_path: Path) -> None:
         table = load_models(table_of(tmp_path, text))
         digests.add(fingerprint(table, table.get("a")).digest)
     assert len(digests) == len(rows)
+
+
+def test_first_starts_at_once_read_a_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/model_index.json").write_text("{}")
+    (tmp_path / "w/unet.safetensors").write_bytes(b"1")
+    table = load_models(table_of(tmp_path, 'default = "a"\n[models.a]\nrepo = "w"'))
+    together, read = Barrier(8), []
+
+    def slow(file: BinaryIO, name: str) -> object:
+        read.append(file.name)
+        Event().wait(0.05)
+        return hashlib.file_digest(file, name)
+
+    def start(_: int) -> str:
+        together.wait()
+        return fingerprint(table, table.get("a")).digest
+
+    monkeypatch.setattr("jobs.models.fingerprints.file_digest", slow)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(start, range(8)))) == 1
+    assert sorted(read) == sorted(set(read))
+    assert len(read) == 2
