@@ -104,7 +104,7 @@ class Storage:
         try:
             self.attempt(path, lambda: self._put(target, data, durable))
         except FileNotFoundError as error:  # the bucket
-            raise classify(error, self.name(path)) from error
+            raise classify(error, self.uri) from error
 
     def _put(self, target: str, data: bytes, durable: bool) -> None:
         if self.local_root is None:
@@ -132,7 +132,7 @@ class Storage:
         try:
             self.attempt(path, put)
         except FileNotFoundError as error:  # the bucket
-            raise classify(error, self.name(path)) from error
+            raise classify(error, self.uri) from error
         return self.read(path)
 
     def _put_new(self, target: str, data: bytes) -> None:
@@ -192,6 +192,8 @@ class Storage:
                 yield cast("IO[bytes]", spool)
                 spool.flush()
                 self.attempt(path, lambda: self.filesystem.put_file(spool.name, target))
+        except FileNotFoundError as error:  # the bucket
+            raise classify(error, self.uri) from error
         except OSError as error:
             raise classify(error, self.name(path)) from error
 
@@ -242,11 +244,14 @@ class Storage:
         return self.attempt(folder, names)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Path → bytes of every object below `folder`."""
+        """Path → bytes of every object below `folder`; empty if there is no such folder."""
 
         def find() -> dict[str, int]:
             self.filesystem.invalidate_cache()
-            found = self.filesystem.find(self._full(folder), detail=True)
+            try:
+                found = self.filesystem.find(self._full(folder), detail=True)
+            except FileNotFoundError:
+                return {}
             return {name[len(self.root) + 1 :]: info["size"] for name, info in found.items()}
 
         return self.attempt(folder, find)

@@ -37,9 +37,9 @@ def test_dataset_on_s3(cli: Cli, bucket: str) -> None:
 
 def test_missing_bucket(cli: Cli, bucket: str) -> None:
     manifest = cli.manifest(*circles(2))
-    refused = cli("run", manifest, "--out", f"{bucket}-absent/out", "--model", "null", code=1)
-    assert f"{bucket}-absent" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    refused = cli("run", manifest, "--out", f"{bucket}-absent/out", "--model", "null", code=2)
+    assert f"storage {bucket}-absent/out does not exist" in refused.stderr
+    assert "Create the bucket" in refused.stderr
 
 
 def test_facade_on_s3(tmp_path: Path, bucket: str) -> None:
