@@ -10,7 +10,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from jobs.errors import InvalidRequest
@@ -24,7 +32,7 @@ ToldQuality = Literal["low", "medium", "high"]  # what OpenAI's answers may hold
 Quality = Literal["standard", "hd", "low", "medium", "high", "xhigh", "max", "auto"]
 
 # Of fields that would change the answer: the values that ask for nothing we lack.
-_CAN: dict[str, tuple[object, ...]] = {
+_CAN: dict[str, tuple[JsonValue, ...]] = {
     "background": ("auto", "opaque"),
     "partial_images": (0,),
     "stream": (False,),
