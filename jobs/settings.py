@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     ] = "6000/minute"
     body_bytes: Annotated[
         int, Field(ge=1024, description="Bytes that the body of an HTTP request may have")
-    ] = 96 * 2**20
+    ] = 136 * 2**20  # two images of 50 MiB as base64
     file_bytes: Annotated[
         int, Field(ge=1024, description="Bytes that an uploaded file may have")
     ] = 200 * 2**20

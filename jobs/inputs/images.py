@@ -23,6 +23,7 @@ from jobs.output.storage import Storage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
+_NO_BREAKS = str.maketrans("", "", "\r\n")
 _DATA = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)
 _URL = re.compile(r"https?:", re.IGNORECASE)
 
@@ -122,7 +123,8 @@ def _read(reference: str, policy: InputPolicy, field: str) -> bytes:
     if (len(reference) - start) * 3 // 4 - 2 > policy.max_bytes:
         raise _too_large(field, policy)
     try:
-        return b64decode(reference[start:], validate=True)
+        # Many tools write it in lines.
+        return b64decode(reference[start:].translate(_NO_BREAKS), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(
             field, "neither an http(s) URL, a base64 data URI nor base64", "input_not_an_image"

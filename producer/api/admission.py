@@ -118,11 +118,11 @@ def check_site(request: Request, public_host: str) -> None:
     if server is None or not is_loopback(server[0]):
         return
     host = urlsplit(f"//{request.headers.get('host', '')}")
-    if not is_loopback(host.hostname or "") and host.netloc != public_host:
+    known = {public_host} - {""}
+    if not is_loopback(host.hostname or "") and host.netloc not in known:
         raise ApiError(403, "wrong_host", f"{(host.hostname or '')[:256]!r} is not this machine")
     origin = request.headers.get("origin")
-    own = {host.netloc, public_host} - {""}
-    if origin is not None and urlsplit(origin).netloc not in own:
+    if origin is not None and urlsplit(origin).netloc not in {host.netloc, *known}:
         raise ApiError(403, "wrong_origin", "pages of other sites may not call without a key")
 
 

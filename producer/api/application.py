@@ -30,7 +30,7 @@ from jobs.inputs.images import InputPolicy
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_storage
 from jobs.settings import Settings
-from producer.api import health
+from producer.api import health, manual
 from producer.api.access.keys import make_ring
 from producer.api.access.signing import read_signer
 from producer.api.admission import Access
@@ -49,6 +49,7 @@ from producer.api.openai.bodies import EditImageBodyJsonParam
 from producer.api.roster import Roster
 from producer.api.wire.errors import handle_errors
 from producer.api.wire.parts import provide
+from producer.api.wire.reading import BodyLimits
 from producer.api.wire.schema import document
 from producer.control.installation import installation
 
@@ -97,12 +98,13 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
         version=version("imagemill"),
         description="Images from prompts, one by one or in batches.",
         lifespan=lifespan,
-        max_body_size=max(settings.body_bytes, settings.file_bytes),
+        docs_url=None,
         redoc_url=None,
     )
     provide(
         app,
         Access(make_ring(settings.api_keys, settings.keys_file), *_pace(settings), _host(settings)),
+        BodyLimits(settings.body_bytes, settings.file_bytes),
         Calls(table, storage, queue, roster, policy, settings.call_seconds),
         batches,
         shelf,
@@ -111,11 +113,12 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     )
     handle_errors(app)
     app.include_router(health.router)
-    app.include_router(friendli.router, max_body_size=settings.body_bytes)
-    app.include_router(images.router, max_body_size=settings.body_bytes)
+    manual.add(app)
+    app.include_router(friendli.router)
+    app.include_router(images.router)
     app.include_router(models.router)
-    app.include_router(files.router, max_body_size=settings.file_bytes)
-    app.include_router(batching.router, max_body_size=settings.body_bytes)
+    app.include_router(files.router)
+    app.include_router(batching.router)
     app.include_router(downloading.router)
     document(app, [ContainerImageEditBody, DedicatedImageEditBody, EditImageBodyJsonParam])
     return app

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -109,3 +110,34 @@ def test_every_operation_of_the_contract_is_ours(
         parameters = {(p["name"].lower(), p["in"]) for p in wanted.get("parameters", [])}
         assert parameters <= {(p["name"].lower(), p["in"]) for p in found.get("parameters", [])}
         assert ("security" in wanted) <= ("security" in found)
+
+
+GENERATE, EDIT = "/openai/v1/images/generations", "/openai/v1/images/edits"
+URL = {"image_url": "x"}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        *[(GENERATE, {"size": size}) for size in ("15x64", "8193x64", "64", "64x064", "AUTO")],
+        (GENERATE, {"background": "transparent"}),
+        (GENERATE, {"style": "natural"}),
+        (GENERATE, {"stream": True}),
+        (GENERATE, {"partial_images": 1}),
+        (EDIT, {"images": [{}]}),
+        (EDIT, {"images": [URL | {"file_id": "x"}]}),
+        (EDIT, {"images": [{"image_url": None}]}),
+        (EDIT, {"images": [URL], "mask": URL}),
+        (EDIT, {"images": [URL], "background": "transparent"}),
+    ],
+)
+def test_the_schema_lets_nothing_in_that_is_refused(
+    ours: dict[str, Any], path: str, fields: dict[str, Any]
+) -> None:
+    content = ours["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    schema = content["schema"] | {"components": ours["components"]}
+    told = {"prompt": "x", "size": "8192x16", "partial_images": 0, "style": "vivid"}
+    images = {"images": [URL]} if path == EDIT else {}
+    jsonschema.validate(told | images, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"prompt": "x"} | fields, schema)

@@ -85,6 +85,14 @@ def code(reference: str, policy: InputPolicy = PUBLIC) -> str:
     return refused.value.code
 
 
+def test_base64_may_be_broken_into_lines() -> None:
+    data = encoded(Image.new("RGB", (16, 16)))
+    for mark in ("\n", "\r\n"):
+        text = mark.join(b64encode(data).decode()[i : i + 76] for i in range(0, 9999, 76))
+        assert load_input(f"data:image/png;base64,{text}", PUBLIC) == data
+        assert load_input(text, PUBLIC) == data
+
+
 def test_every_form_gives_the_original_bytes(server: Any, tmp_path: Any) -> None:
     text = b64encode(RED).decode()
     storage = open_storage(str(tmp_path))

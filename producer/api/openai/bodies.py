@@ -7,9 +7,19 @@ pixels, or how much OpenAI's own models should try, is taken and changes nothing
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from jobs.errors import InvalidRequest
 from jobs.formats import ImageFormat
@@ -22,13 +32,27 @@ ToldQuality = Literal["low", "medium", "high"]  # what OpenAI's answers may hold
 Quality = Literal["standard", "hd", "low", "medium", "high", "xhigh", "max", "auto"]
 
 # Of fields that would change the answer: the values that ask for nothing we lack.
-_CAN: dict[str, tuple[object, ...]] = {
+_CAN: dict[str, tuple[JsonValue, ...]] = {
     "background": ("auto", "opaque"),
     "partial_images": (0,),
     "stream": (False,),
     "style": ("vivid",),
 }
 _IN_THE_ANSWER = ("gpt-image", "chatgpt-image")  # such names never had URLs: callers await base64
+
+
+_SIDE = "(1[6-9]|[2-9][0-9]|[1-9][0-9]{2}|[1-7][0-9]{3}|80[0-9]{2}|81[0-8][0-9]|819[0-2])"
+
+
+def _check_size(size: str) -> str:
+    if not re.fullmatch(f"auto|{_SIDE}x{_SIDE}", size):
+        raise ValueError("must be auto or WIDTHxHEIGHT, both within [16, 8192]")
+    return size
+
+
+def _can(name: str) -> Any:
+    """For the schema: what a field may be."""
+    return Field(json_schema_extra={"enum": [*_CAN[name], None]})
 
 
 class ImageRequest(Given):
@@ -41,7 +65,12 @@ class ImageRequest(Given):
     ] = None
     n: Annotated[Annotated[int, Field(ge=1, le=10)] | None, Field(description="Images.")] = 1
     size: Annotated[
-        Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$")] | None,
+        Annotated[
+            str,
+            AfterValidator(_check_size),
+            WithJsonSchema({"type": "string", "pattern": f"^(auto|{_SIDE}x{_SIDE})$"}),
+        ]
+        | None,
         Field(description="WIDTHxHEIGHT in pixels; auto is the model's own."),
     ] = "auto"
     response_format: Annotated[
@@ -56,12 +85,14 @@ class ImageRequest(Given):
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
     quality: Quality | None = "auto"
     complexity: Literal["low", "medium", "high"] | None = None
-    background: Literal["transparent", "opaque", "auto"] | None = "auto"
+    background: Annotated[Literal["transparent", "opaque", "auto"] | None, _can("background")] = (
+        "auto"
+    )
     moderation: Literal["low", "auto"] | None = "auto"
-    style: Literal["vivid", "natural"] | None = None
+    style: Annotated[Literal["vivid", "natural"] | None, _can("style")] = None
     input_fidelity: Literal["high", "low"] | None = None
-    stream: bool | None = False
-    partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
+    stream: Annotated[bool | None, _can("stream")] = False
+    partial_images: Annotated[Annotated[int, Field(ge=0, le=3)] | None, _can("partial_images")] = 0
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -120,8 +151,6 @@ class ImageRequest(Given):
         if self.size is None or self.size == "auto":
             return None, None
         width, height = map(int, self.size.split("x"))
-        if min(width, height) < 16 or max(width, height) > 8192:
-            raise InvalidRequest("size", "sides must be within [16, 8192]")
         return width, height
 
 
@@ -132,8 +161,14 @@ class CreateImageRequest(ImageRequest):
 class ImageRefParam(Given):
     """An input: a URL (or data URL), or an uploaded file."""
 
-    image_url: Annotated[str, Field(min_length=1, max_length=100 * 2**20)] | None = None
-    file_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["image_url"]}, {"required": ["file_id"]}]}
+    )
+
+    image_url: (
+        Annotated[str, Field(min_length=1, max_length=100 * 2**20)] | SkipJsonSchema[None]
+    ) = None
+    file_id: Annotated[str, Field(min_length=1, max_length=64)] | SkipJsonSchema[None] = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -146,7 +181,7 @@ class EditImageBodyJsonParam(ImageRequest):
     """An edit of one or several images, as JSON."""
 
     images: Annotated[list[ImageRefParam], Field(min_length=1, max_length=MAX_INPUTS)]
-    mask: ImageRefParam | None = None
+    mask: Annotated[ImageRefParam | None, WithJsonSchema({"type": "null"})] = None
 
 
 class CreateImageEditRequest(ImageRequest):

@@ -22,10 +22,17 @@ from producer.api.wire.threads import in_thread
 
 OUTPUT_URL_SECONDS = 7 * 24 * 3600  # the most that S3 allows
 
+
+class FileRoute(GuardedRoute):
+    """A route whose bodies hold a file."""
+
+    takes_files = True
+
+
 router = APIRouter(
     prefix="/openai/v1/files",
     tags=["Files"],
-    route_class=GuardedRoute,
+    route_class=FileRoute,
     responses=declared(OpenAIErrorBody),
 )
 
@@ -83,6 +90,10 @@ def _form() -> dict[str, Any]:
                             "expires_after[seconds]": {
                                 "type": "integer", "minimum": 3600, "maximum": 2592000
                             },
+                        },
+                        "dependentRequired": {
+                            "expires_after[anchor]": ["expires_after[seconds]"],
+                            "expires_after[seconds]": ["expires_after[anchor]"],
                         },
                         "additionalProperties": False,
                     }

@@ -48,7 +48,7 @@ async def generate(body: CreateImageRequest, exchange: AnyExchange) -> ImagesRes
     "/images/edits",
     tags=["Images"],
     response_model_exclude_none=True,
-    openapi_extra=either(EditImageBodyJsonParam, CreateImageEditRequest, FILES),
+    openapi_extra=either(EditImageBodyJsonParam, CreateImageEditRequest, FILES[:1]),
 )
 async def edit(
     request: Request, exchange: AnyExchange, shelf: Annotated[Shelf, provided(Shelf)]

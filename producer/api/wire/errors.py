@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 from fastapi import FastAPI, Request
@@ -15,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from jobs.errors import ImagemillError, InvalidRequest, TransientError
 
@@ -105,8 +107,11 @@ _STATUS_OF_CODE = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Culprit:
+class Culprit:
+    """What is wrong. place: within the field, where it has parts: image[1].image."""
+
     field: str
+    place: str
     reason: str
 
 
@@ -129,11 +134,23 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
-    if isinstance(error, HTTPException):
-        headers |= dict(error.headers or {})  # Allow, for 405
+    if problem.status == 405:
+        headers["Allow"] = ", ".join(_methods(request))
     if problem.status >= 500:
         log.warning("%s %s: %s", request.method, path, problem.message)
     return JSONResponse(error_json(problem, path.startswith(OPENAI)), problem.status, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path of a request may be asked with: Starlette names one route's methods only."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] == Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def error_json(problem: ApiError, openai: bool) -> dict[str, object]:
@@ -193,25 +210,50 @@ def _classify(error: Exception) -> ApiError:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    first = error.errors()[0]
-    culprit = _culprit(first["loc"], first["type"], first["msg"], first.get("ctx", {}))
+    culprit = culprit_of(error)
     if culprit.reason.startswith("not JSON"):
         return ApiError(422, "invalid_json", culprit.reason)
-    message = f"{culprit.field}: {culprit.reason}" if culprit.field else culprit.reason
+    message = f"{culprit.place}: {culprit.reason}" if culprit.place else culprit.reason
     return ApiError(422, "invalid_request", message, culprit.field)
 
 
-def _culprit(
-    place: tuple[str | int, ...], kind: str, message: str, context: dict[str, object]
-) -> _Culprit:
-    # Unions add the name of each alternative to the location; the field itself is enough.
-    field = str(place[1]) if len(place) > 1 else ""
-    match kind:
+# Errors that say only of what kind a value must be.
+_KINDS = {"model_type": "an object", "model_attributes_type": "an object", "list_type": "a list"}
+
+
+def culprit_of(error: RequestValidationError) -> Culprit:
+    """The first field that is wrong, and why."""
+    errors = error.errors()
+    errors = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
+    # Each alternative of a union has its errors; the one that was meant got furthest.
+    furthest = max(map(_depth, errors))
+    meant = [one for one in errors if _depth(one) == furthest]
+    kinds = dict.fromkeys(_KINDS.get(one["type"], "") for one in meant)
+    reason = _reason(meant[0]) if "" in kinds else f"must be {' or '.join(kinds)}"
+    if len(meant[0]["loc"]) < 2 or meant[0]["type"] == "json_invalid":
+        return Culprit("", "", reason if "" in kinds else f"the body {reason}")
+    field, *inner = meant[0]["loc"][1:]
+    # Names of a union's alternatives stand among the steps: classes, and list[…].
+    steps = [f"[{one}]" if isinstance(one, int) else f".{one}" for one in inner if _is_step(one)]
+    return Culprit(str(field), f"{field}{''.join(steps)}", reason)
+
+
+def _depth(error: dict[str, Any]) -> tuple[int, bool]:
+    return len(error["loc"]), error["type"] not in _KINDS
+
+
+def _is_step(step: str | int) -> bool:
+    return isinstance(step, int) or (step.islower() and "[" not in step)
+
+
+def _reason(error: dict[str, Any]) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    match error["type"]:
         case "json_invalid":
-            return _Culprit("", f"not JSON: {context.get('error', message)}")
+            return f"not JSON: {error.get('ctx', {}).get('error', message)}"
         case "missing":
-            return _Culprit(field, "is required") if field else _Culprit("", "a body is required")
+            return "is required" if len(error["loc"]) > 1 else "a body is required"
         case "extra_forbidden":
-            return _Culprit(field, "unknown field")
+            return "unknown field"
         case _:
-            return _Culprit(field, f"{message[:1].lower()}{message[1:]}")
+            return f"{message[:1].lower()}{message[1:]}"

@@ -20,6 +20,7 @@ from starlette.types import Message, Receive
 
 from jobs.requests import MAX_INPUTS
 from producer.api.wire.errors import ApiError
+from producer.api.wire.parts import part_of
 from producer.api.wire.threads import in_thread
 from producer.planning.strict_json import parse_json
 
@@ -27,6 +28,7 @@ LARGE_BYTES = 64 * 2**10  # from here on JSON is read beside the event loop
 BODY_SECONDS = 300.0  # until the last byte of a body is there
 FORM = "multipart/form-data"
 FORM_TEXT_BYTES = 256 * 2**10
+EXACT = 2**53  # up to here a float is the integer that was written
 
 M = TypeVar("M", bound=BaseModel)
 M_co = TypeVar("M_co", bound=BaseModel, covariant=True)
@@ -35,16 +37,31 @@ F = TypeVar("F", bound=BaseModel)
 
 
 class Given(BaseModel):
-    """A body of ours: strict, without unknown fields, and null means "not given"."""
+    """A body of ours: strict, without unknown fields, and null means "not given".
+
+    20.0 is an integer, as JSON knows no other kind of number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
+    def _read_values(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {k: v for k, v in data.items() if v is not None or k not in cls.model_fields}
+        return {
+            k: int(v) if isinstance(v, float) and v.is_integer() and abs(v) <= EXACT else v
+            for k, v in data.items()
+            if v is not None or k not in cls.model_fields
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Bytes that the body of a request may have, and that of one which uploads a file."""
+
+    body_bytes: int
+    file_bytes: int
 
 
 class StrictRequest(Request):
@@ -70,16 +87,53 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose bodies are read strictly."""
+    """A route whose bodies are read strictly. takes_files: its bodies hold an upload."""
+
+    takes_files = False
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, given a StrictRequest."""
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, _in_time(request.receive)))
+            limits = part_of(request, BodyLimits)
+            most = limits.file_bytes if self.takes_files else limits.body_bytes
+            if int(request.headers.get("content-length", 0)) > most:
+                raise _too_large(most)
+            if self.body_field and not _is_json(request):
+                raise ApiError(415, "unsupported_media_type", "send Content-Type: application/json")
+            receive = _in_bounds(_in_time(request.receive), most)
+            return await handle(StrictRequest(request.scope, receive))
 
         return strict
+
+
+def _is_json(request: Request) -> bool:
+    """Whether the body is said to be JSON; what has no body may be."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not kind and "transfer-encoding" not in request.headers:
+        return request.headers.get("content-length", "0") == "0"
+    return kind == "application/json" or kind.endswith("+json")
+
+
+def _too_large(most: int) -> HTTPException:
+    # The one kind of error that FastAPI lets through while it reads a body.
+    return HTTPException(413, f"the body has more than {most} bytes")
+
+
+def _in_bounds(receive: Receive, most: int) -> Receive:
+    """The same channel. A body of more bytes raises HTTPException 413."""
+    size = 0
+
+    async def bounded() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise _too_large(most)
+        return message
+
+    return bounded
 
 
 def _in_time(receive: Receive) -> Receive:

@@ -34,8 +34,8 @@ from producer.api.openai.bodies import (
     ImagesResponse,
     ToldQuality,
 )
-from producer.api.wire.errors import ApiError, as_answer, error_json
-from producer.api.wire.reading import Given
+from producer.api.wire.errors import ApiError, as_answer, culprit_of, error_json
+from producer.api.wire.reading import Given, refused
 from producer.planning.manifest import MAX_CUSTOM_ID, BatchLine, CustomId
 from producer.planning.strict_json import parse_json
 
@@ -157,8 +157,9 @@ def _body(line: _Line) -> ImageRequest:
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False)[0]
-    return InvalidRequest(".".join(map(str, first["loc"][:1])), first["msg"])
+    culprit = culprit_of(refused(error))
+    inner = culprit.place.removeprefix(culprit.field)
+    return InvalidRequest(culprit.field, f"{inner}: {culprit.reason}" if inner else culprit.reason)
 
 
 def _problem(error: InvalidRequest) -> Problem:

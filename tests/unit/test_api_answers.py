@@ -1,0 +1,177 @@
+"""What callers are told who ask wrongly, at an application without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI
+from pydantic import BaseModel, ValidationError
+
+from jobs.inputs.images import InputPolicy
+from jobs.models.table import load_models
+from jobs.settings import Settings
+from producer.api.application import make_api
+from producer.api.friendli.bodies import ContainerImageEditBody, ContainerImageGenerationBody
+from producer.api.openai.bodies import CreateImageRequest, EditImageBodyJsonParam
+from producer.api.wire.errors import culprit_of, handle_errors
+from producer.api.wire.parts import provide
+from producer.api.wire.reading import BodyLimits, Given, StrictRoute, refused
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "place", "reason"),
+    [
+        (ContainerImageEditBody, {"image": "abc"}, "image", "must be an object or a list"),
+        (ContainerImageEditBody, {"image": []}, "image", "list should have at least 1 item"),
+        (ContainerImageEditBody, {"image": ["a"]}, "image[0]", "must be an object"),
+        (
+            ContainerImageEditBody, {"image": [{"image": "a"}, {"image": 5}]}, "image[1].image",
+            "input should be a valid string",
+        ),
+        (ContainerImageEditBody, {"image": {}}, "image.image", "is required"),
+        (ContainerImageEditBody, {"image": [{"image": "a"}] * 17}, "image", "at most 16 items"),
+        (ContainerImageGenerationBody, {"control_images": "a"}, "control_images", "must be a list"),
+        (
+            ContainerImageGenerationBody, {"controlnet_weights": [1, 2]}, "controlnet_weights[1]",
+            "less than or equal to 1",
+        ),
+        (EditImageBodyJsonParam, {"images": ["a"]}, "images[0]", "must be an object"),
+        (EditImageBodyJsonParam, {"images": [{}]}, "images[0]", "give exactly one of"),
+        (CreateImageRequest, {"n": 2.5}, "n", "input should be a valid integer"),
+        (CreateImageRequest, {"n": True}, "n", "input should be a valid integer"),
+        (CreateImageRequest, {"seed": 1e17}, "seed", "input should be a valid integer"),
+        (CreateImageRequest, {"size": "15x64"}, "size", "must be auto or WIDTHxHEIGHT"),
+    ],
+)  # fmt: skip
+def test_the_culprit_is_named_down_to_its_place(
+    model: type[BaseModel], body: dict[str, Any], place: str, reason: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({"prompt": "x"} | body)
+    culprit = culprit_of(refused(caught.value))
+    assert (culprit.field, culprit.place) == (next(iter(body)), place)
+    assert reason in culprit.reason
+
+
+def test_whole_numbers_are_integers_however_they_are_written() -> None:
+    wanted = CreateImageRequest.model_validate(
+        {"prompt": "x", "n": 2.0, "seed": 2.0**53, "guidance_scale": 3.0}
+    )
+    assert (wanted.n, wanted.seed, wanted.guidance_scale) == (2, 2**53, 3.0)
+
+
+def test_two_of_the_largest_images_fit_in_a_body() -> None:
+    base64 = -(-InputPolicy().max_bytes // 3) * 4
+    assert Settings.model_fields["body_bytes"].default >= 2 * base64 + 256 * 2**10
+
+
+def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(send())
+
+
+class Word(Given):
+    """A body with one field."""
+
+    word: str
+
+
+@pytest.fixture(scope="module")
+def small() -> FastAPI:
+    """An application whose bodies have at most 100 bytes."""
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post("/openai/words")
+    @router.post("/words")
+    async def say(word: Word) -> Word:
+        return word
+
+    app = FastAPI()
+    provide(app, BodyLimits(100, 200))
+    handle_errors(app)
+    app.include_router(router)
+    return app
+
+
+async def pieces() -> AsyncIterator[bytes]:
+    yield b'{"word": "'
+    for _ in range(10):
+        yield b"x" * 20
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize("content", [b"x" * 101, pieces()], ids=["length", "chunked"])
+def test_too_large_bodies_are_refused_in_the_documented_shape(small: FastAPI, content: Any) -> None:
+    answer = ask(small, "POST", "/words", content=content, headers=JSON)
+    assert answer.status_code == 413
+    assert answer.json() == {
+        "message": "the body has more than 100 bytes", "field": None, "code": "body_too_large"
+    }  # fmt: skip
+
+
+def test_what_is_not_said_to_be_json_is_415(small: FastAPI) -> None:
+    body = b'{"word": "yes"}'
+    for kind in (None, "text/plain", "application/x-www-form-urlencoded"):
+        headers = {"Content-Type": kind} if kind else {}
+        answer = ask(small, "POST", "/openai/words", content=body, headers=headers)
+        assert answer.status_code == 415
+        assert "application/json" in answer.json()["error"]["message"]
+    assert ask(small, "POST", "/words", content=body, headers=JSON).json() == {"word": "yes"}
+    kind = {"Content-Type": "application/vnd.words+json; charset=utf-8"}
+    assert ask(small, "POST", "/words", content=body, headers=kind).status_code == 200
+    missing = ask(small, "POST", "/words")
+    assert (missing.status_code, missing.json()["message"]) == (422, "a body is required")
+    for wrong in ("[]", '"word"'):
+        answer = ask(small, "POST", "/words", content=wrong, headers=JSON)
+        assert answer.json()["message"] == "the body must be an object"
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    folder = tmp_path_factory.mktemp("api")
+    settings = Settings(
+        store=str(folder), keys_file=folder / "keys.json", signing_file=folder / "signing.key"
+    )
+    return make_api(settings, load_models())
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/openai/v1/files", "GET, POST"),
+        ("/openai/v1/files/file-1", "GET, DELETE"),
+        ("/v1/images/generations", "POST"),
+        ("/files/a/b", "GET, HEAD"),
+        ("/healthz", "GET"),
+    ],
+)
+def test_405_names_all_that_the_path_may_be_asked_with(
+    api: FastAPI, path: str, allowed: str
+) -> None:
+    answer = ask(api, "PATCH", path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+def test_the_docs_need_no_other_site(api: FastAPI) -> None:
+    page = ask(api, "GET", "/docs")
+    assert "//" not in page.text.replace("https://127.0.0.1", "").replace("// ", "")
+    for file, kind in (("swagger-ui-bundle.js", "javascript"), ("swagger-ui.css", "text/css")):
+        assert f'"docs/files/{file}"' in page.text
+        answer = ask(api, "GET", f"/docs/files/{file}")
+        assert (answer.status_code, kind in answer.headers["content-type"]) == (200, True)
+
+
+def test_who_looks_at_the_wrong_place_is_told_the_right_one(api: FastAPI) -> None:
+    answer = ask(api, "POST", "/chat/completions")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    assert "/openai/v1 as their base URL" in answer.json()["message"]
