@@ -62,7 +62,7 @@ class Renderers:
             return self._fit(name)
         raise FatalError(
             f"model {name} does not fit into the device's memory: {problem}",
-            "Give it a smaller dtype, offload or quantization (docs/models.md).",
+            "Give it a smaller dtype, offload or quantization (docs/04-models.md).",
         )
 
     def _make_room(self, name: str) -> bool:

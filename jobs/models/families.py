@@ -1,7 +1,7 @@
 """What differs between families of diffusion pipelines: one table, an entry a family. No torch.
 
 Everything that is not written here is the same for all of them (worker/pipelines/arguments.py).
-docs/add-a-model-family.md shows how to add one.
+docs/05-families.md shows how to add one.
 """
 
 from __future__ import annotations

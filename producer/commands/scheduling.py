@@ -60,7 +60,7 @@ def run(
     try:
         scheduler.run()
     except KeyboardInterrupt:
-        say("Stopped. Runs under way go on; what becomes due meanwhile: docs/schedules.md.")
+        say("Stopped. Runs under way go on; what becomes due meanwhile: docs/13-schedules.md.")
         raise
 
 

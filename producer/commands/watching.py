@@ -35,7 +35,7 @@ def status(
     else:
         show_statuses(statuses)
         if aside := quarantined(known):
-            say(f"{aside:,} messages were put aside: they were not ours (docs/security.md).")
+            say(f"{aside:,} messages were put aside: they were not ours (docs/14-security.md).")
 
 
 def watch(

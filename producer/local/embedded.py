@@ -112,7 +112,7 @@ def embedded(settings: Settings, crew: Crew) -> Iterator[Embedded]:
             [
                 _server(), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700",
                 "--save", "", "--appendonly", "no", "--dir", str(folder), "--loglevel", "warning",
-                "--proto-max-bulk-len", "1mb",  # docs/security.md
+                "--proto-max-bulk-len", "1mb",  # docs/14-security.md
             ],
             folder / "broker.log",
         )  # fmt: skip

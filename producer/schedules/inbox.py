@@ -87,7 +87,7 @@ class Inbox:
         try:
             check_template(self.out)
         except ValueError as error:
-            raise UsageError(f"--out {self.out}: {error}", "See docs/schedules.md.") from error
+            raise UsageError(f"--out {self.out}: {error}", "See docs/13-schedules.md.") from error
         if "{name}" not in self.out:
             raise UsageError(
                 f"--out {self.out}: all manifests would write to one place",

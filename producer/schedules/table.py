@@ -1,4 +1,4 @@
-"""The schedules file: what is submitted when, read from TOML. docs/schedules.md explains it.
+"""The schedules file: what is submitted when, read from TOML. docs/13-schedules.md explains it.
 
 state = "s3://bucket/schedules"
 
@@ -199,7 +199,7 @@ def load_schedules(uri: str) -> ScheduleTable:
     except UsageError as error:
         raise UsageError(
             f"schedules file {error.message}",
-            "Write one (docs/schedules.md), or name it: --schedules-file.",
+            "Write one (docs/13-schedules.md), or name it: --schedules-file.",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"schedules file {uri} is not TOML: {error}", "Correct it.") from error
@@ -210,9 +210,8 @@ def load_schedules(uri: str) -> ScheduleTable:
 
 def _refusal(uri: str, mistakes: Iterable[str]) -> UsageError:
     lines = [f"  {mistake}" for mistake in dict.fromkeys(mistakes)]
-    return UsageError(
-        "\n".join([f"schedules file {uri} is wrong:", *lines]), "docs/schedules.md has every field."
-    )
+    text = "\n".join([f"schedules file {uri} is wrong:", *lines])
+    return UsageError(text, "docs/13-schedules.md has every field.")
 
 
 def _mistake(error: ErrorDetails) -> str:

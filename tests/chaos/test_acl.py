@@ -1,4 +1,4 @@
-"""A shared server: the rules of docs/security.md are enough, and seals and TLS keep others out."""
+"""A shared server: the rules of docs/14-security.md are enough; seals and TLS keep others out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.chaos.servers import Valkey
 from tests.sites import MODELS, Site
 from tests.support import eventually
 
-GUIDE = Path(__file__).parents[2] / "docs/security.md"
+GUIDE = Path(__file__).parents[2] / "docs/14-security.md"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def as_user(valkey: Valkey, folder: Path, name: str) -> Settings:
 
 
 def test_the_rules_are_enough(shared: Site, ledger: Ledger) -> None:
-    """every right on the server but those of docs/security.md."""
+    """every right on the server but those of docs/14-security.md."""
     ledger.times = 1
     shared.start_worker("slow")
     shared.start(shared.plan("run", "slow", list(range(4)), chunk=2))

@@ -138,7 +138,7 @@ def load_pipeline(
         build, driver = torch_build(), Machine().driver() or "none"
         raise FatalError(
             f"torch {build.version} for CUDA {build.cuda or 'none'} sees no GPU; driver: {driver}",
-            "Bring driver and torch's build together (docs/models.md), or start with "
+            "Bring driver and torch's build together (docs/04-models.md), or start with "
             "--devices cpu.",
         )
     _make_deterministic()

@@ -64,7 +64,7 @@ def mark(pipeline: Any, options: Options) -> None:
     elif getattr(pipeline, "watermark", None) is None:
         raise FatalError(
             f"option watermark: {type(pipeline).__name__} has none",
-            "Leave it out in models.toml (docs/models.md), then start the worker again.",
+            "Leave it out in models.toml (docs/04-models.md), then start the worker again.",
         )
 
 
@@ -172,5 +172,5 @@ def _naming(option: str) -> Iterator[None]:
     except Exception as error:  # every library in there has errors of its own
         raise FatalError(
             f"option {option}: {type(error).__name__}: {error}",
-            "Change it in models.toml (docs/models.md), then start the worker again.",
+            "Change it in models.toml (docs/04-models.md), then start the worker again.",
         ) from error
