@@ -15,6 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def printable(text: str, most: int | None = None) -> str:
+    """Somebody else's text as one harmless line: escapes stand for control characters, and what is
+    beyond `most` characters is left out."""
+    cut = text if most is None or len(text) <= most else f"{text[: most - 1]}…"
+    return cut if cut.isprintable() else "".join(map(_visible, cut))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
 class ImagemillError(Exception):
     """Base of the tree. `message` says what and where; `hint` says what to do next."""
 

@@ -25,6 +25,7 @@ from tenacity import (
 
 from jobs.inputs.addresses import is_public
 
+MAX_URL = 8192  # characters
 REDIRECTS = 3
 ATTEMPTS = 3
 CONNECT_SECONDS = 5.0
@@ -85,6 +86,8 @@ def _follow(guard: _Guard, url: str, max_bytes: int) -> bytes:
 
 
 def _check(url: str) -> None:
+    if len(url) > MAX_URL:
+        raise Forbidden(f"it has more than {MAX_URL} characters")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -23,6 +23,8 @@ from jobs.output.storage import Storage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
+MAX_DATA_HEADER = 256  # characters of a data URI before its base64
+
 _NO_BREAKS = str.maketrans("", "", "\r\n")
 _DATA = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)
 _URL = re.compile(r"https?:", re.IGNORECASE)
@@ -119,7 +121,7 @@ def _read(reference: str, policy: InputPolicy, field: str) -> bytes:
             ) from error
         except TooLarge as error:
             raise _too_large(field, policy) from error
-    start = found.end() if (found := _DATA.match(reference)) else 0
+    start = found.end() if (found := _DATA.match(reference[:MAX_DATA_HEADER])) else 0
     if (len(reference) - start) * 3 // 4 - 2 > policy.max_bytes:
         raise _too_large(field, policy)
     try:

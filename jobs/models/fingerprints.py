@@ -25,6 +25,11 @@ _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _HASHED = {".json", ".txt", ".model", ".safetensors"}  # what a pipeline is loaded from
 
 
+class NoSuchWeights(FatalError):
+    """Neither this machine nor the hub has a repository of that name for us; asking again is no
+    use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """`revision` is a commit or "sha:…" of a folder; `digest` stands for it and the options."""
@@ -38,7 +43,8 @@ def fingerprint(table: ModelTable, model: Model) -> Fingerprint:
     """The fingerprint of a model of the table.
 
     Raises:
-        FatalError: the weights are neither on this machine nor to be found at the hub.
+        FatalError: the weights are neither on this machine nor to be found at the hub; then, if
+            the hub is sure, NoSuchWeights.
     """
     revision = "1" if model.repo == NULL_REPO else revision_of(table, model)
     controls = [revision_of(table, one) for one in model.controlnets.values()]
@@ -189,13 +195,20 @@ def _commit(repo: str, revision: str | None) -> str:
         return revision
     # Slow to import, and not needed for local folders.
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     if cached := _cached_commit(repo, revision or "main"):
         return cached
+    final = (RepositoryNotFoundError, HFValidationError, OfflineModeIsEnabled)
     try:
         return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
     except Exception as error:  # of the hub, of its HTTP library, or that this is no repository
-        raise FatalError(
+        kind = NoSuchWeights if isinstance(error, final) else FatalError
+        raise kind(
             f"model {repo} is not on this machine, and the hub said {type(error).__name__}",
             "Download it first, or name a local folder in models.toml.",
         ) from error

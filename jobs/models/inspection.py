@@ -17,6 +17,7 @@ _SMALL = 512  # pixels a side: up to here batches are several times as fast as s
 _WIDTH = 8
 _LARGEST = 4096
 _DISTILLED_STEPS = 4
+_MAX_BYTES = 1 << 20  # of one of the files
 
 Row = dict[str, Any]
 
@@ -72,8 +73,11 @@ def _size(denoiser: Row, decoder: Row, usual: int) -> int:
 
 
 def _read(file: Path) -> Row | None:
+    if not file.is_file():  # a pipe would be waited for
+        return None
     try:
-        content = orjson.loads(file.read_bytes())
+        with file.open("rb") as stream:
+            content = orjson.loads(stream.read(_MAX_BYTES))
     except (OSError, orjson.JSONDecodeError):
         return None
     return content if isinstance(content, dict) else None

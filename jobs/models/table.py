@@ -187,11 +187,13 @@ class ModelTable:
             try:
                 # Once: this is asked before each batch.
                 self._found[name] = Model.model_validate(inspect_folder(folder, str(folder)))
+            except UsageError as error:
+                raise InvalidRequest("model", error.message, "model_not_found") from error
             except ValidationError as error:
                 reason = f"{name}: its JSON files describe no model: {error.errors()[0]['msg']}"
                 raise InvalidRequest("model", reason, "model_not_found") from error
             return self._found[name]
-        if not self.closed and _REPOSITORY.match(name):
+        if not self.closed and _REPOSITORY.fullmatch(name):
             return Model(repo=name)
         raise InvalidRequest(
             "model",

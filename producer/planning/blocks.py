@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from jobs.children import die_with_parent
 from jobs.errors import InvalidRequest, LineError
-from jobs.models.fingerprints import route_digest
+from jobs.models.fingerprints import NoSuchWeights, route_digest
 from jobs.models.table import ModelTable
 from jobs.output.plan import Chunk, encode_shard
 from jobs.output.storage import Storage
@@ -32,6 +32,7 @@ from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerpri
 
 CHUNK_SECONDS = 30.0  # device time that one message stands for
 CHUNK_REQUESTS = 1024  # at most, so that an interrupted chunk of fast images loses little
+MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
 PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process starts
 
 Hashes = npt.NDArray[np.uint64]
@@ -53,7 +54,7 @@ class PlannedBlock:
     jobs: Hashes
     numbers: npt.NDArray[np.int64]
     errors: list[LineError] = field(default_factory=list)
-    missing: str | None = None  # a model whose fingerprint is needed first
+    missing: frozenset[str] = frozenset()  # models whose fingerprints are needed first
 
     @property
     def requests(self) -> int:
@@ -62,40 +63,76 @@ class PlannedBlock:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans blocks; holds nothing that changes, so it can be sent to another process."""
+    """Plans blocks; can be sent to another process, with what it has learned of models so far.
+
+    refused: models that lines may not name, with the reason.
+    """
 
     table: ModelTable
     options: PlanOptions
     fingerprints: dict[str, str]
     intake: Intake
+    refused: dict[str, str] = field(default_factory=dict)
 
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
         """Plan one block without the lines whose numbers are excluded."""
         resolver = Resolver(self.table, self.options, self.fingerprints, self.intake)
         errors = list(block.errors)
         rows: defaultdict[int, list[Request]] = defaultdict(list)  # by the identity of their key
-        try:
-            for number, raw in block.numbered():
-                if number in exclude:
-                    continue
-                line = parse_line(number, raw)
-                if isinstance(line, list):
-                    errors += line
-                    continue
-                name = line.custom_id or ""
-                try:
-                    request = resolver.resolve(number - 1, line.task, line.body, name)
-                except InvalidRequest as error:
-                    errors.append(LineError(number, name, error.field, error.reason))
+        missing: set[str] = set()
+        for number, raw in block.numbered():
+            if number in exclude:
+                continue
+            line = parse_line(number, raw)
+            if isinstance(line, list):
+                errors += line
+                continue
+            name = line.custom_id or ""
+            try:
+                request = resolver.resolve(number - 1, line.task, line.body, name)
+            except InvalidRequest as error:
+                errors.append(LineError(number, name, error.field, error.reason))
+            except UnknownFingerprint as unknown:
+                if reason := self._refusal(unknown.model):
+                    errors.append(LineError(number, name, "model", reason))
                 else:
-                    rows[id(request.key)].append(request)
-        except UnknownFingerprint as unknown:
-            return _planned([], (), b"", errors, missing=unknown.model)
+                    missing.add(unknown.model)
+            else:
+                rows[id(request.key)].append(request)
+        if missing:
+            return _planned([], (), b"", errors, missing=frozenset(missing))
         grouped = sorted(rows.values(), key=_order)
         groups = Counter({group[0].key: len(group) for group in grouped})
         raw_lines = gzip.compress(b"".join(block.lines), compresslevel=1, mtime=0)
         requests = list(chain.from_iterable(grouped))
         return _planned(requests, tuple(self._chunks(groups)), raw_lines, errors, groups)
+
+    def learn(self, route: str) -> None:
+        """Find a model's fingerprint out, or why no line may name it.
+
+        Raises:
+            FatalError: the models table has it, but its weights cannot be identified now.
+        """
+        if self._refusal(route):
+            return
+        try:
+            self.fingerprints[route] = route_digest(self.table, route)
+        except NoSuchWeights as error:
+            if self._is_listed(route):
+                raise
+            self.refused[route] = error.message  # whoever wrote the line chose it
+
+    def _refusal(self, route: str) -> str | None:
+        if reason := self.refused.get(route):
+            return reason
+        others = sum(not self._is_listed(known) for known in (*self.refused, *self.fingerprints))
+        if others < MAX_UNLISTED or self._is_listed(route):
+            return None
+        return f"the manifest names more than {MAX_UNLISTED} models that models.toml does not have"
+
+    def _is_listed(self, route: str) -> bool:
+        model = route if route in self.table.models else route.rpartition(":")[0]
+        return model in self.table.models or route == self.options.model
 
     def _chunks(self, groups: Counter[BatchKey]) -> Iterator[Chunk]:
         """Ranges of about CHUNK_SECONDS, in whole batches, each of one model."""
@@ -124,7 +161,7 @@ def _planned(
     raw: bytes,
     errors: list[LineError],
     groups: Counter[BatchKey] | None = None,
-    missing: str | None = None,
+    missing: frozenset[str] = frozenset(),
 ) -> PlannedBlock:
     jobs = bytes.fromhex("".join(request.job_id[:16] for request in rows))
     # A custom_id identifies its line; without one the whole request does, its seed included.
@@ -175,7 +212,7 @@ def plan_blocks(
         else ((block, planner.plan(block)) for block in head)
     )
     for block, result in planned:
-        if result.missing is not None:
+        if result.missing:
             result = _learn_fingerprints(planner, block)
         again = result.numbers[seen.add(result.identities)]
         if again.size:
@@ -187,8 +224,9 @@ def plan_blocks(
 
 def _learn_fingerprints(planner: Planner, block: Block) -> PlannedBlock:
     """Plan a block, after the fingerprints of all its models are known."""
-    while (missing := (result := planner.plan(block)).missing) is not None:
-        planner.fingerprints[missing] = route_digest(planner.table, missing)
+    while missing := (result := planner.plan(block)).missing:
+        for route in sorted(missing):
+            planner.learn(route)
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os.path
+import os
 import re
 import stat
 from dataclasses import dataclass, field
@@ -10,12 +10,15 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, printable
+from jobs.ids import STORED_INPUT
+from jobs.inputs.fetching import MAX_URL
 from jobs.inputs.images import InputPolicy, check_image, load_input, store_input
 from jobs.inputs.stores import check_store_uri, is_store_uri
 from jobs.output.storage import Storage
 
 MAX_PATH = 4096  # characters
+SHOWN_PATH = 256
 
 _ELSEWHERE = re.compile(r"https?://|sha256:", re.IGNORECASE)
 _LOOKS_LIKE_A_FILE = re.compile(r".+\.[A-Za-z]{3,4}")
@@ -42,11 +45,13 @@ class Intake:
                 input_not_an_image.
         """
         if _ELSEWHERE.match(reference):
+            _check_name(reference, field)
             return reference  # the worker that renders it fetches it
         path = self._path(reference, field)
         if path is not None:
             data = self._read(path, field)
         elif is_store_uri(reference):
+            _check_name(reference, field)
             check_store_uri(reference, self.stores, field)
             return reference
         else:
@@ -79,15 +84,33 @@ class Intake:
 
     def _read(self, path: Path, field: str) -> bytes:
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
-                raise InvalidRequest(field, f"{path} is no file", "input_unreachable")
-            with path.open("rb") as file:
-                data = file.read(self.policy.max_bytes + 1)
+            # A pipe, a device and what the kernel makes up may be waited for for ever.
+            with open(path, "rb", opener=_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ValueError("is no file")
+                data = file.read(self.policy.max_bytes + 1) or b""
         except (OSError, ValueError) as error:  # the latter: a NUL in its name
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise InvalidRequest(field, f"{path}: {reason}", "input_unreachable") from error
+            where = printable(str(path), SHOWN_PATH)
+            raise InvalidRequest(field, f"{where}: {reason}", "input_unreachable") from error
         check_image(data, self.policy, field)
         return data
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_name(reference: str, field: str) -> None:
+    """Refuse what would burden plans and messages, and what can name no stored input."""
+    if len(reference) > MAX_URL:
+        raise InvalidRequest(
+            field, f"the URL has more than {MAX_URL} characters", "input_forbidden"
+        )
+    if reference[:7].lower() == "sha256:" and not STORED_INPUT.fullmatch(reference):
+        raise InvalidRequest(
+            field, "sha256: and 64 hexadecimal digits name a stored input", "input_unreachable"
+        )
 
 
 def local_folder(manifest: str) -> Path | None:

@@ -6,6 +6,7 @@ with an optional "custom_id". Blank lines are skipped.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +21,11 @@ from typing import IO, Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from jobs.errors import FatalError, LineError
+from jobs.errors import FatalError, LineError, printable
 from jobs.output.plan import SHARD_LINES
 from jobs.output.storage import open_file
-from jobs.requests import STRICT, Body, ImageInput, Task
-from producer.planning.strict_json import check_marks, parse_json
+from jobs.requests import STRICT, Body, ImageInput, Input, Task
+from producer.planning.strict_json import MAX_MARKS, check_marks, parse_json
 
 MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
 BLOCK_BYTES = 16 << 20  # of lines with images: what a block holds beside its last line
@@ -34,6 +35,7 @@ SHOWN_ERRORS = 20  # of one line
 SHOWN_NAME = 64  # characters of a field's name
 
 _SHORT = Repr()
+_KEYS = re.compile(rb'"\s*:')
 
 CustomId = Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)]
 
@@ -88,10 +90,11 @@ class Block:
 
 def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
     """The line's request, or the reasons why it is none, at most SHOWN_ERRORS."""
-    try:
-        check_marks(raw)
-    except ValueError as reason:
-        return [LineError(number, "", "", _json_reason(raw, reason))]
+    if len(raw) > MAX_MARKS:
+        try:
+            check_marks(raw)
+        except ValueError as reason:
+            return [LineError(number, "", "", _json_reason(raw, reason))]
     # Cheap and almost always right; what it gets wrong is parsed again below.
     form: type[Line] = BatchLine if b'"body"' in raw else BareLine
     try:
@@ -100,7 +103,7 @@ def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
     except ValidationError as error:
         return _explain(number, raw, form, error)
     # Each key has a colon, so as many colons as fields leave none for a key that is there twice.
-    if raw.count(b":") != _keys(line):
+    if raw.count(b":") != len(line.__pydantic_fields_set__) and not _is_plain(raw, line):
         try:
             parse_json(raw)
         except ValueError as reason:
@@ -108,17 +111,27 @@ def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
     return line
 
 
+def _is_plain(raw: bytes, line: Line) -> bool:
+    """Whether a look at its colons tells that the line's JSON repeats no key."""
+    keys = _keys(line)
+    # Colons of texts do not follow a quotation mark, or that one is escaped.
+    return raw.count(b":") == keys or len(_KEYS.findall(raw)) == keys
+
+
 def _keys(line: Line) -> int:
-    """The keys of a line's JSON."""
-    if isinstance(line, BatchLine):
-        return len(line.model_fields_set) + _body_keys(line.body)
-    return _body_keys(line)
+    """The keys of a line's JSON, if it repeats none."""
+    body = line.body
+    keys = len(body.model_fields_set)
+    if line is not body:
+        keys += len(line.model_fields_set)
+    if body.image is None and body.control_images is None:
+        return keys
+    return keys + _nested(body.image) + _nested(body.control_images)
 
 
-def _body_keys(body: Body) -> int:
-    inputs = [body.image, body.control_images] if body.image or body.control_images else []
-    nested = [one for some in inputs for one in (some if isinstance(some, list) else [some])]
-    return len(body.model_fields_set) + sum(isinstance(one, ImageInput) for one in nested)
+def _nested(inputs: Input | list[Input] | None) -> int:
+    several = inputs if isinstance(inputs, list) else [inputs]
+    return sum(isinstance(one, ImageInput) for one in several)
 
 
 def _explain(
@@ -137,7 +150,7 @@ def _explain(
         except ValidationError as error:
             wrong = error
     custom_id = content.get("custom_id")
-    name = custom_id if isinstance(custom_id, str) else ""
+    name = custom_id[:MAX_CUSTOM_ID] if isinstance(custom_id, str) else ""
     errors = wrong.errors(include_url=False)[:SHOWN_ERRORS]
     if errors[0]["type"] == "json_invalid":  # half of a surrogate pair, which Python takes
         why = ValueError(errors[0]["ctx"]["error"])
@@ -159,7 +172,8 @@ def _line_error(
 ) -> LineError:
     in_body = error["loc"][:1] == ("body",)
     # Unions add the name of each alternative to the location; the field itself is enough.
-    field_name = str(error["loc"][1 if in_body and len(error["loc"]) > 1 else 0])[:SHOWN_NAME]
+    field_name = str(error["loc"][1 if in_body and len(error["loc"]) > 1 else 0])
+    field_name = printable(field_name, SHOWN_NAME)
     match error["type"]:
         case "missing":
             reason = "is required"

@@ -6,14 +6,19 @@ import os
 import random
 import resource
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 import pytest
 
+from jobs.errors import FatalError
+from jobs.inputs.fetching import MAX_URL
+from jobs.models import fingerprints
+from jobs.models.fingerprints import NoSuchWeights
 from jobs.models.table import load_models
-from producer.planning.blocks import Planner
+from producer.planning.blocks import MAX_UNLISTED, Planner, plan_blocks
 from producer.planning.intake import Intake
 from producer.planning.manifest import SHOWN_ERRORS, Block
 from producer.planning.resolution import PlanOptions
@@ -113,3 +118,57 @@ def test_random_damage_to_good_lines_never_raises(planner: Planner) -> None:
 def test_colons_are_no_repeated_keys(planner: Planner, line: bytes) -> None:
     planned = planner.plan(Block(1, [line + b"\n"]))
     assert (planned.requests, planned.errors) == (1, [])
+
+
+def test_other_places_have_short_names(planner: Planner) -> None:
+    for image in ("https://a/" + "a" * MAX_URL, "sha256:" + "0" * 63, "SHA256:" + "0" * 64):
+        line = orjson.dumps({"prompt": "x", "model": "shapes-edits", "image": image})
+        planned = planner.plan(Block(1, [line]))
+        assert [error.field for error in planned.errors] == ["image"], image[:20]
+
+
+def test_names_of_fields_are_shown_without_control_characters(planner: Planner) -> None:
+    (error, *_) = planner.plan(Block(1, [b'{"a\\u001b[2J\\nb": 1}'])).errors[1:]
+    assert error.field == r"a\x1b[2J\nb"
+
+
+def test_a_data_uri_has_a_short_header(planner: Planner) -> None:
+    image = b"data:" + b";a" * 2 * MIB + b";base64,AAAA"
+    line = b'{"prompt": "x", "model": "shapes-edits", "image": "' + image + b'"}'
+    tracemalloc.start()
+    try:
+        assert len(planner.plan(Block(1, [line])).errors) == 1
+        assert tracemalloc.get_traced_memory()[1] < 100 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_models_that_do_not_exist_are_their_lines_own_fault(
+    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def commit(repo: str, _: str | None) -> str:
+        asked.append(repo)
+        raise NoSuchWeights(f"no {repo}")
+
+    monkeypatch.setattr(fingerprints, "_commit", commit)
+    manifest = tmp_path / "m.jsonl"
+    lines = [orjson.dumps({"prompt": "x", "model": f"a/{n}"}) for n in range(99)]
+    manifest.write_bytes(b"\n".join([GOOD, *lines]))
+    (block,) = plan_blocks(str(manifest), planner.table, planner.options, {"null": "f"})
+    assert (block.requests, {error.line for error in block.errors}) == (1, set(range(2, 101)))
+    assert len(asked) == MAX_UNLISTED
+
+
+def test_a_model_that_the_hub_does_not_tell_about_now_is_no_line_s_fault(
+    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit(repo: str, _: str | None) -> str:
+        raise FatalError(f"{repo}: no answer")
+
+    monkeypatch.setattr(fingerprints, "_commit", commit)
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_bytes(b'{"prompt": "x", "model": "a/b"}\n')
+    with pytest.raises(FatalError, match="a/b: no answer"):
+        list(plan_blocks(str(manifest), planner.table, planner.options, {}))
