@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from producer.planning.submission import Survey
     from producer.schedules.history import Entry, Overview, Upcoming
     from producer.schedules.news import News
+    from producer.upkeep.comparison import Comparison
     from producer.upkeep.export.job import Outcome as Export
     from producer.upkeep.fsck import Damage
     from producer.upkeep.verification import Verdict
@@ -237,6 +238,25 @@ def show_export(export: Export) -> None:
         f"{_count(export.images, 'image')} ({splits}) in {_count(export.shards, 'shard')}{new}: "
         f"{export.target}"
     )
+
+
+def show_comparison(found: Comparison) -> None:
+    """How far two datasets are apart."""
+    only = f"{found.only_first:,} only in the first, {found.only_second:,} only in the second"
+    show(f"{_count(found.common, 'request')} in common, {only}")
+    show(f"{_count(found.equal, 'image')} with the same bytes, {found.changed:,} with others")
+    if found.changed > found.incomparable:
+        show(
+            f"Their pixels differ by {found.mean:.3g} of 255 on average and {found.largest} at "
+            f"most; {_count(found.close, 'image')} by no more than 1"
+        )
+    for change in found.worst:
+        far = change.problem or f"{change.mean:.3g} on average, {change.largest} at most"
+        show(f"  {change.first}{f' ({change.custom_id})' if change.custom_id else ''}: {far}")
+    if found.changed > len(found.worst):
+        show(f"  … and {found.changed - len(found.worst):,} more")
+    for name, column in sorted(found.columns.items()):
+        show(f"{name} differs in {column.requests:,}: {column.first} → {column.second}")
 
 
 def _console(stderr: bool = False) -> Console:

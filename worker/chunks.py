@@ -42,7 +42,7 @@ def open_run(run_id: str, epoch: int, out: str) -> LiveRun:
             "Submit the manifest again; workers and producers need the same storage.",
         )
     parts = frozenset(storage.list(layout.parts(run_id)))
-    return LiveRun(epoch, plan, storage, frozenset(chunks_done(storage, run_id)), parts)
+    return LiveRun(epoch, plan, storage, frozenset(chunks_done(storage, plan)), parts)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def finalize(run_id: str, epoch: int) -> None:
         run = shop.open(run_id, epoch)
         if run is None:
             return
-        if len(chunks_done(run.storage, run_id)) < run.plan.chunks:
+        if len(chunks_done(run.storage, run.plan)) < run.plan.chunks:
             # Messages were lost, or Redis counted more than storage holds: that is the truth.
             log.warning("Run %s: queueing what is missing", run_id)
             start_run(run.plan, run.storage, shop.runs, shop.dispatcher)

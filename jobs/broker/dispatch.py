@@ -66,7 +66,7 @@ def start_run(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) 
 
     Returns the run's epoch; None if every chunk is done, so that only the dataset is to be written.
     """
-    done = chunks_done(storage, plan.run_id)
+    done = chunks_done(storage, plan)
     sizes: list[tuple[int, int]] = []
     first_shards: dict[str, int] = {}
     for number, shard in enumerate(plan.shards):

@@ -14,11 +14,18 @@ _inputs/<sha256>               input images that requests name by their hash
 
 from __future__ import annotations
 
+import re
+
 from jobs.formats import FORMATS, ImageFormat
 
 METADATA = "metadata.jsonl"
 ERRORS = "errors.jsonl"
 RUN = "run.json"
+
+_PART = re.compile(
+    r"(?P<shard>[0-9]{5,9})\."
+    r"((?P<chunk>[0-9]{4,9})\.((?P<done>done)|[0-9a-z]+)|reused\.[0-9]{4,9})\.jsonl"
+)
 
 
 def image(shard: int, job_id: str, image_format: ImageFormat) -> str:
@@ -67,12 +74,13 @@ def stored_input(sha256: str) -> str:
     return f"_inputs/{sha256}"
 
 
-def shard_of_part(path: str) -> int:
-    """The plan shard that a part's records belong to."""
-    return int(path.rsplit("/", 1)[-1].split(".", 1)[0])
+def shard_of_part(name: str) -> int | None:
+    """The plan shard that a part's records belong to; None if the file name is no part's."""
+    found = _PART.fullmatch(name)
+    return int(found["shard"]) if found else None
 
 
-def chunk_of_done_part(path: str) -> tuple[int, int] | None:
-    """(shard, chunk) of a complete chunk's part; None for any other part."""
-    shard, chunk, kind, *_ = path.rsplit("/", 1)[-1].split(".")
-    return (int(shard), int(chunk)) if kind == "done" else None
+def chunk_of_done_part(name: str) -> tuple[int, int] | None:
+    """(shard, chunk) of a complete chunk's part; None for any other file name."""
+    found = _PART.fullmatch(name)
+    return (int(found["shard"]), int(found["chunk"])) if found and found["done"] else None

@@ -158,12 +158,17 @@ def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
     """All requests of a shard, in the order that the chunks' ranges refer to.
 
     Raises:
-        FatalError: it is no shard of a plan.
+        FatalError: it is no shard of a plan, or missing.
     """
     path = layout.shard(run_id, number)
     try:
         shard = _SHARD.validate_json(storage.read(path))
         return [_request(shard.keys, row) for row in shard.rows]
+    except FileNotFoundError as error:
+        raise FatalError(
+            f"{storage.name(path)} is missing, which the run's plan names",
+            "Give the run another output location, and submit its manifest there.",
+        ) from error
     except (ValidationError, IndexError, ValueError) as error:
         raise _foreign(storage, path) from error
 

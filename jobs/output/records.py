@@ -13,6 +13,7 @@ import orjson
 from jobs.errors import FatalError
 from jobs.ids import JOB_ID
 from jobs.output import layout
+from jobs.output.plan import Plan
 from jobs.output.storage import Storage
 from jobs.requests import Request
 
@@ -230,16 +231,18 @@ def read_row(line: bytes, source: str) -> Row:
 
 
 def parts_by_shard(storage: Storage, run_id: str) -> dict[int, list[str]]:
-    """The run's parts, complete and interrupted, grouped by plan shard."""
+    """The run's parts, complete and interrupted, grouped by plan shard; other files are none."""
     folder = layout.parts(run_id)
     found: dict[int, list[str]] = {}
     for name in storage.list(folder):
-        if name.endswith(".jsonl"):
-            found.setdefault(layout.shard_of_part(name), []).append(f"{folder}/{name}")
+        if (shard := layout.shard_of_part(name)) is not None:
+            found.setdefault(shard, []).append(f"{folder}/{name}")
     return found
 
 
-def chunks_done(storage: Storage, run_id: str) -> set[tuple[int, int]]:
-    """(shard, chunk) of every chunk that is complete, as storage says."""
-    names = storage.list(layout.parts(run_id))
-    return {found for name in names if (found := layout.chunk_of_done_part(name))}
+def chunks_done(storage: Storage, plan: Plan) -> set[tuple[int, int]]:
+    """(shard, chunk) of every chunk of the plan that is complete, as storage says."""
+    names = storage.list(layout.parts(plan.run_id))
+    found = {chunk for name in names if (chunk := layout.chunk_of_done_part(name))}
+    chunks = [len(shard.chunks) for shard in plan.shards]
+    return {(s, c) for s, c in found if s < len(chunks) and c < chunks[s]}

@@ -1,4 +1,4 @@
-"""The command export."""
+"""Commands on finished datasets: export, diff."""
 
 from __future__ import annotations
 
@@ -73,3 +73,27 @@ def export(
         show_json(outcome)
     elif not quiet:
         show_export(outcome)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="OUT1", help="Output location of one run.")],
+    second: Annotated[str, typer.Argument(metavar="OUT2", help="And of another.")],
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compare two datasets: requests in common, bytes, pixels, columns.
+
+    Exits with 1 if any image differs.
+    """
+    from producer.control.progress import display
+    from producer.report import show_comparison, show_json
+    from producer.upkeep.comparison import compare
+
+    with display(quiet) as shown:
+        found = compare(first, second, shown.comparing)
+    if as_json:
+        show_json(found)
+    elif not quiet:
+        show_comparison(found)
+    if found.changed:
+        raise typer.Exit(1)

@@ -35,6 +35,9 @@ class Display(Protocol):
     def exporting(self, images: int, total: int) -> None:
         """So many images of a dataset are written."""
 
+    def comparing(self, images: int, total: int) -> None:
+        """So many images of two datasets are compared."""
+
 
 def follow(
     runs: Runs, run_id: str, display: Display, check: Callable[[], None] = lambda: None
@@ -121,6 +124,9 @@ class _Nothing:
     def exporting(self, images: int, total: int) -> None:
         pass
 
+    def comparing(self, images: int, total: int) -> None:
+        pass
+
 
 class _Bar:
     def __init__(self, bars: Bars, task: TaskID) -> None:
@@ -139,10 +145,14 @@ class _Bar:
         )
 
     def exporting(self, images: int, total: int) -> None:
+        self._images("Exporting", images, total)
+
+    def comparing(self, images: int, total: int) -> None:
+        self._images("Comparing", images, total)
+
+    def _images(self, stage: str, images: int, total: int) -> None:
         text = f"{images:,}/{total:,} images"
-        self._bars.update(
-            self._task, description="Exporting", total=total, completed=images, text=text
-        )
+        self._bars.update(self._task, description=stage, total=total, completed=images, text=text)
 
 
 class _Lines:
@@ -157,6 +167,9 @@ class _Lines:
 
     def exporting(self, images: int, total: int) -> None:
         self._say(f"Exporting: {images:,}/{total:,} images")
+
+    def comparing(self, images: int, total: int) -> None:
+        self._say(f"Comparing: {images:,}/{total:,} images")
 
     def _say(self, text: str) -> None:
         now = time.monotonic()

@@ -203,7 +203,7 @@ def _of_progress(progress: Progress, around: _Around) -> Status:
 def _of_storage(storage: Storage, run_id: str) -> Status:
     plan = planned_run(storage, run_id)
     summary = stored_summary(storage, run_id)
-    complete = chunks_done(storage, run_id)
+    complete = chunks_done(storage, plan)
     sizes = [plan.shards[s].chunks[c].stop - plan.shards[s].chunks[c].start for s, c in complete]
     ended = summary.state == "finished"
     in_chunks = sum(c.stop - c.start for shard in plan.shards for c in shard.chunks)

@@ -101,6 +101,8 @@ def _reopen(storage: Storage, run_id: str, bad: frozenset[str]) -> Plan | None:
     shards = list(plan.shards)
     kept: dict[str, bytes] = {}
     for number, parts in parts_by_shard(storage, run_id).items():
+        if number >= len(shards):
+            continue
         lost: set[str] = set()
         for part in parts:
             rows = list(read_part(storage, part))

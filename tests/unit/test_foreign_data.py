@@ -14,10 +14,11 @@ from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import read_summary
 from jobs.output.plan import read_plan, read_shard
-from jobs.output.records import read_part
+from jobs.output.records import chunks_done, parts_by_shard, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import Settings
 from producer.control.progress import display
+from producer.upkeep.fsck import _reopen as reopen
 from producer.upkeep.verification import verify
 
 RUN = "0123456789ab"
@@ -156,3 +157,44 @@ def test_verify_copies_no_input_from_or_to_anywhere_else(storage: Storage, tmp_p
     with display(quiet=True) as shown, pytest.raises(ImagemillError):
         verify(storage.uri, 1, Settings(), load_models(), shown)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "abc.jsonl",
+        "00000.jsonl",
+        "00000.0000.jsonl",
+        "-0001.0000.done.jsonl",
+        "1e3.0000.done.jsonl",
+        "00000.000x.done.jsonl",
+        "00000.0009.done.jsonl",
+        "00009.0000.done.jsonl",
+        "00000.0000.done.jsonl.tmp",
+        "00000.0000.DONE.jsonl",
+        f"{'9' * 40}.0000.done.jsonl",
+    ],
+)
+def test_a_part_of_another_name_is_none_of_the_run_s(storage: Storage, name: str) -> None:
+    storage.write(layout.plan(RUN), orjson.dumps(PLAN))
+    storage.write(f"{layout.parts(RUN)}/{name}", orjson.dumps(ROW) + b"\n")
+    plan = read_plan(storage, RUN)
+    assert plan
+    assert not chunks_done(storage, plan)
+    assert parts_by_shard(storage, RUN).keys() <= {0, 9}
+    storage.write(layout.done_part(RUN, 0, 0), b"")
+    storage.write(layout.interrupted_part(RUN, 0, 0, "0a1b2c3d"), b"")
+    storage.write(layout.reused_part(RUN, 0, 7), b"")
+    assert chunks_done(storage, plan) == {(0, 0)}
+    assert len([part for part in parts_by_shard(storage, RUN)[0] if name not in part]) == 3
+
+
+def test_fsck_of_a_stranger_s_parts_mends_what_it_can(storage: Storage) -> None:
+    """It ended with a traceback when a part's shard was not the plan's, or its shard was gone."""
+    storage.write(layout.plan(RUN), orjson.dumps(PLAN))
+    storage.write(layout.done_part(RUN, 9, 0), orjson.dumps(ROW) + b"\n")
+    bad = frozenset([ROW["file_name"]])
+    assert reopen(storage, RUN, bad) is None
+    storage.write(layout.done_part(RUN, 0, 0), orjson.dumps(ROW) + b"\n")
+    with pytest.raises(FatalError, match=r"plan/00000\.json is missing"):
+        reopen(storage, RUN, bad)
