@@ -90,4 +90,4 @@ def test_every_command_has_help(cli: Cli, command: str) -> None:
 
 def test_help_loads_nothing_heavy(cli: Cli) -> None:
     loaded = cli.imports("--help")
-    assert not {"torch", "diffusers", "celery", "redis", "fsspec", "worker"} & loaded
+    assert not {"torch", "diffusers", "celery", "redis", "fsspec", "pyarrow", "worker"} & loaded

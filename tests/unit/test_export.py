@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import pytest
 from datasets import Image, load_dataset
 
 from jobs.errors import FatalError, ImagemillError, UsageError
+from jobs.output.storage import Storage, open_storage
+from producer.upkeep.export.forms import AHEAD_BYTES, READERS, ImageReader
 from producer.upkeep.export.job import Outcome, export
 from producer.upkeep.export.order import FormName, Order
 from producer.upkeep.export.selection import parse_condition, parse_splits
 from producer.upkeep.export.shards import Selection, ShardSize, parse_size
 from tests.datasets import make_dataset, write_rows
+from tests.support import eventually
 
 FORMS: tuple[FormName, ...] = ("webdataset", "parquet")
 
@@ -163,6 +167,23 @@ def test_a_damaged_image_is_in_no_shard(out: str, to: str, form: FormName, damag
     image.write_bytes(whole)
     write(out, to, form)
     assert pq.ParquetFile(f"{to}/train/00001.parquet").metadata.num_rows == 8
+
+
+def test_large_images_are_not_read_far_ahead(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_dataset(out, 40)
+    read: list[str] = []
+
+    def noted(storage: Storage, path: str) -> bytes:
+        read.append(path)
+        return Path(storage.root, path).read_bytes()
+
+    monkeypatch.setattr(Storage, "read", noted)
+    for size, ahead in ((10, READERS), (AHEAD_BYTES // 3, 3), (AHEAD_BYTES * 2, 1)):
+        with closing(ImageReader(open_storage(out))) as images:
+            next(images.read([{**row, "bytes": size} for row in rows]))
+            eventually(lambda ahead=ahead: len(read) == ahead)
+        assert len(read) == ahead
+        read.clear()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -370,6 +391,7 @@ def test_a_card_that_is_there_stays(out: str, tmp_path: Path) -> None:
         {"width": 2**63},
         {"sha256": 5},
         {"bytes": "x"},
+        {"bytes": -5},
         {"status": "failed"},
         {"file_name": "images/00000/" + "0" * 32 + ".json"},
         {"key": "x", "image": "y", "a.b": 1, "": 2, "l": [[1], None]},

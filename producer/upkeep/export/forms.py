@@ -27,7 +27,8 @@ from producer.upkeep.export.columns import Columns, Kind
 from producer.upkeep.export.order import FormName
 from producer.upkeep.export.shards import Shard
 
-READERS = 16  # images that are read ahead
+READERS = 16  # images that are read ahead, at most
+AHEAD_BYTES = 32 << 20  # of them together, but for the first
 GROUP_BYTES = 32 << 20  # of images in a row group: what a reader of one row has to read
 GROUP_ROWS = 1000
 
@@ -56,13 +57,17 @@ class ImageReader:
         Raises:
             FatalError: one is missing, or is not what its record says.
         """
-        ahead: deque[Future[bytes]] = deque()
+        ahead: deque[tuple[int, Future[bytes]]] = deque()
+        size = 0
         for row in rows:
-            ahead.append(self._pool.submit(self._image, row))
-            if len(ahead) == READERS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            while len(ahead) == READERS or (ahead and size + row["bytes"] > AHEAD_BYTES):
+                read, image = ahead.popleft()
+                size -= read
+                yield image.result()
+            ahead.append((row["bytes"], self._pool.submit(self._image, row)))
+            size += row["bytes"]
+        for _, image in ahead:
+            yield image.result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -132,7 +132,8 @@ def survey(lines: IO[bytes], source: Storage, selection: Selection) -> Survey:
         if condition is None or condition.holds(row):
             extension = row["file_name"].rsplit(".", 1)[-1]
             size = row.get("bytes")
-            if extension not in _EXTENSIONS or not isinstance(size, int) or row["status"] != "done":
+            known = extension in _EXTENSIONS and row["status"] == "done"
+            if not known or not isinstance(size, int) or size < 0:
                 raise FatalError(f"{where} holds a row without an image: {line[:80]!r}")
             columns.add(row)
             sources[tuple(str(row.get(name, "")) for name in SOURCE)] += 1
