@@ -113,6 +113,8 @@ def show_statuses(statuses: Sequence[Status]) -> None:
         if s.retries:
             counts = [_count(s.deaths, "death"), _count(s.suspects, "suspected request")]
             show(f"{s.run_id}: {s.retries:,} chunks tried again, {', '.join(counts)}")
+        for line in s.unfit:
+            show(f"{s.run_id}: {line}")
         if s.unserved:
             names = ",".join(s.unserved)
             show(f"{s.run_id}: no worker serves {names}: imagemill worker --models {names}")

@@ -65,9 +65,10 @@ class Site:
         self.fleet = Fleet(self.client, self.settings.key_prefix)
         self.dispatcher = Dispatcher(self.client, self.settings.key_prefix, self.runs.seal)
 
-    def start_worker(self, models: str, *options: str) -> subprocess.Popen[str]:
-        """`imagemill worker` on the CPU."""
-        command = ["-m", "worker", "--devices", "cpu", "--models", models, *options]
+    def start_worker(self, models: str | None, *options: str) -> subprocess.Popen[str]:
+        """`imagemill worker` on the CPU, with the models or those that its table serves."""
+        named = ["--models", models] if models else []
+        command = ["-m", "worker", "--devices", "cpu", *named, *options]
         with self._log(len(self.workers)).open("w") as log:
             worker = subprocess.Popen(
                 [sys.executable, *command],

@@ -13,9 +13,12 @@ from jobs.calls.call import Answer, Call
 from jobs.calls.claims import Claims
 from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.storage import open_storage
+from worker.faults import Unfit
 from worker.render import Rendered
 from worker.storing import Shelf
 from worker.workshop import Workshop
+
+ELSEWHERE_SECONDS = 1.0  # a call that this worker cannot render is left to others for so long
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +27,20 @@ def serve_calls(shop: Workshop) -> bool:
     """Render one batch of calls that wait, and answer each of them. False if none waits.
 
     Whatever is wrong with a call, its model or its storage is its callers' to hear: a bulk run
-    that makes way for it must not suffer.
+    that makes way for it must not suffer. Where only this worker is to blame, others get the call.
 
     Raises:
         redis.RedisError: Redis is away; the calls are taken again later.
     """
-    calls = shop.claims.take(shop.slots)
+    slots = {model: n for model, n in shop.slots.items() if shop.fitness.is_fit(model)}
+    try:
+        calls = shop.claims.take(slots)
+    except redis.ResponseError as error:  # something else lies where calls wait
+        log.error("Interactive calls cannot be taken: %s", error)
+        return False
     if not calls:
         return False
+    own: Unfit | None = None
     with shop.claims.keep(calls):
         answers = Answers(shop.claims, shop.executor, shop.name, calls)
         try:
@@ -39,8 +48,16 @@ def serve_calls(shop: Workshop) -> bool:
             shop.stage.run(calls[0].request.key.model, batch, answers)
         except redis.RedisError:
             raise
+        except Unfit as error:
+            if shop.fitness.give_up(error, calls[0].request.key.route) is None:
+                own = error
+            else:
+                answers.fail(error)
         except Exception as error:
             answers.fail(error)
+    if own:
+        # A model that it has given up it does not take again; of others it must leave the calls.
+        shop.claims.hand_back(calls, 0.0 if own.whole else ELSEWHERE_SECONDS)
     return True
 
 

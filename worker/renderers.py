@@ -9,9 +9,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 
-from jobs.errors import FatalError
+from jobs.errors import FatalError, ImagemillError
 from jobs.models.fingerprints import fingerprint
 from jobs.models.table import NULL_REPO, ModelTable
+from worker.faults import own_fault
 from worker.render import BatchRenderer, Renderer
 
 log = logging.getLogger(__name__)
@@ -30,14 +31,16 @@ class Renderers:
         """The model of that name, loaded on first use.
 
         Raises:
-            FatalError: its weights are missing or damaged, the device is not there or too small.
+            Unfit: its weights are missing or damaged, the device is not there or too small.
         """
         if name not in self._loaded:
             while len(self._loaded) >= self.kept:
                 self._loaded.popitem(last=False)
             gc.collect()  # pipelines are cycles
             started = time.perf_counter()
-            self._loaded[name] = BatchRenderer(self._fit(name), partial(self._make_room, name))
+            with own_fault(name, whole=True):
+                renderer = self._fit(name)
+            self._loaded[name] = BatchRenderer(renderer, partial(self._make_room, name))
             log.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
         self._loaded.move_to_end(name)
         return self._loaded[name]
@@ -48,6 +51,13 @@ class Renderers:
             return self._load(name)
         except MemoryError as error:
             problem = str(error)
+        except ImagemillError:
+            raise
+        except Exception as error:  # of a driver or a library
+            raise FatalError(
+                f"model {name} does not load: {type(error).__name__}: {error}",
+                "The worker's log says where.",
+            ) from error
         if self._make_room(name):
             return self._fit(name)
         raise FatalError(

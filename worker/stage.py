@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from worker.faults import own_fault
 from worker.inputs import Loading
 from worker.process.watchdog import watchdog
 from worker.render import Rendered, failed
@@ -53,11 +54,13 @@ class Stage:
         """Render a batch and hand it to the sink.
 
         Raises:
-            TransientError, FatalError: inputs, model or storage are not to be had.
+            TransientError, FatalError: inputs or storage are not to be had.
+            Unfit: the model is not, on this worker.
         """
         prepared = batch.wait()  # before the clock starts: slow inputs are no hung device
         renderer = self.renderers.get(model)
-        with watchdog(self.batch_seconds):
+        whole = not batch.requests[0].key.adapter
+        with own_fault(model, whole), watchdog(self.batch_seconds):
             rendered = renderer.render(prepared)
         for step in self.after:
             rendered = [step(one) for one in rendered]

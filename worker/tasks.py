@@ -30,6 +30,7 @@ from jobs.output.dataset import write_dataset
 from jobs.output.records import RecordStatus, chunks_done
 from worker.calls import serve_calls
 from worker.chunks import Work, count
+from worker.faults import Unfit, own_fault
 from worker.process.parent import READY_SIGNAL, STOP_SIGNAL
 from worker.storing import Output
 from worker.suspects import Suspects
@@ -95,8 +96,10 @@ def render_chunk(shop: Workshop, work: Work) -> dict[str, RecordStatus]:
     if not requests and work.is_done():
         return settled  # its part is there: an empty one must not take its place
     renderer = partial(shop.renderers.get, work.model)
-    for key in {request.key for request in requests}:
-        renderer().check_weights(key, work.planned_weights(key))
+    with own_fault(work.model, whole=False):
+        for key in {request.key for request in requests}:
+            renderer().check_weights(key, work.planned_weights(key))
+    shop.fitness.succeed(work.model)
     done_before, failed_before = count(settled.values())
     storage = work.run.storage
     output = Output(storage, shop.executor, work.shard, shop.name, work.attempt.number)
@@ -176,12 +179,22 @@ def finalize(run_id: str, epoch: int) -> None:
 
 @contextmanager
 def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
-    """Never lose a message: passing faults put it back, others pause the run and say why."""
+    """Never lose a message: passing faults put it back, others pause the run and say why.
+
+    Faults of this worker alone put it back as well, as long as another worker can do it.
+    """
     try:
         try:
             yield
         except (Reject, TransientError, redis.RedisError):
             raise
+        except Unfit as fault:
+            reasons = shop.fitness.give_up(fault, run_id)
+            if reasons is None:
+                raise
+            log.error("Run %s is paused: no worker can render it", run_id)
+            if shop.runs.is_running(run_id, epoch):
+                shop.runs.pause(run_id, reasons)
         except Exception as error:
             if isinstance(error, ImagemillError):
                 log.error("Run %s is paused: %s", run_id, error)
@@ -189,7 +202,7 @@ def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
                 log.exception("Run %s is paused", run_id)
             if shop.runs.is_running(run_id, epoch):
                 shop.runs.pause(run_id, str(error) or type(error).__name__)
-    except (TransientError, redis.RedisError) as error:
+    except (TransientError, Unfit, redis.RedisError) as error:
         log.warning("Run %s: trying again: %s", run_id, error)
         shop.stopping.wait(PAUSE_SECONDS)
         raise Reject(requeue=True) from error

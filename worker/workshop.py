@@ -13,6 +13,7 @@ from celery import current_app
 
 from jobs.broker.connection import connect
 from jobs.broker.dispatch import Dispatcher
+from jobs.broker.fleet import Fleet
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
 from jobs.calls.claims import Claims
@@ -21,6 +22,7 @@ from jobs.models.table import load_models
 from jobs.output.storage import Storage
 from jobs.settings import load_settings
 from worker.chunks import LiveRun, open_run
+from worker.faults import Fitness
 from worker.inputs import Loader
 from worker.renderers import Renderers
 from worker.stage import Stage
@@ -33,8 +35,9 @@ class Workshop:
     """The tools of one device process.
 
     name: the worker's; models: what it serves, the first of them loaded at once; slots: requests
-    that one call of each has room for; stage renders, executor stores, inputs loads; policy,
-    stores: what inputs may be and where from; stopping: set when it is to end after its batch.
+    that one call of each has room for; fitness: what it cannot render for now; stage renders,
+    executor stores, inputs loads; policy, stores: what inputs may be and where from; stopping: set
+    when it is to end after its batch.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Workshop:
     claims: Claims
     dispatcher: Dispatcher
     renderers: Renderers
+    fitness: Fitness
     stage: Stage
     executor: ThreadPoolExecutor
     inputs: ThreadPoolExecutor
@@ -85,6 +89,7 @@ def workshop() -> Workshop:
         claims=Claims(client, settings.key_prefix, seal),
         dispatcher=Dispatcher(client, settings.key_prefix, seal),
         renderers=renderers,
+        fitness=Fitness(Fleet(client, settings.key_prefix), conf.imagemill_worker),
         stage=Stage(renderers, settings.batch_seconds),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
         # Apart from those that store: a slow host must not hold images up.

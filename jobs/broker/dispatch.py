@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import redis
 
+from jobs.broker.fleet import Fleet
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE, Message, make
 from jobs.broker.queues import BULK, FEEDS, INTERACTIVE, queue_name
 from jobs.broker.runs import Runs
@@ -74,6 +75,8 @@ def start_run(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) 
                 sizes.append((plan.number(number, i), chunk.stop - chunk.start))
             else:
                 first_shards.setdefault(chunk.model, number)
+    # Whoever starts a run has mended what was amiss, or will be told again.
+    Fleet(runs.client, runs.prefix).trust([*plan.fingerprints, plan.run_id])
     epoch = runs.open(plan, storage.uri, sizes)
     for model, first in first_shards.items():
         dispatcher.feed(plan.run_id, epoch, first, model)

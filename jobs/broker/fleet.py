@@ -2,11 +2,14 @@
 
 <prefix>worker:<name>          JSON of a Worker; expires when its process is gone
 <prefix>workers                set: names, those of some that are gone among them
+<prefix>unfit:<name>:<what>    why the worker cannot render a model, one of its adapters
+                               ("model:adapter") or a run; expires when it is to try again
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import orjson
@@ -14,17 +17,27 @@ import redis
 from pydantic import TypeAdapter
 
 EXPIRE_SECONDS = 10
+UNFIT_SECONDS = 120  # after that a worker tries again what it could not do
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One device process. `name` is unique; `models` are the names of the queues it reads."""
+    """One device process. `name` is unique; `models` are the names of the queues it reads.
+
+    unfit: of these the ones that it does not read for now, as it cannot render them, and why.
+    """
 
     name: str
     models: tuple[str, ...]
     device: str
     host: str
     pid: int
+    unfit: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def serves(self) -> list[str]:
+        """The models that it can render."""
+        return [model for model in self.models if model not in self.unfit]
 
 
 _WORKER = TypeAdapter(Worker)
@@ -61,11 +74,50 @@ class Fleet:
         reports = dict(zip(names, values, strict=True))
         if gone := [name for name, report in reports.items() if report is None]:
             self.client.srem(self._names, *gone)  # one that lives comes back with its next report
-        return [_WORKER.validate_json(report) for report in reports.values() if report is not None]
+        workers = [_WORKER.validate_json(report) for report in reports.values() if report]
+        unfit = self._reasons([(worker.name, one) for worker in workers for one in worker.models])
+        return [replace(worker, unfit=unfit.get(worker.name, {})) for worker in workers]
+
+    def give_up(self, name: str, what: str, reason: str) -> None:
+        """Say that a worker cannot render something for now: a model, "model:adapter" or a run."""
+        self.client.set(self._unfit(name, what), reason, ex=UNFIT_SECONDS)
+
+    def unfit(self, name: str, whats: Sequence[str]) -> dict[str, str]:
+        """What of these a worker cannot render, and why."""
+        return self._reasons([(name, what) for what in whats]).get(name, {})
+
+    def refusals(self, model: str, parts: Sequence[str]) -> dict[str, str] | None:
+        """Why none of a model's workers can render it, or some parts of it, by their names.
+
+        None if one of them can.
+        """
+        names = [worker.name for worker in self.workers() if model in worker.models]
+        found = self._reasons([(name, what) for name in names for what in (model, *parts)])
+        if any(name not in found for name in names):
+            return None
+        return {name: next(iter(found[name].values())) for name in names}
+
+    def trust(self, whats: Iterable[str]) -> None:
+        """Have all workers try again what they could not do."""
+        names = [name.decode() for name in cast("set[bytes]", self.client.smembers(self._names))]
+        if keys := [self._unfit(name, what) for what in whats for name in names]:
+            self.client.delete(*keys)
 
     @property
     def _names(self) -> str:
         return f"{self.prefix}workers"
+
+    def _reasons(self, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, str]]:
+        """Of pairs of a worker and what it may have given up: worker → what → why."""
+        found: dict[str, dict[str, str]] = {}
+        reasons = self.client.mget([self._unfit(*pair) for pair in pairs]) if pairs else []
+        for (name, what), reason in zip(pairs, cast("list[bytes | None]", reasons), strict=True):
+            if reason is not None:
+                found.setdefault(name, {})[what] = reason.decode("utf-8", "replace")
+        return found
+
+    def _unfit(self, name: str, what: str) -> str:
+        return f"{self.prefix}unfit:{name}:{what}"
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}worker:{name}"

@@ -124,6 +124,16 @@ class Claims:
         with heartbeat("claims on calls", self._renewed, renew):
             yield
 
+    def hand_back(self, calls: Sequence[Call], seconds: float) -> None:
+        """Leave calls to other workers, who may take them at once, and we after so many seconds."""
+        now, micros = self._client.time()
+        with self._client.pipeline() as pipe:
+            for call in calls:
+                waiting = self._keys.waiting(call.request.key.model)
+                pipe.zadd(waiting, {call.member: now + micros / 1e6 + seconds}, xx=True)
+                pipe.decr(self._keys.takes(call.id))
+            pipe.execute()
+
     def answer(self, call: Call, row: Mapping[str, Any]) -> None:
         """Hand the record's row to whoever waits; a second answer changes nothing."""
         answer = self._keys.answer(call.id)

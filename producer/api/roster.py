@@ -61,6 +61,6 @@ class Roster:
 
     async def _look(self) -> None:
         workers = await in_thread(self.fleet.workers)
-        self._served = Counter(model for worker in workers for model in worker.models)
+        self._served = Counter(model for worker in workers for model in worker.serves)
         self._looked = time.monotonic()
         self._seen |= dict.fromkeys(self._served, self._looked)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from jobs.broker.backlog import Backlog
-from jobs.broker.fleet import Fleet
+from jobs.broker.fleet import Fleet, Worker
 from jobs.broker.runs import Progress
 from jobs.errors import FatalError, TransientError, UsageError
 from jobs.output.dataset import Summary, planned, read_summary
@@ -26,7 +27,8 @@ class Status:
 
     state: as in jobs.broker.runs, or "unfinished" where only storage knows the run; problem: why
     it is paused; source: who said so. retries, deaths, suspects: as there, 0 from storage;
-    unserved: models that it waits for, as no worker has them; quarantined: messages that were put
+    unserved: models that it waits for, as no worker has them; unfit: which workers cannot render
+    some of its models, and why; quarantined: messages that were put
     aside, of all runs together.
     """
 
@@ -45,6 +47,7 @@ class Status:
     suspects: int = 0
     unserved: tuple[str, ...] = ()
     quarantined: int = 0
+    unfit: tuple[str, ...] = ()
 
 
 def is_run_id(name: str) -> bool:
@@ -149,21 +152,34 @@ def stored_summary(storage: Storage, run_id: str) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """What is the same for all runs of an installation: models with workers, messages put aside."""
+    """What is the same for all runs of an installation: its workers, messages put aside."""
 
-    served: frozenset[str]
+    workers: list[Worker]
     quarantined: int
+
+    def unserved(self, models: Iterable[str]) -> tuple[str, ...]:
+        """Those of the models that no worker renders."""
+        served = {model for worker in self.workers for model in worker.serves}
+        return tuple(sorted(set(models) - served))
+
+    def unfit(self, models: Iterable[str]) -> tuple[str, ...]:
+        """Why some workers do not render some of the models."""
+        return tuple(
+            f"{worker.name} does not render {model}: {reason}"
+            for model in models
+            for worker in self.workers
+            if (reason := worker.unfit.get(model))
+        )
 
 
 def _look_around(known: Installation) -> _Around:
     with known.reached():
         workers = Fleet(known.runs.client, known.runs.prefix).workers()
-    served = frozenset(model for worker in workers for model in worker.models)
-    return _Around(served, quarantined(known))
+    return _Around(workers, quarantined(known))
 
 
 def _of_progress(progress: Progress, around: _Around) -> Status:
-    unserved = set(progress.models) - around.served if progress.state == "running" else ()
+    models = progress.models if progress.state == "running" else ()
     return Status(
         run_id=progress.run_id,
         out=progress.out,
@@ -178,8 +194,9 @@ def _of_progress(progress: Progress, around: _Around) -> Status:
         retries=progress.retries,
         deaths=progress.deaths,
         suspects=progress.suspects,
-        unserved=tuple(sorted(unserved)),
+        unserved=around.unserved(models),
         quarantined=around.quarantined,
+        unfit=around.unfit(models),
     )
 
 

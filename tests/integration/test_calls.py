@@ -15,16 +15,19 @@ import pytest
 import redis
 
 from jobs.broker.connection import connect, connect_async
+from jobs.broker.fleet import Fleet, Worker
 from jobs.broker.messages import WAKE, parse
 from jobs.broker.queues import INTERACTIVE, queue_name
 from jobs.broker.seals import NO_SEAL, Seal
 from jobs.calls.call import Call, CallKeys, decode_answer, encode_call
 from jobs.calls.claims import Claims
 from jobs.calls.waiting import CallLimits, CallQueue, QueueFull
+from jobs.errors import FatalError
 from jobs.requests import BatchKey, Request
 from jobs.settings import Settings
 from tests.support import eventually
 from worker.calls import serve_calls
+from worker.faults import Fitness, Unfit
 from worker.render import Rendered
 
 KEYS = CallKeys("t:")
@@ -207,6 +210,7 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
         claims=Claims(client, "t:", NO_SEAL),
         slots={"null": 1},
         name="w",
+        fitness=Fitness(Fleet(client, "t:"), "w"),
         loader=broken if where == "loader" else lambda _: SimpleNamespace(load=lambda _: None),
         stage=SimpleNamespace(run=broken if where == "stage" else run),
     )
@@ -216,3 +220,54 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
     answer = decode_answer(client.lpop(KEYS.answer("a")))  # type: ignore[arg-type]
     assert (answer.status, answer.code) == ("failed", "unavailable")
     assert "of a library" not in answer.message
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_call_that_this_worker_cannot_render_goes_to_another(
+    client: redis.Redis, put: Put, whole: bool
+) -> None:
+    fleet = Fleet(client, "t:")
+    for name in ("w", "other"):
+        fleet.report(Worker(name, ("null",), "cpu", "host", 1))
+
+    def broken(*_: object) -> None:
+        raise Unfit("null", whole, FatalError("no weights"))
+
+    shop: Any = SimpleNamespace(
+        claims=Claims(client, "t:", NO_SEAL),
+        slots={"null": 1},
+        name="w",
+        fitness=Fitness(fleet, "w"),
+        loader=lambda _: SimpleNamespace(load=lambda _: None),
+        stage=SimpleNamespace(run=broken),
+        executor=None,
+    )
+    put(make_call("a"))
+    assert serve_calls(shop)
+    assert not client.exists(KEYS.answer("a"))
+    # Of the whole model it takes no more; of an adapter it may, once others have had their chance.
+    assert not serve_calls(shop)
+    calls = Claims(client, "t:", NO_SEAL)
+    assert eventually(lambda: calls.take({"null": 1})) == [make_call("a")]
+    assert client.get(KEYS.takes("a")) == b"1"  # as if it had not been taken before
+    calls.hand_back([make_call("a")], 0)
+    fleet.give_up("other", "null", "no weights there either")
+    shop.fitness = Fitness(fleet, "w")
+    assert serve_calls(shop)
+    answer = decode_answer(client.lpop(KEYS.answer("a")))  # type: ignore[arg-type]
+    assert (answer.status, answer.code) == ("failed", "unavailable")
+
+
+@pytest.mark.parametrize("key", [KEYS.waiting("null"), KEYS.takes("a"), KEYS.call("a")])
+def test_what_lies_amiss_where_calls_wait_stops_no_bulk_run(
+    client: redis.Redis, put: Put, key: str
+) -> None:
+    put(make_call("a"))
+    client.delete(key)
+    client.hset(key, "not", "ours")
+    shop: Any = SimpleNamespace(
+        claims=Claims(client, "t:", NO_SEAL),
+        slots={"null": 1},
+        fitness=Fitness(Fleet(client, "t:"), "w"),
+    )
+    assert not serve_calls(shop)

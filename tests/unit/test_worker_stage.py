@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.errors import FatalError
+from jobs.models.table import load_models
 from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
 from worker import stage as staging
+from worker.faults import Unfit
 from worker.inputs import Prepared
 from worker.render import Rendered
+from worker.renderers import Renderers
 from worker.stage import Stage, refuse_broken
 
 KEY = BatchKey("generate", "m", "", 16, 8, 8)
@@ -36,9 +40,11 @@ class Scene:
     happened: list[str] = field(default_factory=list)
     taken: list[Rendered] = field(default_factory=list)
 
+    requests: list[Request] = field(default_factory=lambda: [request(i) for i in range(2)])
+
     def wait(self) -> list[Prepared]:
         self.happened.append("inputs")
-        return [Prepared(request(i)) for i in range(2)]
+        return [Prepared(one) for one in self.requests]
 
     def get(self, model: str) -> Scene:
         self.happened.append(model)
@@ -90,3 +96,33 @@ def test_a_picture_passes_as_it_is() -> None:
     assert refuse_broken(good) is good
     gone = replace(good, pixels=None, status="rejected", code="c")
     assert refuse_broken(gone) is gone
+
+
+@pytest.mark.parametrize("error", [FatalError("no weights"), RuntimeError("CUDA error"), OSError()])
+def test_a_model_that_does_not_load_is_this_workers_fault(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Renderers, "_load", load)
+    with pytest.raises(Unfit) as unfit:
+        Renderers(load_models(), "cpu", 1).get("null")
+    assert (unfit.value.model, unfit.value.whole) == ("null", True)
+    assert str(error) in str(unfit.value)
+
+
+@pytest.mark.parametrize(("adapter", "whole"), [("", True), ("ink", False)])
+def test_a_device_that_does_not_render_is_this_workers_fault(adapter: str, whole: bool) -> None:
+    """An adapter's fault concerns those that ask for it alone."""
+
+    def render(_: object) -> None:
+        raise FatalError("does not load")
+
+    scene: Any = Scene()
+    scene.render = render
+    key = replace(KEY, adapter=adapter)
+    scene.requests = [request(0)._replace(key=key)]
+    with pytest.raises(Unfit) as unfit:
+        Stage(scene, 1.0).run("m", scene, scene)
+    assert (unfit.value.model, unfit.value.whole) == ("m", whole)

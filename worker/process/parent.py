@@ -23,6 +23,7 @@ from jobs.broker.fleet import Worker
 from jobs.settings import load_settings
 from worker.process.leases import Leases
 from worker.process.maintenance import Maintenance
+from worker.process.reading import Reading
 
 STOP_SIGNAL = signal.SIGUSR2  # to the pool process: stop after the batch that is rendering
 READY_SIGNAL = signal.SIGUSR2  # from the pool process: it has started
@@ -94,7 +95,7 @@ def serve(device: str, kind: str, models: list[str]) -> int:
         imagemill_models=models,
     )
     app.steps["worker"].add(StopPool)
-    app.steps["consumer"].update({Leases, Maintenance, PoolWatch})
+    app.steps["consumer"].update({Leases, Maintenance, PoolWatch, Reading})
     worker = app.Worker(
         hostname=name,
         without_gossip=True,
