@@ -54,7 +54,8 @@ class Renderer(Protocol):
 class Rendered:
     """One request's pixels, (height, width, 3) in [0, 1], or the code and message of its failure.
 
-    stack: what rendered it; its batch_width counts the padding. seconds: the call's share.
+    stack: what rendered it; its batch_width counts the padding. seconds: the call's share; started:
+    of the call, in monotonic seconds; together: how many images it made.
     """
 
     request: Request
@@ -66,6 +67,8 @@ class Rendered:
     message: str = ""
     seconds_load: float = 0.0
     tokens_cut: int = 0
+    started: float = 0.0
+    together: int = 0
 
 
 def failed(one: Rendered, code: str, message: str) -> Rendered:
@@ -129,7 +132,7 @@ class BatchRenderer:
         slots = self.slots(key)
         if len(batch) > slots:
             return [*self._render(batch[:slots]), *self._render(batch[slots:])]
-        started = time.perf_counter()
+        started = time.monotonic()
         try:
             images = self.renderer.render(batch + batch[-1:] * (slots - len(batch)))
         except InvalidRequest as error:
@@ -170,7 +173,7 @@ class BatchRenderer:
         started: float,
     ) -> list[Rendered]:
         key = batch[0].request.key
-        share = (time.perf_counter() - started) / len(batch)
+        share = (time.monotonic() - started) / len(batch)
         stack = with_slots(self.renderer.stack_for(key), slots)
         return [
             Rendered(
@@ -180,6 +183,8 @@ class BatchRenderer:
                 pixels,
                 seconds_load=one.seconds,
                 tokens_cut=self.renderer.tokens_cut(one.request.prompt),
+                started=started,
+                together=len(batch),
             )
             if pixels is not None
             else self.ended(
@@ -199,8 +204,14 @@ class BatchRenderer:
         """A request that gets no image. started: when its call did, if there was one."""
         key = one.request.key
         stack = with_slots(self.renderer.stack_for(key), self.slots(key))
-        seconds = 0.0 if started is None else time.perf_counter() - started
-        return Rendered(one.request, stack, seconds, None, status, code, message[:500], one.seconds)
+        seconds = 0.0 if started is None else time.monotonic() - started
+        failure = Rendered(one.request, stack, seconds, None, status, code, message[:500])
+        return replace(
+            failure,
+            seconds_load=one.seconds,
+            started=started or 0.0,
+            together=0 if started is None else 1,
+        )
 
 
 @cache

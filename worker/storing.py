@@ -58,6 +58,8 @@ class Shelf:
                 render=round(one.seconds, 6),
                 encode=round(encoded - started, 6),
                 store=round(stored - encoded, 6),
+                started=round(one.started, 6),
+                images=one.together,
             ),
             file_name=path if data else "",
             sha256=sha256(data).hexdigest() if data else "",

@@ -34,7 +34,9 @@ class Summary:
 
     unreachable: rejected ones whose inputs could not be fetched, so that another try may succeed;
     stacks: what rendered how many images; device_seconds: render time summed over devices;
-    the other seconds are summed over images; invalid: lines that --skip-invalid left out.
+    device_span: from each device's first pipeline call to the end of its last, summed;
+    device_slots: what all calls had room for; the other seconds are summed over images; invalid:
+    lines that --skip-invalid left out.
     """
 
     run_id: str
@@ -58,6 +60,18 @@ class Summary:
     seconds_load: float = 0.0
     seconds_encode: float = 0.0
     seconds_store: float = 0.0
+    device_span: float = 0.0
+    device_slots: int = 0
+
+    @property
+    def busy(self) -> float:
+        """The share of the devices' time in which they rendered; 0 if it is not known."""
+        return min(1.0, self.device_seconds / self.device_span) if self.device_span else 0.0
+
+    @property
+    def useful(self) -> float:
+        """The share of the rendered slots that became images; 0 if it is not known."""
+        return self.done / self.device_slots if self.device_slots else 0.0
 
     @property
     def without_image(self) -> int:
@@ -179,9 +193,18 @@ class _Tally:
         self.stacks: Counter[tuple[Any, ...]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.first, self.last = "", ""
+        self.slots = 0
+        self.spans: dict[str, tuple[float, float]] = {}
 
     def add(self, rows: list[Row]) -> None:
+        """Count the rows of one plan shard; no pipeline call renders for two."""
+        calls: dict[tuple[str, float], int] = {}
         for row in rows:
+            if started := row.get("batch_started"):  # not in records of before it was noted
+                calls[row["worker"], started] = row["batch_width"]
+                ended = started + row["seconds_render"] * row["batch_images"]
+                first, last = self.spans.get(row["worker"], (started, ended))
+                self.spans[row["worker"]] = (min(first, started), max(last, ended))
             self.status[row["status"]] += 1
             self.unreachable += row.get("code") == "input_unreachable"
             # Rows of an older version, kept by a rerun, lack what is new.
@@ -193,6 +216,7 @@ class _Tally:
             at = row["created_at"]
             self.first = min(self.first or at, at)
             self.last = max(self.last, at)
+        self.slots += sum(calls.values())
 
     def summary(self, plan: Plan) -> Summary:
         stacks = [
@@ -213,6 +237,8 @@ class _Tally:
             seconds_load=round(self.seconds["load"], 3),
             seconds_encode=round(self.seconds["encode"], 3),
             seconds_store=round(self.seconds["store"], 3),
+            device_span=round(sum(last - first for first, last in self.spans.values()), 3),
+            device_slots=self.slots,
         )
 
 

@@ -71,6 +71,8 @@ class Row(TypedDict, total=False):
     seconds_render: float
     seconds_encode: float
     seconds_store: float
+    batch_started: float
+    batch_images: int
     created_at: str
 
 
@@ -103,12 +105,18 @@ STACK_FIELDS = tuple(one.name for one in fields(Stack))
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of each stage. `render` is the batch's time divided by its images."""
+    """Seconds of each stage. `render` is the pipeline call's time divided by its images.
+
+    started: of that call, in seconds of its host's monotonic clock; images: how many it made. So
+    it ended at started + images * render. Both are 0 where there was none.
+    """
 
     load: float = 0.0
     render: float = 0.0
     encode: float = 0.0
     store: float = 0.0
+    started: float = 0.0
+    images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +188,8 @@ class Record:
             "seconds_render": self.timings.render,
             "seconds_encode": self.timings.encode,
             "seconds_store": self.timings.store,
+            "batch_started": self.timings.started,
+            "batch_images": self.timings.images,
             "created_at": self.created_at,
         }
         return cast("Row", row)
