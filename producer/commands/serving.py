@@ -60,15 +60,24 @@ def up(
     """Start all on this machine, until Ctrl-C: private broker, workers, HTTP facade."""
     from jobs.models.table import load_models
     from producer.api.server import check_exposure, run_server
-    from producer.local.embedded import Crew, embedded
+    from producer.local.embedded import Crew
+    from producer.local.sharing import Guest, HostLeft, shared
+    from producer.report import say
 
     settings = _settings(store, None, models_file)
     check_exposure(settings, host, insecure)
     table = load_models(settings.models)
     served = models.split(",") if models else table.usual
-    with embedded(settings, Crew(devices, workers)) as children:
-        children.serve(served)
-        run_server(children.settings, host, port, insecure, children.check)
+    while True:
+        try:
+            with shared(settings, Crew(devices, workers)) as children:
+                if isinstance(children, Guest):
+                    say("Another imagemill up works on this store: its broker is used")
+                children.serve(served)
+                run_server(children.settings, host, port, insecure, children.check)
+            return
+        except HostLeft as left:
+            say(f"{left.message}; this one goes on with a broker of its own")
 
 
 def make_keys() -> typer.Typer:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import redis
 
@@ -26,6 +27,9 @@ STOP_SECONDS = 10.0  # on top of what a worker may take to finish its batch
 SOCKET_PATH_BYTES = 107  # the kernel's limit for a Unix socket's address, less its final zero
 
 
+S = TypeVar("S", bound="Embedded")
+
+
 @dataclass(frozen=True, slots=True)
 class Crew:
     """Which workers to start: as `imagemill worker --devices` and `--workers` take them."""
@@ -36,12 +40,15 @@ class Crew:
 
 @dataclass
 class Embedded:
-    """A running private broker (`settings.broker`) and the workers that serve it."""
+    """A running private broker (`settings.broker`) and the workers that serve it.
+
+    broker: its process; None if another one keeps it.
+    """
 
     settings: Settings
     crew: Crew
     folder: Path
-    broker: subprocess.Popen[bytes]
+    broker: subprocess.Popen[bytes] | None
     workers: subprocess.Popen[bytes] | None = None
     models: frozenset[str] = field(default_factory=frozenset)
 
@@ -64,7 +71,7 @@ class Embedded:
 
     def check(self) -> None:
         """Raises FatalError with the reason if the broker or the workers have ended."""
-        if (code := self.broker.poll()) is not None:
+        if self.broker and (code := self.broker.poll()) is not None:
             raise FatalError(
                 f"the private broker ended ({reason(code)})\n{self._log('broker.log')}".rstrip(),
                 "What is rendered is stored. Run the same command again to go on.",
@@ -88,7 +95,8 @@ class Embedded:
         """End the workers and the broker now."""
         if self.workers:
             children.kill(self.workers)
-        children.kill(self.broker)
+        if self.broker:
+            children.kill(self.broker)
 
     def _log(self, name: str) -> str:
         """The last lines that a child wrote."""
@@ -105,7 +113,7 @@ def embedded(settings: Settings, crew: Crew) -> Iterator[Embedded]:
     Raises:
         FatalError: there is no Valkey or Redis server here, or it does not start.
     """
-    with _folder() as folder:
+    with private_folder() as folder:
         socket = folder / "broker.sock"
         private = settings.model_copy(update={"broker": f"redis+socket://{socket}"})
         broker = _start(
@@ -116,16 +124,26 @@ def embedded(settings: Settings, crew: Crew) -> Iterator[Embedded]:
             ],
             folder / "broker.log",
         )  # fmt: skip
-        site = Embedded(private, crew, folder, broker)
-        try:
-            _wait_for(site)
+        with manned(Embedded(private, crew, folder, broker)) as site:
             yield site
-        except KeyboardInterrupt:
-            # Only now a batch under way is worth waiting for.
-            site.stop()
-            raise
-        finally:
-            site.kill()
+
+
+@contextmanager
+def manned(site: S) -> Iterator[S]:
+    """The site once its broker answers; at the end its workers are stopped, and all is ended.
+
+    Raises:
+        FatalError: the broker does not answer.
+    """
+    try:
+        _wait_for(site)
+        yield site
+    except KeyboardInterrupt:
+        # Only now a batch under way is worth waiting for.
+        site.stop()
+        raise
+    finally:
+        site.kill()
 
 
 def _server() -> str:
@@ -146,7 +164,7 @@ def _server() -> str:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def private_folder() -> Iterator[Path]:
     """A temporary folder whose path is short enough for a socket in it."""
     usual = tempfile.gettempdir()
     short = len(os.fsencode(usual)) + len("/imagemill-12345678/broker.sock") <= SOCKET_PATH_BYTES
