@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test chaos gpu check lint types imports clean
+.PHONY: demo test chaos gpu clients check lint types imports clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,15 @@ chaos: .venv/installed ## break everything, many times: about 40 minutes, ends w
 gpu: .venv/installed ## on a CUDA machine: what CI checks of pipelines on the CPU, in bfloat16
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest tests/gpu tests/integration/test_families.py \
 		-m 'gpu or not gpu' -W default --device cuda --dtype bfloat16
+
+# Apart: they pin what we pin otherwise.
+.venv/clients/installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv .venv/clients
+	.venv/clients/bin/pip install --quiet --requirement $<
+	touch $@
+
+clients: .venv/installed .venv/clients/installed ## examples of NeMo Data Designer, LangChain and LiteLLM
+	$(BIN)/pytest tests/clients -m clients
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

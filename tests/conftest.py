@@ -38,7 +38,11 @@ CREDENTIALS = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the pipelines of tests/integration/test_families.py run: `make gpu`."""
+    """Where the pipelines of tests/integration/test_families.py run: `make gpu`.
+
+    And whose Python has the libraries of tests/clients: `make clients`.
+    """
+    parser.addoption("--clients-python", default=".venv/clients/bin/python")
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"])
     parser.addoption("--dtype", default="float32", choices=["float32", "bfloat16"])
 

@@ -19,7 +19,7 @@ from tests.support import eventually
 
 MODELS = """
 default = "null"
-aliases = { gpt-image-1 = "null", dall-e-3 = "null:ink", "org/slow" = "slow" }
+aliases = { gpt-image-1 = "null", dall-e-2 = "null", dall-e-3 = "null:ink", "org/slow" = "slow" }
 
 [models.null]
 repo = "null:"

@@ -193,7 +193,7 @@ def test_models(facade: Facade, client: OpenAI) -> None:
     listed = {model.id: model.model_dump()["served"] for model in client.models.list()}
     assert listed == {
         "null": True, "absent": False, "plain": True, "null:ink": True, "gpt-image-1": True,
-        "dall-e-3": True,
+        "dall-e-2": True, "dall-e-3": True,
     }  # fmt: skip
     assert client.models.retrieve("dall-e-3").owned_by == "imagemill"
     with pytest.raises(openai.NotFoundError):
