@@ -21,6 +21,11 @@ from jobs.inputs.fetching import Forbidden, TooLarge, Unreachable, fetch
 from jobs.output import layout
 from jobs.output.storage import Storage
 
+MAX_SCANS = 100  # of a progressive JPEG, which has about ten
+STRIP_ROWS = 256
+
+_JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"  # nothing else in a JPEG's data looks like the latter
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
 MAX_DATA_HEADER = 256  # characters of a data URI before its base64
@@ -79,6 +84,9 @@ def check_image(data: bytes, policy: InputPolicy, field: str = "image") -> None:
     """
     if len(data) > policy.max_bytes:
         raise _too_large(field, policy)
+    # A scan is a pass over all pixels, and a small file can ask for thousands.
+    if data.startswith(_JPEG) and data.count(_SCAN) > MAX_SCANS:
+        raise InvalidRequest(field, f"more than {MAX_SCANS} JPEG scans", "input_too_large")
     width, height = _sniff(data, policy, field).size
     if width * height > policy.max_pixels:
         raise InvalidRequest(
@@ -97,14 +105,35 @@ def open_image(data: bytes, field: str = "image") -> Image.Image:
     try:
         image = ImageOps.exif_transpose(Image.open(BytesIO(data), formats=FORMATS))
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image).convert("RGB")
+            return _on_white(image)
         if image.mode.startswith("I"):  # 16 bits a pixel, of which a plain conversion clips most
             image = image.point(lambda value: value * (1 / 256)).convert("L")
         return image.convert("RGB")
     except Exception as error:  # decoders meet hostile bytes with exceptions of every kind
         raise InvalidRequest(field, "the image file is damaged", "input_not_an_image") from error
+
+
+def check_pixels(data: bytes, field: str = "image") -> None:
+    """Decode checked bytes once, as they are, and keep nothing of it.
+
+    Raises:
+        InvalidRequest: input_not_an_image, as the file is damaged.
+    """
+    try:
+        Image.open(BytesIO(data), formats=FORMATS).load()
+    except Exception as error:  # as above
+        raise InvalidRequest(field, "the image file is damaged", "input_not_an_image") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Some rows at a time: whole copies would take five times the picture's memory."""
+    width, height = image.size
+    done = Image.new("RGB", image.size)
+    for top in range(0, height, STRIP_ROWS):
+        strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        done.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return done
 
 
 def _read(reference: str, policy: InputPolicy, field: str) -> bytes:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import BoundedSemaphore
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -18,7 +19,13 @@ from jobs.calls.call import Call
 from jobs.calls.waiting import CallQueue, QueueFull
 from jobs.errors import InvalidRequest
 from jobs.formats import FORMATS
-from jobs.inputs.images import InputPolicy, check_image, load_input, open_image, store_input
+from jobs.inputs.images import (
+    InputPolicy,
+    check_image,
+    check_pixels,
+    load_input,
+    store_input,
+)
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import ModelTable
 from jobs.output.storage import Storage
@@ -33,6 +40,7 @@ from producer.api.wire.threads import in_thread
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 INPUT_THREADS = 16  # inputs that are fetched and checked at a time
+DECODED = 2  # of them; one of 2²⁶ pixels takes up to 260 MB meanwhile
 
 T = TypeVar("T")
 
@@ -83,6 +91,7 @@ class Calls:
     draining: bool = False
     _given_up: asyncio.Event = field(default_factory=asyncio.Event)
     _fingerprints: dict[str, str] = field(default_factory=dict)
+    _decoding: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(DECODED))
     _threads: anyio.CapacityLimiter = field(
         default_factory=lambda: anyio.CapacityLimiter(INPUT_THREADS)
     )
@@ -183,7 +192,8 @@ class Calls:
             else:
                 data = source
                 check_image(data, self.policy, name)
-            open_image(data, name)
+            with self._decoding:
+                check_pixels(data, name)
             return store_input(self.storage, data)
 
         return await _gather(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -18,7 +20,7 @@ from PIL import Image
 
 from jobs.errors import InvalidRequest
 from jobs.inputs import fetching
-from jobs.inputs.images import InputPolicy, load_input, open_image, store_input
+from jobs.inputs.images import InputPolicy, check_image, load_input, open_image, store_input
 from jobs.inputs.stores import check_store_uri
 from jobs.output.storage import open_storage
 
@@ -315,3 +317,51 @@ def test_a_place_is_no_beginning_of_other_names(place: str, uri: str, allowed: b
     with pytest.raises(InvalidRequest) as refused:
         check_store_uri(uri, {place}, "image")
     assert refused.value.code == "input_forbidden"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_on_white_is_the_same_in_strips(mode: str) -> None:
+    """Taller than a strip; every pixel as one composition of the whole makes it."""
+    noise = Image.effect_noise((7, 700), 90).convert("RGB")
+    noise.putalpha(Image.linear_gradient("L").resize((7, 700)))
+    picture = noise.quantize(64) if mode == "P" else noise.convert(mode)
+    file = BytesIO()
+    picture.save(file, "PNG")
+    found = open_image(file.getvalue())
+    whole = Image.open(BytesIO(file.getvalue())).convert("RGBA")
+    white = Image.new("RGBA", whole.size, "white")
+    assert found.tobytes() == Image.alpha_composite(white, whole).convert("RGB").tobytes()
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
+    file = BytesIO()
+    Image.effect_noise((64, 64), 50).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    check_image(data, InputPolicy())
+    scan = data[data.index(b"\xff\xda") :]
+    with pytest.raises(InvalidRequest, match="JPEG scans") as refused:
+        check_image(data[:-2] + scan * 100, InputPolicy())
+    assert refused.value.code == "input_too_large"
+
+
+def test_a_large_transparent_picture_takes_little_more_than_its_pixels() -> None:
+    """A palette PNG of 8 KB took five whole copies, 1.2 GB."""
+    script = """
+import resource, sys
+from io import BytesIO
+from PIL import Image
+from jobs.inputs.images import check_pixels, open_image
+file = BytesIO()
+Image.new("P", (8192, 8192)).save(file, "PNG", transparency=0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+check_pixels(file.getvalue())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+open_image(file.getvalue())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    checked, opened = (int(line) / 1024 for line in done.stdout.split())  # MiB
+    assert checked < 100
+    assert opened < 350
