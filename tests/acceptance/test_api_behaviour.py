@@ -183,8 +183,9 @@ def test_calls_go_before_a_bulk_run(plant: Plant, url: str) -> None:
     for model in ("slow", "null") * 3:
         started = time.monotonic()
         assert call(url, model=model).status_code == 200
-        # The batch under way and its own are half a second; a chunk is minutes.
-        assert time.monotonic() - started < 1.5
+        # The batch under way and its own are half a second, on cores that other tests share up to
+        # 2.4 s were seen; a chunk is minutes. benchmarks/latency.py measures the wait itself.
+        assert time.monotonic() - started < 4
     assert progress().state == "running"
     assert plant.premises.run("cancel", run, "--broker", plant.broker).returncode == 0
 
