@@ -116,7 +116,7 @@ def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> 
     """Make the run live. Returns its summary if nothing was left to render, else None.
 
     Raises:
-        TransientError: the broker cannot be reached; the plan stays, so the same call goes on.
+        redis.RedisError: Redis is away; the plan stays, so the same call goes on.
     """
     if start_run(plan, storage, runs, dispatcher) is not None:
         return None
