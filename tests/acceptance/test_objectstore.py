@@ -45,7 +45,7 @@ def test_missing_bucket(cli: Cli, bucket: str) -> None:
 def test_facade_on_s3(tmp_path: Path, bucket: str) -> None:
     premises = make_premises(tmp_path)
     token = premises.key("red")
-    server, url = premises.serve("up", "--store", f"{bucket}/facade")
+    server, url = premises.serve("up", "--models", "null", "--store", f"{bucket}/facade")
     headers = {"Authorization": f"Bearer {token}"}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=30) as client:

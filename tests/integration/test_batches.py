@@ -15,8 +15,6 @@ from jobs.inputs.images import InputPolicy
 from jobs.models.table import load_models
 from jobs.output.dataset import read_summary
 from jobs.output.storage import Storage, open_storage
-from producer.api.access.signing import Signer
-from producer.api.files.downloads import Downloads
 from producer.api.files.shelf import Shelf, new_id
 from producer.api.openai.batch.steps import Steps
 from producer.api.openai.batch.store import Batch, BatchStore, Ticket
@@ -44,12 +42,11 @@ def batches(site: Site, tmp_path: Path) -> Batches:
     known = installation(site.settings)
     store, shelf = BatchStore(storage), Shelf(storage)
     steps = Steps(
-        store,
-        shelf,
-        known,
-        load_models(site.settings.models),
-        InputPolicy(),
-        Downloads(storage, Signer(b"secret")),
+        store=store,
+        shelf=shelf,
+        known=known,
+        table=load_models(site.settings.models),
+        policy=InputPolicy(),
     )
     return Batches(store, steps, known.runs.client, site.settings.key_prefix)
 
@@ -64,7 +61,13 @@ def made(batches: Batches, model: str, requests: int, ends_in: float) -> Ticket:
             content.write(orjson.dumps(line) + b"\n")
     now = int(time.time())
     ticket = Ticket(
-        new_id("batch_"), "red", file.id, endpoint, None, now, int(now + ends_in), "http://x/"
+        id=new_id("batch_"),
+        team="red",
+        input_file_id=file.id,
+        endpoint=endpoint,
+        metadata=None,
+        created_at=now,
+        expires_at=int(now + ends_in),
     )
     batches.create(ticket)
     return ticket
