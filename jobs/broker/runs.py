@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import orjson
 import redis
@@ -28,6 +29,7 @@ from jobs.output.plan import Plan
 State = Literal["running", "paused", "cancelled", "finished"]
 
 KEEP_SECONDS = 30 * 24 * 3600  # how long a run stays listed after its last change
+ASKED = 4  # questions whose answers make a run's progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +151,36 @@ class Runs:
         Raises:
             FatalError: somebody else has written its output location.
         """
-        key = self._key(run_id)
         with self.client.pipeline() as pipe:
-            pipe.hgetall(key)
-            pipe.bitcount(f"{key}:chunks")
-            pipe.hvals(f"{key}:busy")
-            pipe.hlen(f"{key}:suspects")
-            fields, chunks_done, busy, suspects = pipe.execute()
+            self._ask(pipe, run_id)
+            return self._progress(run_id, pipe.execute())
+
+    def newest(self, most: int = 100) -> list[Progress]:
+        """Where the newest runs of this installation stand, in two round trips however many."""
+        run_ids = self.listed(most)
+        with self.client.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                self._ask(pipe, run_id)
+            answers = pipe.execute()
+        found = list[Progress]()
+        for number, run_id in enumerate(run_ids):
+            with suppress(FatalError):  # not of this installation
+                answer = answers[number * ASKED : (number + 1) * ASKED]
+                if progress := self._progress(run_id, answer):
+                    found.append(progress)
+        return found
+
+    def _ask(self, pipe: redis.client.Pipeline, run_id: str) -> None:
+        """Have a pipeline ask ASKED things, whose answers `_progress` reads."""
+        key = self._key(run_id)
+        pipe.hgetall(key)
+        pipe.bitcount(f"{key}:chunks")
+        pipe.hvals(f"{key}:busy")
+        pipe.hlen(f"{key}:suspects")
+
+    def _progress(self, run_id: str, answers: Sequence[Any]) -> Progress | None:
+        """Raises: as progress."""
+        fields, chunks_done, busy, suspects = answers
         if not fields:
             return None
         text = {name.decode(): value.decode() for name, value in fields.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -176,12 +176,19 @@ def rows_by_shard(storage: Storage, plan: Plan) -> Iterator[list[tuple[Request, 
     """The requests of each shard in manifest order, each with its record's row if there is one."""
     parts = parts_by_shard(storage, plan.run_id)
     for number in range(len(plan.shards)):
-        found: dict[str, Row] = {}
-        for part in parts.get(number, []):
-            for row in read_part(storage, part):
-                found.setdefault(row["job_id"], row)
-        requests = sorted(read_shard(storage, plan.run_id, number), key=lambda r: r.index)
-        yield [(request, found.get(request.job_id)) for request in requests]
+        yield rows_of_shard(storage, plan, number, parts.get(number, []))
+
+
+def rows_of_shard(
+    storage: Storage, plan: Plan, number: int, parts: Sequence[str]
+) -> list[tuple[Request, Row | None]]:
+    """The same for one shard, whose parts have these paths."""
+    found: dict[str, Row] = {}
+    for part in parts:
+        for row in read_part(storage, part):
+            found.setdefault(row["job_id"], row)
+    requests = sorted(read_shard(storage, plan.run_id, number), key=lambda r: r.index)
+    return [(request, found.get(request.job_id)) for request in requests]
 
 
 class _Tally:

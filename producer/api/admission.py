@@ -46,6 +46,11 @@ class Access:
     rate: RateLimitItem
     public_host: str = ""
 
+    async def close(self) -> None:
+        """Close the connections that the pace is kept with."""
+        counts: Any = self.limiter.storage  # the library's own types do not tell of it
+        await counts.bridge.storage.aclose()
+
     @property
     def is_open(self) -> bool:
         """Whether there is no key and never was one, so that everybody may come in."""
@@ -61,7 +66,22 @@ class Access:
         """
         if self.is_open and not needs_key:
             # Clients that must have a token send one all the same.
-            return await self._within_rate(Caller(OPEN_TEAM))
+            return await self.pace(OPEN_TEAM)
+        teams = self._teams(token)
+        team = team or teams[0]
+        if team not in teams:
+            raise ApiError(403, "wrong_team", "this token does not belong to that team")
+        return await self.pace(team)
+
+    def teams(self, token: str | None) -> tuple[str, ...]:
+        """Whose work a token shows; without any keys a token is not needed.
+
+        Raises:
+            ApiError: 401.
+        """
+        return (OPEN_TEAM,) if self.is_open else self._teams(token)
+
+    def _teams(self, token: str | None) -> tuple[str, ...]:
         if token is None:
             raise ApiError(401, "no_token", "send a token: Authorization: Bearer …")
         key = self.keys.find(token)
@@ -69,17 +89,15 @@ class Access:
             raise ApiError(
                 401, "bad_token", "this token is not known; imagemill keys create makes one"
             )
-        team = team or key.teams[0]
-        if team not in key.teams:
-            raise ApiError(403, "wrong_team", "this token does not belong to that team")
-        return await self._within_rate(Caller(team))
+        return key.teams
 
-    async def _within_rate(self, caller: Caller) -> Caller:
-        if not await self.limiter.hit(self.rate, caller.team):
-            stats = await self.limiter.get_window_stats(self.rate, caller.team)
+    async def pace(self, team: str) -> Caller:
+        """Count a request of a team. Raises ApiError 429."""
+        if not await self.limiter.hit(self.rate, team):
+            stats = await self.limiter.get_window_stats(self.rate, team)
             wait = max(1, math.ceil(stats.reset_time - time.time()))
             raise ApiError(429, "rate_limited", f"more than {self.rate}; wait {wait} s", "", wait)
-        return caller
+        return Caller(team)
 
 
 class GuardedRoute(StrictRoute):

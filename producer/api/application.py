@@ -46,6 +46,11 @@ from producer.api.openai.batch.steps import Steps
 from producer.api.openai.batch.store import BatchStore
 from producer.api.openai.batch.tending import Batches
 from producer.api.openai.bodies import EditImageBodyJsonParam
+from producer.api.page import endpoints as page
+from producer.api.page.board import Board
+from producer.api.page.gallery import Gallery
+from producer.api.page.pictures import Thumbnails
+from producer.api.page.visits import make_pages
 from producer.api.roster import Roster
 from producer.api.wire.errors import handle_errors
 from producer.api.wire.parts import provide
@@ -77,6 +82,8 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     shelf = Shelf(storage)
     downloads = Downloads(storage, read_signer(settings.signing_file), settings.public_url)
     store = BatchStore(storage)
+    ring = make_ring(settings.api_keys, settings.keys_file)
+    access = Access(ring, *_pace(settings), _host(settings))
     steps = Steps(store, shelf, known, table, policy)
     batches = Batches(store, steps, known.runs.client, settings.key_prefix)
 
@@ -91,6 +98,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
             watching.cancel()
             await asyncio.wait([watching])
             await client.aclose()
+            await access.close()
             known.runs.client.close()
 
     app = _Facade(
@@ -103,13 +111,17 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     )
     provide(
         app,
-        Access(make_ring(settings.api_keys, settings.keys_file), *_pace(settings), _host(settings)),
+        access,
         BodyLimits(settings.body_bytes, settings.file_bytes),
         Calls(table, storage, queue, roster, policy, settings.call_seconds),
         batches,
         shelf,
         downloads,
         roster,
+        make_pages(),
+        Board(known, storage),
+        Gallery(),
+        Thumbnails(),
     )
     handle_errors(app)
     app.include_router(health.router)
@@ -120,6 +132,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
     app.include_router(files.router)
     app.include_router(batching.router)
     app.include_router(downloading.router)
+    page.add(app)
     document(app, [ContainerImageEditBody, DedicatedImageEditBody, EditImageBodyJsonParam])
     return app
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-from jobs.broker.fleet import Fleet
+from jobs.broker.fleet import Fleet, Worker
 from producer.api.wire.errors import RETRY_SECONDS, ApiError
 from producer.api.wire.threads import in_thread
 
@@ -26,15 +26,21 @@ class Roster:
     """How many workers serve each model. Raises redis.RedisError when Redis is away."""
 
     fleet: Fleet
+    _workers: list[Worker] = field(default_factory=list)
     _served: Counter[str] = field(default_factory=Counter)
     _looked: float = float("-inf")
     _seen: dict[str, float] = field(default_factory=dict)  # when a model was served last
 
     async def workers(self, model: str) -> int:
         """How many workers serve a model, as of the last two looks."""
+        await self.all()
+        return self._served[model]
+
+    async def all(self) -> list[Worker]:
+        """The workers that live, by name, as of the last two looks."""
         if time.monotonic() - self._looked > 2 * LOOK_SECONDS:
             await self._look()
-        return self._served[model]
+        return self._workers
 
     async def require(self, model: str) -> int:
         """How many workers serve a model.
@@ -60,7 +66,7 @@ class Roster:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
-        workers = await in_thread(self.fleet.workers)
-        self._served = Counter(model for worker in workers for model in worker.serves)
+        self._workers = await in_thread(self.fleet.workers)
+        self._served = Counter(model for worker in self._workers for model in worker.serves)
         self._looked = time.monotonic()
         self._seen |= dict.fromkeys(self._served, self._looked)

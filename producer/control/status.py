@@ -11,7 +11,7 @@ from typing import Literal
 from jobs.broker.backlog import Backlog
 from jobs.broker.fleet import Fleet, Worker
 from jobs.broker.runs import Progress
-from jobs.errors import FatalError, TransientError, UsageError
+from jobs.errors import TransientError, UsageError
 from jobs.output.dataset import Summary, planned, read_summary
 from jobs.output.plan import Plan, read_plan
 from jobs.output.records import chunks_done
@@ -75,13 +75,9 @@ def look(name: str, known: Installation) -> Status:
 
 def list_runs(known: Installation) -> list[Status]:
     """The runs that the broker knows, newest first."""
-    found, around = list[Status](), _look_around(known)
+    around = _look_around(known)
     with known.reached():
-        for run_id in known.runs.listed():
-            with suppress(FatalError):  # not of this installation
-                if progress := known.runs.progress(run_id):
-                    found.append(_of_progress(progress, around))
-    return found
+        return [_of_progress(progress, around) for progress in known.runs.newest()]
 
 
 def quarantined(known: Installation) -> int:

@@ -1,0 +1,1 @@
+"""The page at /: runs and their pictures, rendered here, readable without JavaScript."""

@@ -1,0 +1,105 @@
+"""The runs that a visitor sees: where each stands, whose it is, and how fast it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from jobs.broker.runs import Progress
+from jobs.errors import InvalidRequest
+from jobs.output.storage import Storage
+from producer.api.access.keys import OPEN_TEAM
+from producer.api.page.visits import Visitor
+from producer.api.wire.threads import in_thread
+from producer.control.installation import Installation
+from producer.control.progress import Pace
+
+LOOK_SECONDS = 1.0  # what several visitors are told of one look
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One run. team: whose it is; rate: images a second, None where nobody knows."""
+
+    progress: Progress
+    team: str
+    name: str
+    rate: float | None
+
+    @property
+    def live(self) -> bool:
+        """Whether it may still get images."""
+        return self.progress.state in ("running", "paused")
+
+    @property
+    def share(self) -> float:
+        """How much of it is settled, in [0, 1]."""
+        return min(1.0, self.progress.settled / max(1, self.progress.requests))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until its last image, as far as its pace tells."""
+        if not self.rate or self.progress.state != "running":
+            return None
+        return self.progress.pending / self.rate
+
+
+@dataclass
+class Board:
+    """What the broker knows of an installation's runs, looked at when somebody asks.
+
+    store: the facade's, which tells whose a run is. Raises redis.RedisError when Redis is away.
+    """
+
+    known: Installation
+    store: Storage
+    _looked: float = float("-inf")
+    _found: list[Standing] = field(default_factory=list)
+    _paces: dict[str, Pace] = field(default_factory=dict)
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def runs(self, visitor: Visitor) -> list[Standing]:
+        """The runs that a visitor sees, the newest first."""
+        async with self._looking:
+            if time.monotonic() - self._looked > LOOK_SECONDS:
+                found = await in_thread(self.known.runs.newest)
+                self._looked = time.monotonic()
+                paces = {one.run_id: self._paces.get(one.run_id, Pace()) for one in found}
+                self._paces = paces
+                self._found = [
+                    self._standing(one, paces[one.run_id].rate(one.settled)) for one in found
+                ]
+        return [one for one in self._found if visitor.sees(one.team)]
+
+    async def run(self, run_id: str, visitor: Visitor) -> Standing:
+        """One run. Raises InvalidRequest, code not_found, if the visitor sees no such run."""
+        for standing in await self.runs(visitor):
+            if standing.progress.run_id == run_id:
+                return standing
+        progress = await in_thread(self.known.runs.progress, run_id)
+        if progress is not None:  # an old one
+            standing = self._standing(progress, None)
+            if visitor.sees(standing.team):
+                return standing
+        raise InvalidRequest("", f"there is no run {run_id!r}", "not_found")
+
+    def forget(self) -> None:
+        """Look again when somebody asks: something was changed."""
+        self._looked = float("-inf")
+
+    def _standing(self, progress: Progress, rate: float | None) -> Standing:
+        team, name = self._owner(progress.out)
+        return Standing(progress, team, name, rate if progress.state == "running" else None)
+
+    def _owner(self, out: str) -> tuple[str, str]:
+        """Whose a run is, and what it is called, by its output location.
+
+        A batch lies in its team's folder of the store. Whoever submits a run to the broker
+        directly is of no team: it belongs to those whose key names none.
+        """
+        batches = f"{self.store.uri}/batches/"
+        if out.startswith(batches):
+            team, _, rest = out.removeprefix(batches).partition("/")
+            return team, rest.partition("/")[0]
+        return OPEN_TEAM, out.rpartition("/")[2]

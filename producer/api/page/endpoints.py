@@ -1,0 +1,313 @@
+"""The page's endpoints: the runs, one run, one picture, and what may be done to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from itertools import islice
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from jobs.errors import UsageError
+from jobs.ids import RUN_ID
+from jobs.output import layout
+from jobs.output.dataset import Summary, read_summary
+from jobs.output.records import Row, read_part
+from jobs.output.storage import Storage, open_storage
+from jobs.requests import Request as RenderRequest
+from producer.api.admission import Access
+from producer.api.page.board import Board
+from producer.api.page.gallery import Card, Found, Gallery, Shown, Wanted
+from producer.api.page.pictures import Thumbnails, read_picture
+from producer.api.page.reproduction import curl, manifest_line
+from producer.api.page.visits import (
+    COOKIE,
+    COOKIE_SECONDS,
+    TOKEN_CHARACTERS,
+    OpenRoute,
+    PageRoute,
+    PictureRoute,
+    UsedPages,
+    Visiting,
+    Visitor,
+)
+from producer.api.roster import Roster
+from producer.api.wire.errors import ApiError
+from producer.api.wire.parts import part_of, provided
+from producer.api.wire.threads import in_thread
+from producer.control import stopping
+from producer.control.installation import Installation
+from producer.control.status import Status
+
+FILES = "page"
+FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+STRIP_PICTURES = 8
+FAILURES = 12  # on a run's page
+
+UsedBoard = Annotated[Board, provided(Board)]
+UsedGallery = Annotated[Gallery, provided(Gallery)]
+UsedThumbnails = Annotated[Thumbnails, provided(Thumbnails)]
+UsedRoster = Annotated[Roster, provided(Roster)]
+
+RunId = Annotated[str, Path(pattern=f"^{RUN_ID.pattern}$")]
+Shard = Annotated[str, Path(pattern=r"^[0-9]{5,9}$")]
+FileName = Annotated[str, Path(pattern=r"^[0-9a-f]{32}\.(jpg|png)$")]
+Cursor = Annotated[int | None, Query(ge=0, le=2**53)]
+Act = Literal["pause", "resume", "cancel"]
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+pictures = APIRouter(include_in_schema=False, route_class=PictureRoute)
+doors = APIRouter(include_in_schema=False, route_class=OpenRoute)
+
+
+def add(app: FastAPI) -> None:
+    """Serve the page."""
+    folder = str(resources.files("producer.api.page") / "files")
+    app.mount(f"/{FILES}", StaticFiles(directory=folder))
+    for one in (pictures, doors, router):
+        app.include_router(one)
+
+
+@router.get("/")
+async def board(
+    request: Request, visitor: Visiting, pages: UsedPages, board: UsedBoard, roster: UsedRoster
+) -> Response:
+    """All runs, and the workers beside them."""
+    runs = await board.runs(visitor)
+    fleet = await roster.all()
+    return pages.show(request, "board.html", runs=runs, fleet=fleet)
+
+
+@doors.get("/login")
+async def ask(request: Request, pages: UsedPages) -> Response:
+    """The form that takes a token."""
+    return pages.show(request, "login.html", wrong=False)
+
+
+@doors.post("/login")
+async def login(request: Request, pages: UsedPages) -> Response:
+    """Keep a token that is known in a cookie."""
+    form = await request.form(max_files=0, max_fields=4, max_part_size=TOKEN_CHARACTERS)
+    token = form.get("token")
+    access = part_of(request, Access)
+    try:
+        access.teams(token if isinstance(token, str) else None)
+    except ApiError:
+        return pages.show(request, "login.html", 401, wrong=True)
+    response = RedirectResponse("./", 303)
+    secure = request.url.scheme == "https"
+    response.set_cookie(
+        COOKIE, str(token), COOKIE_SECONDS, secure=secure, httponly=True, samesite="strict"
+    )
+    return response
+
+
+@doors.post("/logout")
+async def logout() -> Response:
+    """Forget the token."""
+    response = RedirectResponse("login", 303)
+    response.delete_cookie(COOKIE)
+    return response
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What storage says of a run. first: no place in it was asked for; summary: None until it has
+    finished; failures, invalid: some of the failed requests and of the lines that were left out."""
+
+    found: Found
+    first: bool
+    summary: Summary | None
+    failures: tuple[Card, ...]
+    more_failures: bool
+    invalid: list[Row]
+
+
+@router.get("/runs/{run_id}")
+async def run(
+    request: Request,
+    run_id: RunId,
+    visitor: Visiting,
+    pages: UsedPages,
+    board: UsedBoard,
+    gallery: UsedGallery,
+    roster: UsedRoster,
+    after: Cursor = None,
+    before: Cursor = None,
+    show: Shown = "pictures",
+    q: Annotated[str, Query(max_length=400)] = "",
+    model: Annotated[str, Query(max_length=256)] = "",
+) -> Response:
+    """One run: how far it is, what failed, its pictures.
+
+    after: the first row to show; before: the row to end before; without them the latest pictures
+    of a run under way, the first of one that has ended.
+    """
+    standing = await board.run(run_id, visitor)
+    wanted = Wanted(show, q.strip(), model)
+
+    def read() -> Reading:
+        storage = open_storage(standing.progress.out)
+        album = gallery.open(storage, run_id)
+        first = after is None and before is None
+        if after is not None:
+            found = album.after(after, wanted)
+        elif before is not None or (standing.live and not wanted.text):
+            found = album.before(album.plan.requests if before is None else before, wanted)
+        else:
+            found = album.after(0, wanted)
+        summary = read_summary(storage)
+        if summary and (summary.run_id != run_id or summary.state != "finished"):
+            summary = None
+        failed = Found((), None, None)
+        if standing.live:  # its count forgets what failed before it went on
+            failed = album.before(album.plan.requests, Wanted("failures"), FAILURES)
+        elif standing.progress.failed or standing.progress.state == "cancelled":
+            failed = album.after(0, Wanted("failures"), FAILURES)
+        invalid = list[Row]()
+        if album.plan.invalid:
+            invalid = list(islice(read_part(storage, layout.invalid(run_id)), FAILURES))
+        more = (failed.before or failed.after) is not None
+        return Reading(found, first, summary, failed.cards, more, invalid)
+
+    reading = await gallery.read(read)
+    fleet = await roster.all()
+    served = {model for worker in fleet for model in worker.serves}
+    return pages.show(
+        request,
+        "run.html",
+        run=standing,
+        reading=reading,
+        wanted=wanted,
+        unserved=sorted(set(standing.progress.models) - served) if standing.live else [],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record, with those on either side, if there are any."""
+
+    request: RenderRequest
+    record: Row
+    before: tuple[Card, ...]
+    after: tuple[Card, ...]
+
+
+@router.get("/runs/{run_id}/rows/{row}")
+async def row(
+    request: Request,
+    run_id: RunId,
+    row: Annotated[int, Path(ge=0, le=2**53)],
+    visitor: Visiting,
+    pages: UsedPages,
+    board: UsedBoard,
+    gallery: UsedGallery,
+) -> Response:
+    """One record: its picture, its request, and what rendered it."""
+    standing = await board.run(run_id, visitor)
+
+    def read() -> Entry:
+        album = gallery.open(open_storage(standing.progress.out), run_id)
+        wanted, record = album.record(row)
+        before = album.before(row, Wanted("all"), 1).cards
+        after = album.after(row + 1, Wanted("all"), 1).cards
+        return Entry(wanted, record, before, after)
+
+    entry = await gallery.read(read)
+    base, access = str(request.base_url).rstrip("/"), part_of(request, Access)
+    return pages.show(
+        request,
+        "row.html",
+        run=standing,
+        row=row,
+        entry=entry,
+        line=manifest_line(entry.request),
+        curl=curl(entry.request, base, not access.is_open),
+    )
+
+
+@pictures.get("/runs/{run_id}/pictures/{shard}/{name}")
+async def picture(
+    run_id: RunId, shard: Shard, name: FileName, visitor: Visiting, board: UsedBoard
+) -> Response:
+    """An image of the run, as it is."""
+    storage = await _storage(board, run_id, visitor)
+    data = await in_thread(read_picture, storage, f"images/{shard}/{name}")
+    kind = "image/png" if name.endswith(".png") else "image/jpeg"
+    return Response(data, media_type=kind, headers=FOREVER)
+
+
+@pictures.get("/runs/{run_id}/thumbnails/{shard}/{name}")
+async def thumbnail(
+    run_id: RunId,
+    shard: Shard,
+    name: FileName,
+    visitor: Visiting,
+    board: UsedBoard,
+    thumbnails: UsedThumbnails,
+) -> Response:
+    """The same, small."""
+    storage = await _storage(board, run_id, visitor)
+    data = await thumbnails.get(storage, f"images/{shard}/{name}")
+    return Response(data, media_type="image/webp", headers=FOREVER)
+
+
+@pictures.get("/runs/{run_id}/latest")
+async def latest(
+    run_id: RunId,
+    visitor: Visiting,
+    board: UsedBoard,
+    gallery: UsedGallery,
+    thumbnails: UsedThumbnails,
+) -> Response:
+    """The latest pictures of a run, side by side. Whoever links it names how far the run is."""
+    storage = await _storage(board, run_id, visitor)
+
+    def read() -> list[str]:
+        album = gallery.open(storage, run_id)
+        found = album.before(album.plan.requests, Wanted(), STRIP_PICTURES)
+        return [card.file_name for card in found.cards]
+
+    paths = await gallery.read(read)
+    if not paths:
+        raise ApiError(404, "not_found", "there are no pictures yet")
+    data = await thumbnails.strip(storage, paths)
+    headers = {"Cache-Control": "private, max-age=3600"}
+    return Response(data, media_type="image/webp", headers=headers)
+
+
+@router.get("/runs/{run_id}/{act}")
+async def confirm(
+    request: Request, run_id: RunId, act: Act, visitor: Visiting, pages: UsedPages, board: UsedBoard
+) -> Response:
+    """Whether it is meant."""
+    standing = await board.run(run_id, visitor)
+    return pages.show(request, "confirm.html", run=standing, act=act)
+
+
+@router.post("/runs/{run_id}/{act}")
+async def change(run_id: RunId, act: Act, visitor: Visiting, board: UsedBoard) -> Response:
+    """Pause a run, have it go on, or end it."""
+    await board.run(run_id, visitor)  # it must be theirs
+    acts: dict[Act, Callable[[str, Installation], Status]] = {
+        "pause": stopping.pause,
+        "resume": stopping.resume,
+        "cancel": stopping.cancel,
+    }
+    try:
+        await in_thread(acts[act], run_id, board.known)
+    except UsageError as error:  # it has finished meanwhile
+        raise ApiError(409, "not_possible", error.message) from error
+    finally:
+        board.forget()
+    return RedirectResponse(f"../{run_id}", 303)
+
+
+async def _storage(board: Board, run_id: str, visitor: Visitor) -> Storage:
+    """Where a run's output lies: the broker says it, never a caller."""
+    standing = await board.run(run_id, visitor)
+    return open_storage(standing.progress.out)

@@ -1,0 +1,206 @@
+"""A run's records, a page at a time, by row numbers: read from the parts of the shards they lie in.
+
+Rows count the plan's requests in manifest order, from 0. Parts are not changed once they are
+written, so a shard that was read is kept for a while; nothing has to be indexed, and a run under
+way is shown like a finished one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from threading import Lock
+from typing import Literal, TypeVar
+
+import anyio
+from cachetools import LRUCache
+
+from jobs.errors import InvalidRequest
+from jobs.output.dataset import rows_of_shard
+from jobs.output.plan import Plan, read_plan
+from jobs.output.records import Row, parts_by_shard
+from jobs.output.storage import Storage
+from jobs.requests import Request
+from producer.api.wire.threads import in_thread
+
+Shown = Literal["pictures", "failures", "all"]
+
+T = TypeVar("T")
+
+PAGE_ROWS = 48
+READERS = 8  # pages that are read from storage at a time
+SHARDS_A_LOOK = 8  # 32,768 rows: what one look through a run costs at most
+KEPT_CHARACTERS = 64 * 2**20  # of shards' cards; about as many bytes
+CARD_CHARACTERS = 500  # what a card takes beside its prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is shown of one record. line: of the manifest, from 1; file_name: "" without a picture;
+    route: "model" or "model:adapter"."""
+
+    row: int
+    line: int
+    custom_id: str
+    prompt: str
+    route: str
+    seed: int
+    file_name: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which records are shown. text: what a prompt, a custom_id or a message holds, in any case."""
+
+    shown: Shown = "pictures"
+    text: str = ""
+    route: str = ""
+
+    def takes(self, card: Card) -> bool:
+        """Whether a record is one of them."""
+        if self.shown != "all" and bool(card.file_name) is not (self.shown == "pictures"):
+            return False
+        if self.route and card.route != self.route:
+            return False
+        text = self.text.casefold()
+        return not text or any(
+            text in place.casefold() for place in (card.prompt, card.custom_id, card.message)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Some cards in order. before, after: where to look for those on either side, if there may be
+    some; stopped: the look ended before it had filled the page, and more may lie further on."""
+
+    cards: tuple[Card, ...]
+    before: int | None
+    after: int | None
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Reads runs' records. Every method but `read` blocks."""
+
+    _kept: LRUCache[tuple[str, str, int, tuple[str, ...]], list[Card]] = field(
+        default_factory=lambda: LRUCache(KEPT_CHARACTERS, getsizeof=_weight)
+    )
+    _lock: Lock = field(default_factory=Lock)
+    _threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
+
+    async def read(self, action: Callable[[], T]) -> T:
+        """Do what reads records beside the event loop, when its turn comes."""
+        return await in_thread(action, threads=self._threads)
+
+    def open(self, storage: Storage, run_id: str) -> Album:
+        """A run's records as they are now.
+
+        Raises:
+            InvalidRequest: it has no plan there any more. FatalError, TransientError.
+        """
+        plan = read_plan(storage, run_id)
+        if plan is None:
+            raise InvalidRequest("", f"run {run_id} is not in its output location", "not_found")
+        return Album(self, storage, plan, parts_by_shard(storage, run_id))
+
+    def cards(self, album: Album, shard: int) -> list[Card]:
+        """The records of one shard, in order."""
+        parts = album.parts.get(shard)
+        if not parts:
+            return []
+        key = (album.storage.uri, album.plan.run_id, shard, tuple(parts))
+        with self._lock:
+            kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        first = album.first_rows[shard]
+        rows = rows_of_shard(album.storage, album.plan, shard, parts)
+        cards = [_card(first + n, request, row) for n, (request, row) in enumerate(rows) if row]
+        with self._lock:
+            if _weight(cards) <= KEPT_CHARACTERS:
+                self._kept[key] = cards
+        return cards
+
+
+@dataclass(frozen=True)
+class Album:
+    """The records of one run: shard → paths of its parts."""
+
+    gallery: Gallery
+    storage: Storage
+    plan: Plan
+    parts: dict[int, list[str]]
+
+    @cached_property
+    def first_rows(self) -> list[int]:
+        """For each shard, the row of its first request; then how many there are."""
+        return list(accumulate((shard.requests for shard in self.plan.shards), initial=0))
+
+    def after(self, row: int, wanted: Wanted, most: int = PAGE_ROWS) -> Found:
+        """The first cards from a row on."""
+        return self._look(max(0, row), wanted, most, forward=True)
+
+    def before(self, row: int, wanted: Wanted, most: int = PAGE_ROWS) -> Found:
+        """The last cards before a row, in order."""
+        return self._look(min(row, self.plan.requests), wanted, most, forward=False)
+
+    def record(self, row: int) -> tuple[Request, Row]:
+        """One request and its record. Raises InvalidRequest, code not_found, if there is none."""
+        if 0 <= row < self.plan.requests:
+            shard = bisect_right(self.first_rows, row) - 1
+            if parts := self.parts.get(shard):
+                rows = rows_of_shard(self.storage, self.plan, shard, parts)
+                number = row - self.first_rows[shard]
+                request, found = rows[number] if number < len(rows) else (None, None)
+                if request and found:
+                    return request, found
+        raise InvalidRequest("", f"row {row} has no record", "not_found")
+
+    def _look(self, row: int, wanted: Wanted, most: int, forward: bool) -> Found:
+        cards, looked, end = list[Card](), 0, None
+        last = bisect_right(self.first_rows, row if forward else row - 1) - 1
+        for shard in range(last, len(self.plan.shards)) if forward else range(last, -1, -1):
+            if looked == SHARDS_A_LOOK:
+                end = self.first_rows[shard if forward else shard + 1]
+                break
+            looked += shard in self.parts
+            some = self.gallery.cards(self, shard)
+            for card in some if forward else reversed(some):
+                if (card.row >= row) is not forward or not wanted.takes(card):
+                    continue
+                if len(cards) == most:
+                    end = card.row if forward else card.row + 1
+                    break
+                cards.append(card)
+            if end is not None:
+                break
+        more = end is not None and len(cards) < most
+        other = row if 0 < row < self.plan.requests else None
+        if forward:
+            return Found(tuple(cards), other, end, more)
+        return Found(tuple(reversed(cards)), end, other, more)
+
+
+def _card(row: int, request: Request, record: Row) -> Card:
+    done = record["status"] == "done"
+    return Card(
+        row,
+        request.index + 1,
+        request.custom_id,
+        request.prompt,
+        request.key.route,
+        request.seed,
+        str(record["file_name"]) if done else "",
+        "" if done else str(record.get("code", "")),
+        "" if done else str(record.get("message", "")),
+    )
+
+
+def _weight(cards: list[Card]) -> int:
+    return sum(CARD_CHARACTERS + len(one.prompt) + len(one.message) for one in cards)

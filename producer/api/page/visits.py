@@ -1,0 +1,166 @@
+"""Who looks at the page: a token in a cookie instead of a header, and answers for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment
+
+from producer.api.admission import Access, Caller, check_site
+from producer.api.page.writing import make_environment
+from producer.api.wire.errors import ApiError, as_answer
+from producer.api.wire.parts import part_of
+from producer.api.wire.reading import StrictRoute
+
+COOKIE = "imagemill_token"
+COOKIE_SECONDS = 30 * 24 * 3600
+TOKEN_CHARACTERS = 512
+
+# Nothing from elsewhere, nothing inline; and no other site may frame it or send its forms.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    # Not no-referrer: with that browsers send "Origin: null", and forms would be refused.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Whoever looks at the page. teams: whose runs are shown; the first is whose calls are made.
+
+    everybody: there are no keys, so that all runs are shown.
+    """
+
+    teams: tuple[str, ...]
+    everybody: bool
+
+    @property
+    def caller(self) -> Caller:
+        """The same for the endpoints' own parts."""
+        return Caller(self.teams[0])
+
+    def sees(self, team: str) -> bool:
+        """Whether the runs of a team are shown."""
+        return self.everybody or team in self.teams
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Writes answers of the templates."""
+
+    templates: Environment
+
+    def show(self, request: Request, template: str, status: int = 200, **parts: Any) -> Response:
+        """A page; 304 without it if the browser has this very one.
+
+        Its links are relative: it may lie below a proxy's path.
+        """
+        visitor = getattr(request.state, "visitor", None)
+        root = "../" * (request.scope["path"].count("/") - 1) or "./"
+        text = self.templates.get_template(template).render(root=root, visitor=visitor, **parts)
+        tag = f'"{sha256(text.encode()).hexdigest()[:32]}"'
+        headers = {"Cache-Control": "private, no-cache", "ETag": tag}
+        if status == 200 and request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return HTMLResponse(text, status, headers)
+
+
+def make_pages() -> Pages:
+    return Pages(make_environment())
+
+
+class PageRoute(StrictRoute):
+    """A route of the page: admits by cookie, refuses forms of other sites, answers with pages."""
+
+    admits = True  # whether a visitor is needed
+    counts = True  # whether it counts in the team's pace
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The strict handler behind the admission, its errors as pages."""
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            try:
+                _check_form(request)
+                if self.admits:
+                    request.state.visitor = await _admit(request, self.counts)
+                response = await handle(request)
+            except Exception as error:
+                response = _answer(request, error)
+            response.headers.update(HEADERS)
+            return response
+
+        return guarded
+
+
+class OpenRoute(PageRoute):
+    """One that whoever is not logged in may pass, too."""
+
+    admits = False
+
+
+class PictureRoute(PageRoute):
+    """One of many that a page asks for at once."""
+
+    counts = False
+
+
+async def _admit(request: Request, counts: bool) -> Visitor:
+    """Raises ApiError 401, 403 or 429."""
+    access = part_of(request, Access)
+    if access.is_open:
+        check_site(request, access.public_host)
+    teams = access.teams(request.cookies.get(COOKIE))
+    if counts:
+        await access.pace(teams[0])
+    return Visitor(teams, access.is_open)
+
+
+def _check_form(request: Request) -> None:
+    """Raises ApiError 403 for a form that does not come from this very page.
+
+    The cookie is SameSite as well; a facade without keys has only this.
+    """
+    if request.method in ("GET", "HEAD"):
+        return
+    own = {request.headers.get("host", ""), part_of(request, Access).public_host} - {""}
+    origin = request.headers.get("origin", "")
+    if urlsplit(origin).netloc not in own:
+        raise ApiError(403, "wrong_origin", "forms of other sites are not taken")
+
+
+def _answer(request: Request, error: Exception) -> Response:
+    problem = as_answer(error, openai=False)
+    if problem.code in ("no_token", "bad_token"):
+        root = "../" * (request.scope["path"].count("/") - 1) or "./"
+        response: Response = RedirectResponse(f"{root}login", 303)
+        response.delete_cookie(COOKIE)
+        return response
+    pages = part_of(request, Pages)
+    response = pages.show(request, "problem.html", problem.status, problem=problem)
+    if problem.retry_after is not None:
+        response.headers["Retry-After"] = str(problem.retry_after)
+    return response
+
+
+async def _visitor(request: Request) -> Visitor:
+    return cast("Visitor", request.state.visitor)
+
+
+async def _pages(request: Request) -> Pages:
+    return part_of(request, Pages)
+
+
+Visiting = Annotated[Visitor, Depends(_visitor)]
+UsedPages = Annotated[Pages, Depends(_pages)]

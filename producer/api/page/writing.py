@@ -1,0 +1,48 @@
+"""The templates, and how numbers and places are written in them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def make_environment() -> Environment:
+    """The templates of the page; what they are given is escaped."""
+    environment = Environment(
+        loader=PackageLoader("producer.api.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": count, "rate": rate, "duration": duration, "percent": percent
+    }  # fmt: skip
+    return environment
+
+
+def count(number: int) -> str:
+    """1,234,567."""
+    return f"{number:,}"
+
+
+def rate(number: float) -> str:
+    """Three digits: 0.12, 4.56, 12.3, 1,234."""
+    digits = 2 if number < 10 else 1 if number < 100 else 0
+    return f"{number:,.{digits}f}"
+
+
+def percent(part: float) -> str:
+    """A share, rounded down: 100 % is all."""
+    return f"{int(100 * part)} %"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 2 d 3 h, 5 min 10 s."""
+    whole = timedelta(seconds=round(seconds))
+    hours, rest = divmod(whole.seconds, 3600)
+    units = [(whole.days, "d"), (hours, "h"), (rest // 60, "min"), (rest % 60, "s")]
+    while len(units) > 1 and not units[0][0]:
+        units.pop(0)
+    return " ".join(f"{number} {unit}" for number, unit in units[:2])

@@ -1,0 +1,188 @@
+"""The page as a browser meets it: who sees what, what it costs, what forms do."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from jobs.broker.dispatch import start_run
+from jobs.broker.fleet import Worker
+from jobs.models.table import load_models
+from jobs.output.storage import open_storage
+from jobs.settings import Settings
+from producer.api.admission import Access
+from producer.api.application import make_api
+from producer.api.page.board import Board
+from tests.pages import plan_run, settle
+from tests.sites import Site
+from tests.support import eventually
+
+HOST = "http://127.0.0.1:8000"
+RED, LOOSE = "0000000000aa", "0000000000bb"  # a batch of team red, a run of nobody in particular
+
+
+@pytest.fixture
+def settings(site: Site) -> Settings:
+    changes = {"store": str(site.folder / "store"), "signing_file": site.folder / "key"}
+    return site.settings.model_copy(update=changes | {"keys_file": site.folder / "keys.json"})
+
+
+@pytest.fixture
+def page(settings: Settings) -> Iterator[TestClient]:
+    """A facade without keys."""
+    with TestClient(make_api(settings, load_models(settings.models)), HOST) as client:
+        yield client
+
+
+def start(site: Site, run_id: str, out: Path, requests: int = 4, settled: int = 0) -> None:
+    """A live run, of whose chunks of 2 requests so many are stored."""
+    storage = open_storage(str(out))
+    plan = plan_run(storage, run_id, requests, chunk=2, prompts={1: "<script>alert(1)</script>"})
+    for chunk in range(settled):
+        settle(storage, plan, 0, chunk, {0: "no <b>paint</b> left"})
+    start_run(plan, storage, site.runs, site.dispatcher)
+
+
+def thumbnail(html: str) -> str:
+    found = re.search(r'src="([^"]*/thumbnails/[^"]*)"', html)
+    assert found
+    return found[1]
+
+
+def test_a_run_is_followed_and_its_pictures_are_seen(site: Site, page: TestClient) -> None:
+    start(site, LOOSE, site.folder / "my-run", settled=1)
+    site.fleet.report(Worker("gpu0@host", ("null",), "cuda:0", "host", 1))
+    eventually(lambda: "gpu0@host" in page.get("/").text)
+    board = page.get("/").text
+    assert "my-run" in board
+    assert ">2<small> of 4" in board
+    run = page.get(f"/runs/{LOOSE}").text
+    assert "no &lt;b&gt;paint&lt;/b&gt; left" in run
+    assert "&lt;script&gt;alert(1)" in run
+    assert "<b>paint" not in run
+    assert "<script>alert" not in run
+    small = page.get(httpx.URL(f"{HOST}/runs/").join(thumbnail(run)).path)
+    assert small.headers["content-type"] == "image/webp"
+    strip = page.get(f"/runs/{LOOSE}/latest")
+    assert strip.headers["content-type"] == "image/webp"
+    row = page.get(f"/runs/{LOOSE}/rows/1").text
+    assert 'rel="prev" href="0"' in row
+    assert 'rel="next"' not in row
+    full = re.findall(r'href="([^"]*/pictures/[^"]*)"', row)
+    assert page.get(f"/runs/{LOOSE}/rows/{full[0]}").content.startswith(b"\x89PNG")
+    assert page.get(f"/runs/{LOOSE}/rows/2").status_code == 404  # not rendered yet
+    for path in ("pictures/00000/../../x", "pictures/00000/x.jpg", "thumbnails/..%2f/a.jpg"):
+        assert page.get(f"/runs/{LOOSE}/{path}").status_code in (404, 422)
+    assert "paint" in page.get(f"/runs/{LOOSE}", params={"show": "failures", "q": "PAINT"}).text
+
+
+def test_nothing_new_is_not_sent_again_and_nothing_foreign_is_loaded(
+    site: Site, page: TestClient
+) -> None:
+    start(site, LOOSE, site.folder / "my-run", settled=1)
+    first = page.get("/")
+    again = page.get("/", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    for path in ("/", "/login", f"/runs/{LOOSE}", f"/runs/{LOOSE}/cancel", "/runs/none"):
+        answer = page.get(path)
+        assert "default-src 'none'" in answer.headers["content-security-policy"], path
+        assert not re.search(r"""(src|href|action)=["'](https?:)?//""", answer.text), path
+        assert not re.search(r"<style|style=|<script>| on\w+=", answer.text), path
+
+
+def test_forms_pause_resume_and_cancel_only_from_this_page(site: Site, page: TestClient) -> None:
+    start(site, LOOSE, site.folder / "my-run")
+    for headers in ({}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+        assert page.post(f"/runs/{LOOSE}/cancel", headers=headers).status_code == 403
+    assert site.progress(LOOSE).state == "running"
+    for act, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
+        assert f"{act.capitalize()} my-run?" in page.get(f"/runs/{LOOSE}/{act}").text
+        page.post(f"/runs/{LOOSE}/{act}", headers={"Origin": HOST})
+        assert site.progress(LOOSE).state == state
+        assert state in page.get("/").text
+    site.runs.finish(LOOSE, 4, 0)
+    late = page.post(f"/runs/{LOOSE}/pause", headers={"Origin": HOST})
+    assert late.status_code == 409
+    assert "has finished already" in late.text
+    strange = page.get("/", headers={"Host": "evil.example"})
+    assert strange.status_code == 403  # DNS rebinding
+
+
+def test_a_team_sees_its_own_runs_alone(site: Site, settings: Settings) -> None:
+    keys = SecretStr("for-red@red, for-green@green, for-nobody")
+    start(site, RED, Path(str(settings.store)) / "batches/red/batch_1/out", settled=1)
+    start(site, LOOSE, site.folder / "my-run", settled=1)
+    api = make_api(settings.model_copy(update={"api_keys": keys}), load_models(settings.models))
+    seen: dict[str, list[bool]] = {}
+    for token in ("for-red", "for-green", "for-nobody"):
+        with TestClient(api, "http://page.example") as client:
+            assert client.get("/", follow_redirects=False).headers["location"] == "./login"
+            same = {"Origin": "http://page.example"}
+            assert client.post("/login", data={"token": "wrong"}, headers=same).status_code == 401
+            done = client.post(
+                "/login", data={"token": token}, headers=same, follow_redirects=False
+            )
+            kept = done.headers["set-cookie"]
+            assert "HttpOnly" in kept
+            assert "SameSite=strict" in kept
+            seen[token] = [client.get(f"/runs/{run}").status_code == 200 for run in (RED, LOOSE)]
+            board = client.get("/").text
+            assert ["batch_1" in board, "my-run" in board] == seen[token]
+            for run, mine in zip((RED, LOOSE), seen[token], strict=True):
+                name = f"00000/{1:032x}.png"
+                for path in ("rows/1", "latest", f"pictures/{name}", f"thumbnails/{name}"):
+                    assert (client.get(f"/runs/{run}/{path}").status_code == 200) is mine, path
+                if not mine:
+                    gone = client.post(f"/runs/{run}/cancel", headers=same)
+                    assert gone.status_code == 404
+            client.post("/logout", headers=same)
+            assert client.get("/").url.path == "/login"
+    assert seen == {
+        "for-red": [True, False], "for-green": [False, False], "for-nobody": [False, True]
+    }  # fmt: skip
+    assert site.progress(RED).state == site.progress(LOOSE).state == "running"
+
+
+def test_a_poll_takes_three_round_trips_however_many_runs(
+    site: Site, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        start(site, f"{number:012x}", site.folder / f"run-{number}")
+    api = make_api(settings, load_models(settings.models))
+    board = api.state.parts[Board]
+    trips = 0
+
+    def count(kind: type) -> None:
+        send = kind.send_packed_command
+
+        def counting(self: object, *args: object, **options: object) -> object:
+            nonlocal trips
+            trips += 1
+            return send(self, *args, **options)
+
+        monkeypatch.setattr(kind, "send_packed_command", counting)
+
+    async def poll() -> int:
+        nonlocal trips
+        transport = httpx.ASGITransport(api)
+        async with httpx.AsyncClient(transport=transport, base_url=HOST) as client:
+            await client.get("/")  # connects
+            board.forget()
+            trips = 0
+            assert "run-19" in (await client.get("/")).text
+            first, trips = trips, 0
+            await client.get("/")  # within a second of the other
+        await api.state.parts[Access].close()
+        return max(first, trips + 2)
+
+    count(redis.connection.AbstractConnection)
+    count(redis.asyncio.connection.AbstractConnection)
+    assert asyncio.run(poll()) == 3
