@@ -84,6 +84,8 @@ def show_outcome(outcome: Outcome) -> None:
     else:
         pace = f", {outcome.pace:.1f} images/s while rendering" if outcome.pace else ""
         show(f"{_count(summary.done, 'image')} in {out} ({outcome.seconds:.1f} s{pace})")
+        if summary.busy:
+            show(_devices(summary.busy, summary.useful))
     if summary.without_image:
         counts = {
             "failed": summary.failed,
@@ -114,6 +116,8 @@ def show_statuses(statuses: Sequence[Status]) -> None:
         if s.retries:
             counts = [_count(s.deaths, "death"), _count(s.suspects, "suspected request")]
             show(f"{s.run_id}: {s.retries:,} chunks tried again, {', '.join(counts)}")
+        if s.busy:
+            show(f"{s.run_id}: {_devices(s.busy, s.useful)}")
         for line in s.unfit:
             show(f"{s.run_id}: {line}")
         if s.unserved:
@@ -281,6 +285,10 @@ def _when(moment: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _devices(busy: float, useful: float) -> str:
+    return f"devices busy {busy:.1%} of the time; {useful:.1%} of the rendered slots became images"
 
 
 def _duration(seconds: float) -> str:

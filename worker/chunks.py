@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import Lock
 from typing import cast
 
 from jobs.broker.runs import Attempt
@@ -15,6 +16,11 @@ from jobs.output.plan import Chunk, Plan, read_plan, read_shard
 from jobs.output.records import Record, RecordStatus, chunks_done, read_part, write_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
+
+SHARDS_KEPT = 2  # the one under way, and the next; megabytes each
+
+
+NOT_BEGUN = Attempt(0, 0)
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,42 @@ def open_run(run_id: str, epoch: int, out: str) -> LiveRun:
     return LiveRun(epoch, plan, storage, frozenset(chunks_done(storage, plan)), parts)
 
 
+class Shards:
+    """Shards of plans, read once for all of their chunks. Many threads may ask."""
+
+    def __init__(self) -> None:
+        self._read: OrderedDict[tuple[str, str, int], list[Request]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, run: LiveRun, number: int) -> list[Request]:
+        """All requests of a shard. Raises: as read_shard."""
+        key = run.storage.uri, run.plan.run_id, number
+        with self._lock:
+            if key not in self._read:
+                self._read[key] = read_shard(run.storage, run.plan.run_id, number)
+                while len(self._read) > SHARDS_KEPT:
+                    self._read.popitem(last=False)
+            self._read.move_to_end(key)
+            return self._read[key]
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What storage says of a chunk. settled: job id → status of those that have a record."""
+
+    settled: dict[str, RecordStatus]
+    requests: list[Request]
+
+
 @dataclass(frozen=True)
 class Work:
-    """One try at a chunk that a message asks for."""
+    """One try at a chunk that a message asks for. `attempt` is NOT_BEGUN at first."""
 
     run: LiveRun
+    shards: Shards
     shard: int
     chunk: int
-    attempt: Attempt
+    attempt: Attempt = NOT_BEGUN
 
     @property
     def run_id(self) -> str:
@@ -79,6 +113,11 @@ class Work:
         """Whether the chunk is complete, as storage says."""
         return self.run.storage.exists(layout.done_part(self.run_id, self.shard, self.chunk))
 
+    def todo(self) -> Todo:
+        """What has a record, and what is to be rendered."""
+        settled = self.settled()
+        return Todo(settled, [one for one in self.requests() if one.job_id not in settled])
+
     def settled(self) -> dict[str, RecordStatus]:
         """job id → status of the requests that have a record already."""
         names: Iterable[str] = self.run.parts
@@ -101,7 +140,7 @@ class Work:
 
     def requests(self) -> list[Request]:
         """All requests of the chunk."""
-        requests = read_shard(self.run.storage, self.run_id, self.shard)
+        requests = self.shards.get(self.run, self.shard)
         return requests[self._rows.start : self._rows.stop]
 
     def store_done(self, records: list[Record]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from hashlib import sha256
+from threading import Lock, Semaphore
 
 from jobs.output import layout
 from jobs.output.dataset import now
@@ -14,9 +16,10 @@ from jobs.output.records import Record, RecordStatus, Timings
 from jobs.output.storage import Storage
 from jobs.requests import Request
 from worker.encode import encode
+from worker.meter import Meter
 from worker.render import Rendered, failed
 
-IN_FLIGHT = 2  # batches: one being stored, one waiting
+IN_FLIGHT = 3  # batches of a process: one being stored, one waiting, the one that has just come
 SMALL_PIXELS = 256 * 256  # on a local disk, fewer cost less than handing them to another thread
 
 
@@ -74,8 +77,9 @@ class Shelf:
 class Output:
     """What one chunk has rendered, on its way into storage. Made anew for each attempt.
 
-    worker: the name of this process; attempt: 1 for the chunk's first; taken: requests so far;
-    settled: job id → status of those whose images are stored.
+    worker: the name of this process; attempt: 1 for the chunk's first; flow: taken for each batch
+    until it is stored; meter: counts each batch; taken: requests so far; settled: job id → status
+    of those whose images are stored.
     """
 
     storage: Storage
@@ -83,9 +87,11 @@ class Output:
     shard: int
     worker: str
     attempt: int
+    flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
+    meter: Meter = field(default_factory=Meter)
     taken: int = 0
     settled: dict[str, RecordStatus] = field(default_factory=dict)
-    _under_way: deque[list[Future[list[Record]]]] = field(default_factory=deque)
+    _under_way: deque[Future[list[Record]]] = field(default_factory=deque)
     _records: list[Record] = field(default_factory=list)
 
     def take(self, batch: list[Rendered]) -> None:
@@ -94,13 +100,17 @@ class Output:
         Raises:
             TransientError, FatalError: an earlier image could not be stored.
         """
-        while len(self._under_way) >= IN_FLIGHT:
+        self.meter.note(batch)
+        self.flow.acquire()
+        while self._under_way and self._under_way[0].done():
             self._settle()
         key = batch[0].request.key
         is_local = self.storage.local_root is not None
         together = max(1, SMALL_PIXELS // (key.width * key.height)) if is_local else 1
         parts = [batch[start : start + together] for start in range(0, len(batch), together)]
-        self._under_way.append([self.executor.submit(self._store_all, part) for part in parts])
+        stored = [self.executor.submit(self._store_all, part) for part in parts]
+        _when_all_end(stored, self.flow.release)
+        self._under_way.extend(stored)
         self.taken += len(batch)
 
     def records(self) -> list[Record]:
@@ -115,10 +125,9 @@ class Output:
         return records
 
     def _settle(self) -> None:
-        for stored in self._under_way.popleft():
-            records = stored.result()
-            self._records.extend(records)
-            self.settled |= {record.request.job_id: record.status for record in records}
+        records = self._under_way.popleft().result()
+        self._records.extend(records)
+        self.settled |= {record.request.job_id: record.status for record in records}
 
     def _store_all(self, batch: list[Rendered]) -> list[Record]:
         shelf = Shelf(self.storage, self.worker, self.attempt)
@@ -126,3 +135,18 @@ class Output:
 
     def _path(self, request: Request) -> str:
         return layout.image(self.shard, request.job_id, request.format)
+
+
+def _when_all_end(futures: Sequence[Future[list[Record]]], call: Callable[[], None]) -> None:
+    left, lock = len(futures), Lock()
+
+    def ended(_: object) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = not left
+        if last:
+            call()
+
+    for future in futures:
+        future.add_done_callback(ended)

@@ -1,19 +1,14 @@
-"""The Celery edge: what a device process does about each kind of message."""
+"""What a device process does about each kind of message."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass, replace
 
 import redis
-from celery import shared_task
-from celery.exceptions import Reject
-from celery.signals import worker_process_init
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -24,50 +19,169 @@ from tenacity import (
 
 from jobs.broker.dispatch import next_shard, start_run
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
-from jobs.children import die_with_parent
-from jobs.errors import FatalError, ImagemillError, TransientError
+from jobs.broker.runs import Effort
+from jobs.errors import ImagemillError, TransientError
 from jobs.output.dataset import write_dataset
 from jobs.output.records import RecordStatus, chunks_done
 from worker.calls import serve_calls
-from worker.chunks import Work, count
+from worker.chunks import Todo, Work, count
 from worker.faults import Unfit, own_fault
-from worker.process.parent import READY_SIGNAL, STOP_SIGNAL
 from worker.storing import Output
 from worker.suspects import Suspects
-from worker.workshop import Workshop, workshop
+from worker.workshop import Workshop
 
 PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
 RELEASE_SECONDS = 60.0  # a partition that ends within them counts as no death
 SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
+LEAD_SECONDS = 2.0  # before a chunk's end the next message is taken, to be made ready
 
 log = logging.getLogger(__name__)
+
+MakeWay = Callable[[], None]  # says that the next message may be taken
+
+
+class PutBack(Exception):
+    """The message is to be delivered again, to whoever is first."""
 
 
 class Interrupted(Exception):
     """The chunk stops early: the worker is to end, or the run does not go on."""
 
 
-@shared_task(name=RENDER)  # type: ignore[untyped-decorator]
-def render(run_id: str, epoch: int, shard: int, chunk: int) -> None:
-    """Render and store one chunk; the last one of a run sends `finalize`."""
-    shop = workshop()
+@dataclass(frozen=True)
+class Drawn:
+    """A chunk whose every batch is rendered, and under way into storage.
+
+    effort: what that took; settled: what earlier attempts had finished.
+    """
+
+    work: Work
+    output: Output
+    effort: Effort
+    settled: dict[str, RecordStatus]
+
+
+def render(
+    shop: Workshop, make_way: MakeWay, run_id: str, epoch: int, shard: int, chunk: int
+) -> None:
+    """Render and store one chunk; the last one of a run sends `finalize`.
+
+    Only drawing needs the device: before and after, others have it.
+    """
     with responsibly(shop, run_id, epoch):
         run = shop.open(run_id, epoch)
         if run is None:
             return
-        number = run.plan.number(shard, chunk)
-        work = Work(run, shard, chunk, shop.runs.begin(run_id, number))
+        work = Work(run, shop.shards, shard, chunk)
+        todo = work.todo()
         try:
-            settled = render_chunk(shop, work)
-        except Exception as error:
-            release(shop, work)
-            if not isinstance(error, Interrupted):
-                raise
+            drawn = shop.device.submit(draw, shop, work, todo, make_way).result()
+        except Interrupted:
             if shop.stopping.is_set():
-                raise Reject(requeue=True) from None
+                raise PutBack from None
             return
-        if shop.runs.complete(run_id, number, *count(settled.values())):
+        statuses = store(shop, drawn)
+        shop.runs.spend(run_id, drawn.effort)
+        if shop.runs.complete(run_id, work.number, *count(statuses.values())):
             shop.dispatcher.finalize(run_id, epoch, work.model)
+
+
+def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
+    """Render what a chunk lacks, batch by batch, with the device.
+
+    Raises:
+        Interrupted: it stopped before a batch; what it had finished is stored.
+    """
+    if not goes_on(shop, work):
+        raise Interrupted
+    work = replace(work, attempt=shop.runs.begin(work.run_id, work.number))
+    shop.at_work.enter()
+    output = Output(
+        work.run.storage, shop.executor, work.shard, shop.name, work.attempt.number, shop.flow,
+        shop.clock.start(work.run_id, work.run.epoch),
+    )  # fmt: skip
+    try:
+        if work.attempt.number > 1:
+            todo = work.todo()  # an earlier attempt may have left a part since
+        if work.attempt.deaths:
+            shop.at_work.wait_for_others()  # should it kill the process, it is to kill them no more
+        _draw_batches(shop, work, todo, output, make_way)
+    except BaseException as error:
+        try:
+            if not isinstance(error, TransientError):  # else storage is away
+                with suppress(ImagemillError):
+                    work.store_interrupted(output.records())
+        finally:
+            shop.at_work.leave()
+            release(shop, work)
+        raise
+    effort = output.meter.effort()
+    while not shop.stopping.is_set() and serve_calls(shop):
+        pass  # their wakes may wait behind the next chunk
+    shop.clock.stop(work.run_id, work.run.epoch)
+    return Drawn(work, output, effort, todo.settled)
+
+
+def _draw_batches(
+    shop: Workshop, work: Work, todo: Todo, output: Output, make_way: MakeWay
+) -> None:
+    with own_fault(work.model, whole=False):
+        renderer = shop.renderers.get(work.model)
+        for key in {request.key for request in todo.requests}:
+            renderer.check_weights(key, work.planned_weights(key))
+        del renderer  # not held: others may need its memory between two batches
+    shop.fitness.succeed(work.model)
+    done_before, failed_before = count(todo.settled.values())
+    suspects = Suspects(shop.runs, work, output, lambda: shop.renderers.get(work.model))
+    saved = time.monotonic()
+    # With care, inputs are loaded under watch: a decoder can crash as well.
+    ordered = suspects.batches(todo.requests)
+    for batch in shop.loader(work.run.storage).ahead(ordered, eager=not suspects.careful):
+        if not goes_on(shop, work):
+            raise Interrupted
+        while not shop.stopping.is_set() and serve_calls(shop):
+            pass  # whoever waits for a single image goes first
+        left = len(todo.requests) - output.taken
+        if left <= len(batch.requests) or left * shop.pace.get(work.model, 0) < LEAD_SECONDS:
+            make_way()
+        started = time.monotonic()
+        with suspects.watch(batch.requests):
+            shop.stage.run(work.model, batch, output)
+        shop.pace[work.model] = (time.monotonic() - started) / len(batch.requests)
+        shop.runs.report(
+            work.run_id, work.number, work.attempt, done_before + output.taken, failed_before
+        )
+        if time.monotonic() - saved > SAVE_SECONDS:
+            work.store_interrupted(output.records())
+            saved = time.monotonic()
+
+
+def goes_on(shop: Workshop, work: Work) -> bool:
+    """Whether the chunk's next batch is to be rendered here and now."""
+    return not shop.stopping.is_set() and shop.runs.is_running(work.run_id, work.run.epoch)
+
+
+def store(shop: Workshop, drawn: Drawn) -> dict[str, RecordStatus]:
+    """Wait for a chunk's images to be stored, then store its part, unless it is there.
+
+    Returns what became of each request by job id.
+    """
+    try:
+        records = drawn.output.records()
+        # An empty part must not take the place of what another attempt has stored meanwhile.
+        if records or not drawn.work.is_done():
+            drawn.work.store_done(records)
+    except BaseException as error:
+        try:
+            if not isinstance(error, TransientError):
+                with suppress(ImagemillError):
+                    drawn.work.store_interrupted(drawn.output.records())
+        finally:
+            release(shop, drawn.work)
+        raise
+    finally:
+        shop.at_work.leave()
+    return drawn.settled | drawn.output.settled
 
 
 def release(shop: Workshop, work: Work) -> None:
@@ -85,68 +199,18 @@ def release(shop: Workshop, work: Work) -> None:
     retrying(shop.runs.release, work.run_id, work.number, work.attempt)
 
 
-def render_chunk(shop: Workshop, work: Work) -> dict[str, RecordStatus]:
-    """Read, load, render, encode, store; returns what became of each request by job id.
-
-    Raises:
-        Interrupted: it stopped after a batch; what it had finished is stored.
-    """
-    settled = work.settled()
-    requests = [request for request in work.requests() if request.job_id not in settled]
-    if not requests and work.is_done():
-        return settled  # its part is there: an empty one must not take its place
-    renderer = partial(shop.renderers.get, work.model)
-    with own_fault(work.model, whole=False):
-        for key in {request.key for request in requests}:
-            renderer().check_weights(key, work.planned_weights(key))
-    shop.fitness.succeed(work.model)
-    done_before, failed_before = count(settled.values())
-    storage = work.run.storage
-    output = Output(storage, shop.executor, work.shard, shop.name, work.attempt.number)
-    suspects = Suspects(shop.runs, work, output, renderer)
-    saved = time.monotonic()
-    try:
-        # With care, inputs are loaded under watch: a decoder can crash as well.
-        ordered = suspects.batches(requests)
-        for batch in shop.loader(storage).ahead(ordered, eager=not suspects.careful):
-            if shop.stopping.is_set() or not shop.runs.is_running(work.run_id, work.run.epoch):
-                raise Interrupted
-            while not shop.stopping.is_set() and serve_calls(shop):
-                pass  # whoever waits for a single image goes first
-            with suspects.watch(batch.requests):
-                shop.stage.run(work.model, batch, output)
-            shop.runs.report(
-                work.run_id, work.number, work.attempt, done_before + output.taken, failed_before
-            )
-            if time.monotonic() - saved > SAVE_SECONDS:
-                work.store_interrupted(output.records())
-                saved = time.monotonic()
-        records = output.records()
-    except TransientError:
-        raise  # storage is away
-    except Exception:
-        with suppress(ImagemillError):
-            work.store_interrupted(output.records())
-        raise
-    work.store_done(records)
-    return settled | output.settled
-
-
-@shared_task(name=WAKE)  # type: ignore[untyped-decorator]
-def wake() -> None:
+def wake(shop: Workshop, make_way: MakeWay) -> None:
     """Serve interactive calls, the oldest first, until none waits."""
-    shop = workshop()
+    make_way()
     try:
-        while not shop.stopping.is_set() and serve_calls(shop):
+        while not shop.stopping.is_set() and shop.device.submit(serve_calls, shop).result():
             pass
     except redis.RedisError as error:
         log.warning("Interactive calls: %s", error)  # those who wait will wake us again
 
 
-@shared_task(name=FEED)  # type: ignore[untyped-decorator]
-def feed(run_id: str, epoch: int, shard: int, model: str) -> None:
+def feed(shop: Workshop, _: MakeWay, run_id: str, epoch: int, shard: int, model: str) -> None:
     """Queue the chunks of one plan shard, then the feed of the next."""
-    shop = workshop()
     with responsibly(shop, run_id, epoch):
         run = shop.open(run_id, epoch)
         if run is None:
@@ -159,10 +223,9 @@ def feed(run_id: str, epoch: int, shard: int, model: str) -> None:
             shop.dispatcher.feed(run_id, epoch, following, model)
 
 
-@shared_task(name=FINALIZE)  # type: ignore[untyped-decorator]
-def finalize(run_id: str, epoch: int) -> None:
+def finalize(shop: Workshop, make_way: MakeWay, run_id: str, epoch: int) -> None:
     """Write the dataset of a run whose chunks are all complete; queue those that are not."""
-    shop = workshop()
+    make_way()  # it may take minutes, and needs no device
     with responsibly(shop, run_id, epoch):
         run = shop.open(run_id, epoch)
         if run is None:
@@ -186,7 +249,7 @@ def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
     try:
         try:
             yield
-        except (Reject, TransientError, redis.RedisError):
+        except (PutBack, TransientError, redis.RedisError):
             raise
         except Unfit as fault:
             reasons = shop.fitness.give_up(fault, run_id)
@@ -205,20 +268,12 @@ def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
     except (TransientError, Unfit, redis.RedisError) as error:
         log.warning("Run %s: trying again: %s", run_id, error)
         shop.stopping.wait(PAUSE_SECONDS)
-        raise Reject(requeue=True) from error
+        raise PutBack from error
 
 
-@worker_process_init.connect  # type: ignore[untyped-decorator]
-def prepare(**_: object) -> None:
-    """Load the first model before the first message asks for it, then listen for the end."""
-    die_with_parent()
-    shop = workshop()
-    try:
-        shop.renderers.get(shop.models[0])
-    except FatalError as error:
-        log.error("%s", error)  # a run that needs this model will say it again
-    except Exception:  # likewise; without a handler for the signal it would end a live batch
-        log.exception("Model %s did not load", shop.models[0])
-    # Until here the signal just ends the process, as there is nothing to finish yet.
-    signal.signal(STOP_SIGNAL, lambda *_: shop.stopping.set())
-    os.kill(os.getppid(), READY_SIGNAL)
+TASKS: dict[str, Callable[..., None]] = {
+    RENDER: render,
+    FEED: feed,
+    FINALIZE: finalize,
+    WAKE: wake,
+}

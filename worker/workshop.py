@@ -6,14 +6,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
-from threading import Event
-
-from celery import current_app
+from threading import Condition, Event, Lock, Semaphore
 
 from jobs.broker.connection import connect
 from jobs.broker.dispatch import Dispatcher
-from jobs.broker.fleet import Fleet
+from jobs.broker.fleet import Fleet, Worker
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
 from jobs.calls.claims import Claims
@@ -21,11 +18,13 @@ from jobs.inputs.images import InputPolicy
 from jobs.models.table import load_models
 from jobs.output.storage import Storage
 from jobs.settings import load_settings
-from worker.chunks import LiveRun, open_run
+from worker.chunks import LiveRun, Shards, open_run
 from worker.faults import Fitness
 from worker.inputs import Loader
+from worker.meter import Clock
 from worker.renderers import Renderers
 from worker.stage import Stage
+from worker.storing import IN_FLIGHT
 
 RUNS_KEPT = 8
 
@@ -36,8 +35,11 @@ class Workshop:
 
     name: the worker's; models: what it serves, the first of them loaded at once; slots: requests
     that one call of each has room for; fitness: what it cannot render for now; stage renders,
-    executor stores, inputs loads; policy, stores: what inputs may be and where from; stopping: set
-    when it is to end after its batch.
+    executor stores, inputs loads; policy, stores: what inputs may be and where from; device: the
+    one thread that touches models; flow: how many rendered batches may be on their way into
+    storage; at_work: chunks that have begun; pace: seconds a request, by model, of the last batch;
+    clock: when the device was last at work;
+    stopping: set when it is to end after its batch.
     """
 
     name: str
@@ -53,7 +55,14 @@ class Workshop:
     inputs: ThreadPoolExecutor
     policy: InputPolicy
     stores: frozenset[str]
+    device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "device"))
+    flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
+    shards: Shards = field(default_factory=Shards)
+    at_work: AtWork = field(default_factory=lambda: AtWork())
+    pace: dict[str, float] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
     stopping: Event = field(default_factory=Event)
+    _lock: Lock = field(default_factory=Lock)
     _open: OrderedDict[tuple[str, int, str], LiveRun] = field(default_factory=OrderedDict)
 
     def loader(self, storage: Storage) -> Loader:
@@ -66,30 +75,51 @@ class Workshop:
         if out is None:
             return None
         key = run_id, epoch, out
-        if key not in self._open:
-            while len(self._open) >= RUNS_KEPT:
-                self._open.popitem(last=False)
-            self._open[key] = open_run(run_id, epoch, out)
-        return self._open[key]
+        with self._lock:
+            if key not in self._open:
+                while len(self._open) >= RUNS_KEPT:
+                    self._open.popitem(last=False)
+                self._open[key] = open_run(run_id, epoch, out)
+            return self._open[key]
 
 
-@cache
-def workshop() -> Workshop:
-    """This process's own, made on first use."""
+class AtWork:
+    """Counts the chunks that have begun and have not ended: the one that renders comes last."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = Condition()
+
+    def enter(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait_for_others(self) -> None:
+        """Wait until none but the one that asks is at work."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count <= 1)
+
+
+def make_workshop(worker: Worker) -> Workshop:
+    """The tools of a worker's device process."""
     settings = load_settings()
     client, seal = connect(settings), make_seal(settings)
-    conf = current_app.conf  # what worker/process/parent.py gave its pool process
     table = load_models(settings.models)
-    renderers = Renderers(table, conf.imagemill_device, settings.models_kept)
+    renderers = Renderers(table, worker.device, settings.models_kept)
     return Workshop(
-        name=conf.imagemill_worker,
-        models=conf.imagemill_models,
-        slots={name: table.get(name).batch_width for name in conf.imagemill_models},
+        name=worker.name,
+        models=list(worker.models),
+        slots={name: table.get(name).batch_width for name in worker.models},
         runs=Runs(client, settings.key_prefix, seal),
         claims=Claims(client, settings.key_prefix, seal),
         dispatcher=Dispatcher(client, settings.key_prefix, seal),
         renderers=renderers,
-        fitness=Fitness(Fleet(client, settings.key_prefix), conf.imagemill_worker),
+        fitness=Fitness(Fleet(client, settings.key_prefix), worker.name),
         stage=Stage(renderers, settings.batch_seconds),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
         # Apart from those that store: a slow host must not hold images up.

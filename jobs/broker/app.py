@@ -30,14 +30,9 @@ def make_app(settings: Settings, include: Iterable[str] = ()) -> Celery:
         # A message is acknowledged when its work is in storage, and goes back if a process dies.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
-        worker_prefetch_multiplier=1,
+        # No more messages than the pool says (worker/process/pool.py).
         worker_disable_prefetch=True,
-        # One process a device. Spawned, because CUDA and storage clients do not survive a fork.
-        worker_pool="prefork",
         worker_concurrency=1,
-        worker_pool_start_method="spawn",
-        worker_proc_alive_timeout=600,
-        worker_lost_wait=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         # Anyone who reaches Redis could otherwise stop workers.
         worker_enable_remote_control=False,

@@ -33,12 +33,37 @@ ASKED = 4  # questions whose answers make a run's progress
 
 
 @dataclass(frozen=True, slots=True)
+class Effort:
+    """What devices did for a run.
+
+    seconds: of pipeline calls; span: the same with what the devices waited between them; slots:
+    what the calls had room for; images: what they made.
+    """
+
+    seconds: float = 0.0
+    span: float = 0.0
+    slots: int = 0
+    images: int = 0
+
+    @property
+    def busy(self) -> float:
+        """The share of the devices' time in which they rendered; 0 if it is not known."""
+        return min(1.0, self.seconds / self.span) if self.span else 0.0
+
+    @property
+    def useful(self) -> float:
+        """The share of the rendered slots that became images; 0 if it is not known."""
+        return self.images / self.slots if self.slots else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Counts of one run. `done` and `failed` cover all requests, those of earlier tries included.
 
     problem: why the run is paused, and what to do; empty if it was not. retries: attempts at
     chunks beyond the first; deaths: those among the attempts that no worker has ended; suspects:
-    requests that may have killed a worker; models: what the run needs workers for.
+    requests that may have killed a worker; models: what the run needs workers for; effort: of the
+    chunks that are complete.
     """
 
     run_id: str
@@ -55,6 +80,7 @@ class Progress:
     deaths: int = 0
     suspects: int = 0
     models: tuple[str, ...] = ()
+    effort: Effort = Effort()
 
     @property
     def settled(self) -> int:
@@ -201,6 +227,12 @@ class Runs:
             deaths=int(text.get("deaths", 0)),
             suspects=int(suspects),
             models=tuple(orjson.loads(text["models"])),
+            effort=Effort(
+                float(text.get("device_seconds", 0)),
+                float(text.get("device_span", 0)),
+                int(text.get("device_slots", 0)),
+                int(text.get("device_images", 0)),
+            ),
         )
 
     def location(self, run_id: str, epoch: int) -> str | None:
@@ -316,6 +348,16 @@ class Runs:
                 self._touch(pipe, key)
                 pipe.execute()
         return chunks is not None and int(chunks_done) >= int(chunks)
+
+    def spend(self, run_id: str, effort: Effort) -> None:
+        """Add what a chunk has cost."""
+        key = self._key(run_id)
+        with self.client.pipeline() as pipe:
+            pipe.hincrbyfloat(key, "device_seconds", effort.seconds)
+            pipe.hincrbyfloat(key, "device_span", effort.span)
+            pipe.hincrby(key, "device_slots", effort.slots)
+            pipe.hincrby(key, "device_images", effort.images)
+            pipe.execute()
 
     def finish(self, run_id: str, done: int, failed: int) -> None:
         """The dataset is written: set the final counts."""

@@ -28,8 +28,9 @@ class Status:
     state: as in jobs.broker.runs, or "unfinished" where only storage knows the run; problem: why
     it is paused; source: who said so. retries, deaths, suspects: as there, 0 from storage;
     unserved: models that it waits for, as no worker has them; unfit: which workers cannot render
-    some of its models, and why; quarantined: messages that were put
-    aside, of all runs together.
+    some of its models, and why; busy: the share of the devices' time in which they rendered;
+    useful: the share of the rendered slots that became images; both 0 where that is not known;
+    quarantined: messages that were put aside, of all runs together.
     """
 
     run_id: str
@@ -48,6 +49,8 @@ class Status:
     unserved: tuple[str, ...] = ()
     quarantined: int = 0
     unfit: tuple[str, ...] = ()
+    busy: float = 0.0
+    useful: float = 0.0
 
 
 def is_run_id(name: str) -> bool:
@@ -193,6 +196,8 @@ def _of_progress(progress: Progress, around: _Around) -> Status:
         unserved=around.unserved(models),
         quarantined=around.quarantined,
         unfit=around.unfit(models),
+        busy=round(progress.effort.busy, 4),
+        useful=round(progress.effort.useful, 4),
     )
 
 
@@ -213,4 +218,6 @@ def _of_storage(storage: Storage, run_id: str) -> Status:
         chunks=plan.chunks,
         chunks_done=len(complete),
         source="storage",
+        busy=round(summary.busy, 4),
+        useful=round(summary.useful, 4),
     )

@@ -31,7 +31,9 @@ from producer.planning.manifest import Block, parse_line, read_blocks
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 CHUNK_SECONDS = 30.0  # device time that one message stands for
-CHUNK_REQUESTS = 1024  # at most, so that an interrupted chunk of fast images loses little
+CHUNK_BATCHES = 4  # at least: the time of an image is mostly a guess, and often too long
+CHUNK_SHARE = 8  # at most this part of a shard, so that several workers share it
+CHUNK_SHARE_ALONE = 32  # and this of a manifest of few shards, so that each gets several
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
 PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process starts
 
@@ -72,6 +74,7 @@ class Planner:
     options: PlanOptions
     fingerprints: dict[str, str]
     intake: Intake
+    share: int = CHUNK_SHARE
     refused: dict[str, str] = field(default_factory=dict)
 
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
@@ -135,14 +138,20 @@ class Planner:
         return model in self.table.models or route == self.options.model
 
     def _chunks(self, groups: Counter[BatchKey]) -> Iterator[Chunk]:
-        """Ranges of about CHUNK_SECONDS, in whole batches, each of one model."""
+        """Ranges of whole batches, each of one model, of about CHUNK_SECONDS.
+
+        At worst a batch too long: to go from one chunk to the next costs the device nothing, but
+        each one is a message, and a part to be read when the run ends.
+        """
+        most = groups.total() // self.share
         start = 0
         sizes: dict[str, int] = {}
         for key, count in groups.items():
             sizes[key.model] = sizes.get(key.model, 0) + count
         for model, count in sizes.items():
             spec = self.table.get(model)
-            wanted = min(CHUNK_REQUESTS, int(CHUNK_SECONDS / spec.seconds_per_image))
+            least = CHUNK_BATCHES * spec.batch_width
+            wanted = min(most, max(least, int(CHUNK_SECONDS / spec.seconds_per_image)))
             size = max(1, wanted // spec.batch_width) * spec.batch_width
             for first in range(start, start + count, size):
                 yield Chunk(model, first, min(first + size, start + count))
@@ -202,7 +211,8 @@ def plan_blocks(
     head = list(islice(blocks, PARALLEL_BLOCKS))
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))
-    planner = Planner(table, options, fingerprints, intake)
+    share = CHUNK_SHARE if len(head) == PARALLEL_BLOCKS else CHUNK_SHARE_ALONE
+    planner = Planner(table, options, fingerprints, intake, share)
     if head:  # so that the other processes know the fingerprints that most manifests need
         _learn_fingerprints(planner, head[0])
     seen = _Seen()

@@ -35,5 +35,5 @@ def dice(request: pytest.FixtureRequest) -> random.Random:
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The environment of workers that can be broken from within (faults/sitecustomize.py)."""
-    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
     return monkeypatch

@@ -104,7 +104,8 @@ def test_dead_host(site: Site, ledger: Ledger) -> None:
     default = type(site.settings)().visibility_timeout
     site.settings = site.settings.model_copy(update={"visibility_timeout": default})
     gone = site.start_worker("slow")
-    site.start(site.plan("run", "slow", SEEDS, chunk=24))
+    seeds = list(range(96))  # more than a worker renders while another one starts
+    site.start(site.plan("run", "slow", seeds, chunk=96))
     site.wait_for_images("run", 4)
     site.start_worker("slow")
     eventually(lambda: len(site.fleet.workers()) == 2)
@@ -115,7 +116,7 @@ def test_dead_host(site: Site, ledger: Ledger) -> None:
     ledger.times = 1
     assert max(ledger.recoveries) < 15
     site.wait("run")
-    ledger.check(site, "run", SEEDS)
+    ledger.check(site, "run", seeds)
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.chaos)])

@@ -12,7 +12,7 @@ from jobs.output.plan import Chunk, Plan, Shard, encode_shard, write_plan
 from jobs.output.records import encode_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
-from worker.chunks import Work, open_run
+from worker.chunks import Shards, Work, open_run
 
 KEY = BatchKey("generate", "m", "", 16, 16, 8)
 INK = BatchKey("generate", "m", "ink", 16, 16, 8)
@@ -45,7 +45,7 @@ def write(storage: Storage, path: str, numbers: list[int]) -> None:
 
 
 def work(storage: Storage, chunk: int, attempt: int = 1) -> Work:
-    return Work(open_run("run", 1, storage.uri), 0, chunk, Attempt(attempt, 0))
+    return Work(open_run("run", 1, storage.uri), Shards(), 0, chunk, Attempt(attempt, 0))
 
 
 def test_what_an_earlier_run_rendered_is_settled_in_its_chunk_alone(storage: Storage) -> None:

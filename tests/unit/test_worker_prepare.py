@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import logging
-from threading import Event
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from jobs.errors import FatalError
-from worker import tasks
+from jobs.models.table import load_models
+from worker.device import Device
+from worker.renderers import Renderers
 
 
 @pytest.mark.parametrize("error", [FatalError("no weights"), ValueError("a broken file")])
 def test_any_error_of_the_first_load_leaves_a_process_that_listens(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def get(_: str) -> None:
+    def load(*_: object) -> None:
         raise error
 
-    shop = SimpleNamespace(models=["m"], renderers=SimpleNamespace(get=get), stopping=Event())
-    handled: list[int] = []
-    sent: list[int] = []
-    monkeypatch.setattr(tasks, "workshop", lambda: shop)
-    monkeypatch.setattr(tasks, "die_with_parent", lambda: None)
-    monkeypatch.setattr(tasks.signal, "signal", lambda number, _: handled.append(number))
-    monkeypatch.setattr(tasks.os, "kill", lambda _, number: sent.append(number))
+    monkeypatch.setattr(Renderers, "_load", load)
+    said: list[tuple[str, str]] = []
+    shop: Any = SimpleNamespace(models=["null"], renderers=Renderers(load_models(), "cpu", 1))
+    connection: Any = SimpleNamespace(send=said.append)
     with caplog.at_level(logging.ERROR):
-        tasks.prepare()
-    assert handled == [tasks.STOP_SIGNAL]
-    assert sent == [tasks.READY_SIGNAL]
+        Device(shop, connection).prepare()
+    assert said == [("ready", "")]
     assert str(error) in caplog.text

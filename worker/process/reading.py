@@ -1,4 +1,4 @@
-"""Which queues the parent reads: not those of models that its pool process cannot render for now.
+"""Which queues the parent reads: not those of models that its device process cannot render for now.
 
 So messages and wakes of a model go to the workers that can, and a broken one attracts none.
 """

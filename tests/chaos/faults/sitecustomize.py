@@ -40,7 +40,8 @@ if is_pool and "CHAOS_POISON" in os.environ:
         if any(one.request.seed == int(seed) for one in batch):
             if how == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            if how == "hang":
+            # Another thread may be the one to die of the signal: this one must do no more either.
+            if how in ("crash", "hang"):
                 while True:
                     time.sleep(1)
             resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))

@@ -1,0 +1,169 @@
+"""What a device process does while the device renders: it ends one chunk, and prepares the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+
+import pytest
+
+from jobs.broker.fleet import Worker
+from jobs.output.records import Record
+from tests.sites import Site
+from tests.support import eventually
+from worker import chunks
+from worker.chunks import Work
+from worker.null import NullRenderer
+from worker.tasks import PutBack, render
+from worker.workshop import Workshop, make_workshop
+
+SECONDS = 20.0
+
+
+@pytest.fixture
+def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    for name, value in site.settings.environment().items():
+        monkeypatch.setenv(name, value)
+    shop = make_workshop(Worker("w", ("null",), "cpu", "host", 1))
+    yield shop
+    for threads in (shop.device, shop.executor, shop.inputs):
+        threads.shutdown()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+class Desk:
+    """Gives messages to a device process, each to a thread of its own."""
+
+    def __init__(self, site: Site, shop: Workshop, threads: ThreadPoolExecutor) -> None:
+        self.shop, self.threads = shop, threads
+        plan = site.plan("run", "null", list(range(16)), chunk=8)  # in batches of 4
+        self.epoch = site.runs.open(plan, str(site.folder / "run"), [])
+
+    def render(self, chunk: int) -> tuple[Future[None], Event]:
+        """Returns its end, and whether the next message may be taken."""
+        way = Event()
+        done = self.threads.submit(render, self.shop, way.set, "run", self.epoch, 0, chunk)
+        return done, way
+
+
+@pytest.fixture
+def desk(site: Site, shop: Workshop, threads: ThreadPoolExecutor) -> Desk:
+    return Desk(site, shop, threads)
+
+
+@pytest.fixture
+def rendering(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds that began each pipeline call, so far."""
+    calls: list[int] = []
+    draw = NullRenderer.render
+
+    def count(self: NullRenderer, batch: list[object]) -> object:
+        calls.append(batch[0].request.seed)  # type: ignore[attr-defined]
+        return draw(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(NullRenderer, "render", count)
+    return calls
+
+
+def test_a_chunk_is_stored_while_the_next_one_renders(
+    site: Site, desk: Desk, rendering: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, may_end = Work.store_done, Event()
+
+    def slowly(self: Work, records: list[Record]) -> None:
+        if self.chunk == 0:
+            assert may_end.wait(SECONDS)
+        store(self, records)
+
+    monkeypatch.setattr(Work, "store_done", slowly)
+    first, way = desk.render(0)
+    assert way.wait(SECONDS)
+    second, _ = desk.render(1)
+    second.result(SECONDS)  # it is stored before the first
+    assert rendering == [0, 4, 8, 12]
+    assert not first.done()
+    may_end.set()
+    first.result(SECONDS)
+    assert site.progress("run").chunks_done == 2
+    assert len(site.records("run")) == 16
+    effort = site.progress("run").effort
+    assert (effort.images, effort.slots) == (16, 16)
+    assert 0 < effort.busy <= 1
+
+
+def test_the_next_chunk_is_read_while_one_renders_and_each_shard_once(
+    desk: Desk, rendering: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    read, look = chunks.read_shard, Work.todo
+    drawing, looked, may_draw = Event(), Event(), Event()
+    draw = NullRenderer.render
+
+    def wait(self: NullRenderer, batch: list[object]) -> object:
+        drawing.set()
+        assert may_draw.wait(SECONDS)
+        return draw(self, batch)  # type: ignore[arg-type]
+
+    def todo(self: Work) -> object:
+        found = look(self)
+        if self.chunk == 1:
+            looked.set()
+        return found
+
+    def read_shard(*arguments: object) -> object:
+        reads.append(1)
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(NullRenderer, "render", wait)
+    monkeypatch.setattr(Work, "todo", todo)
+    monkeypatch.setattr(chunks, "read_shard", read_shard)
+    first, _ = desk.render(0)
+    assert drawing.wait(SECONDS)
+    second, _ = desk.render(1)
+    assert looked.wait(SECONDS)
+    assert rendering == []  # the first has not even rendered a batch
+    may_draw.set()
+    for done in (first, second):
+        done.result(SECONDS)
+    assert rendering == [0, 4, 8, 12]
+    assert len(reads) == 1
+
+
+def test_a_message_that_only_waits_goes_back_without_an_attempt(
+    site: Site, desk: Desk, shop: Workshop
+) -> None:
+    shop.stopping.set()
+    done, _ = desk.render(0)
+    with pytest.raises(PutBack):
+        done.result(SECONDS)
+    assert not site.client.exists(f"{site.settings.key_prefix}run:run:attempts")
+
+
+def test_a_chunk_that_killed_its_process_is_rendered_beside_no_other(
+    site: Site, desk: Desk, rendering: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee 3: what is nearly stored is not to die with it again."""
+    store, may_end = Work.store_done, Event()
+
+    def slowly(self: Work, records: list[Record]) -> None:
+        if self.chunk == 0:
+            assert may_end.wait(SECONDS)
+        store(self, records)
+
+    monkeypatch.setattr(Work, "store_done", slowly)
+    site.runs.begin("run", 1)  # by a worker that has died since
+    first, way = desk.render(0)
+    assert way.wait(SECONDS)
+    second, _ = desk.render(1)
+    eventually(lambda: site.client.hget(f"{site.settings.key_prefix}run:run:attempts", "1") == b"2")
+    assert rendering == [0, 4]
+    may_end.set()
+    for done in (first, second):
+        done.result(SECONDS)
+    assert rendering == [0, 4, 8, 12]

@@ -1,0 +1,89 @@
+"""The device process: at several messages at a time, of which one has the device.
+
+Each message has a thread of its own, which prepares and ends it; whatever touches a model runs in
+one other thread, always the same, one after the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from threading import Lock
+from typing import Any
+
+from jobs.broker.fleet import Worker
+from jobs.children import die_with_parent
+from jobs.errors import ImagemillError
+from worker.process.logs import log_plainly
+from worker.process.pool import MOST_HELD, STOP, Word
+from worker.tasks import TASKS, PutBack
+from worker.workshop import Workshop, make_workshop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Device:
+    """The process's end of the connection."""
+
+    shop: Workshop
+    connection: Connection
+    _lock: Lock = field(default_factory=Lock)
+
+    def prepare(self) -> None:
+        """Load the first model before the first message asks for it."""
+        try:
+            self.shop.renderers.get(self.shop.models[0])
+        except ImagemillError as error:
+            log.error("%s", error)  # a run that needs this model will say it again
+        self.say("ready", "")
+
+    def serve(self) -> None:
+        """Take messages until the parent closes the connection."""
+        loading = self.shop.device.submit(self.prepare)
+        loading.add_done_callback(self._end_if_broken)
+        threads = ThreadPoolExecutor(MOST_HELD, thread_name_prefix="message")
+        while True:
+            try:
+                name, task, arguments = self.connection.recv()
+            except (EOFError, OSError):
+                return
+            if name == STOP:
+                self.shop.stopping.set()
+            else:
+                threads.submit(self.do, name, task, arguments)
+
+    def do(self, name: str, task: str, arguments: list[Any]) -> None:
+        """Do what a message asks for, and say what becomes of it."""
+        try:
+            TASKS[task](self.shop, lambda: self.say("next", name), *arguments)
+        except PutBack:
+            self.say("back", name)
+        except BaseException:
+            log.exception("A message was dropped: %s%r", task, tuple(arguments))
+            self.say("done", name)
+        else:
+            self.say("done", name)
+
+    def say(self, word: Word, name: str) -> None:
+        """Tell the parent. If it is gone, so are we."""
+        with self._lock:
+            self.connection.send((word, name))
+
+    def _end_if_broken(self, loading: Any) -> None:
+        if loading.exception():
+            log.error("The device does not start", exc_info=loading.exception())
+            os._exit(1)
+
+
+def work(connection: Connection, worker: Worker) -> None:
+    """The life of a device process."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    log_plainly()
+    Device(make_workshop(worker), connection).serve()
+    os._exit(0)  # all messages have ended: no thread is worth waiting for, such as one that loads
