@@ -22,9 +22,9 @@ SEEDS = list(range(12))
 
 
 def ours(site: Site) -> dict[str, Any]:
-    """A message that the dispatcher has sent."""
-    site.dispatcher.render("nobody", 1, 0, "null", [0])
-    raw = site.client.lpop(f"{site.settings.key_prefix}bulk.null")
+    """A message that the dispatcher has sent; to no worker, not even one that is still dying."""
+    site.dispatcher.render("nobody", 1, 0, "unserved", [0])
+    raw = site.client.lpop(f"{site.settings.key_prefix}bulk.unserved")
     assert isinstance(raw, bytes)
     found = messages.parse(raw)
     assert (found.task, found.arguments) == (messages.RENDER, ("nobody", 1, 0, 0))
