@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test chaos gpu clients check lint types imports clean
+.PHONY: demo test browser chaos gpu clients check lint types imports clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +34,14 @@ gpu: .venv/installed ## on a CUDA machine: what CI checks of pipelines on the CP
 
 clients: .venv/installed .venv/clients/installed ## examples of NeMo Data Designer, LangChain and LiteLLM
 	$(BIN)/pytest tests/clients -m clients
+
+# Playwright's own browser is not needed: Debian's is (apt install chromium).
+.venv/browser/installed: pyproject.toml constraints.txt .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	mkdir -p $(@D) && touch $@
+
+browser: .venv/browser/installed ## the page in Chromium, which must be installed
+	$(BIN)/pytest tests/browser -m browser
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
 
@@ -26,22 +27,23 @@ def plan_run(
     shard: int = 4096,
     chunk: int = 64,
     prompts: Mapping[int, str] = {},
+    model: str = "null",
 ) -> Plan:
     """A run of so many requests: their seeds count from 0, `prompts` replaces some texts."""
-    shards = []
+    key, shards = replace(KEY, model=model), []
     for number, first in enumerate(range(0, requests, shard)):
         rows = range(first, min(first + shard, requests))
         own = [
             Request(
-                i, f"row-{i}", KEY, prompts.get(i, f"scene {i}"), "", i, "png", f"{i:032x}"
+                i, f"row-{i}", key, prompts.get(i, f"scene {i}"), "", i, "png", f"{i:032x}"
             )
             for i in rows
         ]  # fmt: skip
         storage.write(layout.shard(run_id, number), encode_shard(own))
         starts = range(0, len(own), chunk)
-        chunks = tuple(Chunk("null", i, min(i + chunk, len(own))) for i in starts)
+        chunks = tuple(Chunk(model, i, min(i + chunk, len(own))) for i in starts)
         shards.append(Shard(len(own), chunks))
-    plan = Plan(run_id, "m.jsonl", 0, "", {"null": "f"}, tuple(shards))
+    plan = Plan(run_id, "m.jsonl", 0, "", {model: "f"}, tuple(shards))
     write_plan(storage, plan)
     write_summary(storage, planned(plan))
     return plan

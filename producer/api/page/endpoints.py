@@ -20,6 +20,7 @@ from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request as RenderRequest
 from producer.api.admission import Access
+from producer.api.page import trying
 from producer.api.page.board import Board
 from producer.api.page.gallery import Card, Found, Gallery, Shown, Wanted
 from producer.api.page.pictures import Thumbnails, read_picture
@@ -68,7 +69,7 @@ def add(app: FastAPI) -> None:
     """Serve the page."""
     folder = str(resources.files("producer.api.page") / "files")
     app.mount(f"/{FILES}", StaticFiles(directory=folder))
-    for one in (pictures, doors, router):
+    for one in (pictures, doors, router, trying.router):
         app.include_router(one)
 
 

@@ -1,17 +1,38 @@
 "use strict";
 // What the page does beyond links and forms. Without it everything can still be read and done.
 
-// A poll that brings nothing new changes nothing, so that focus and scrolling stay; one of a hidden
-// page need not be sent.
-let shown = "";
+// A poll that brings nothing new changes nothing; one of a hidden page need not be sent. What had
+// the focus has it again, and what was open stays open.
+const live = () => document.getElementById("live");
+const open = () => [...live().querySelectorAll("details")].map((one) => one.open);
+let shown = "", focus = null, opened = [];
 document.addEventListener("htmx:beforeRequest", (event) => {
-  if (document.hidden || document.querySelector("#live :focus-within, #live details[open]")) event.preventDefault();
+  if (document.hidden) event.preventDefault();
 });
 document.addEventListener("htmx:beforeSwap", (event) => {
-  const text = event.detail.xhr.responseText;
-  if (event.detail.xhr.status !== 200 || text === shown) event.detail.shouldSwap = false;
-  else shown = text;
+  const { xhr } = event.detail;
+  if (xhr.status !== 200 || xhr.responseText === shown || live().contains(getSelection().focusNode) && !getSelection().isCollapsed || live().querySelector("input:focus, select:focus")) {
+    event.detail.shouldSwap = false;
+    return;
+  }
+  shown = xhr.responseText;
+  focus = live().contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  opened = open();
 });
+document.addEventListener("htmx:afterSettle", () => {
+  live().querySelectorAll("details").forEach((one, number) => { one.open = opened[number] ?? false; });
+  if (focus) live().querySelector(`a[href="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
+});
+
+// A form that takes a while says so, and is sent once.
+document.addEventListener("submit", (event) => {
+  const button = event.target.querySelector("button.main");
+  if (!event.target.dataset.wait || !button) return;
+  if (button.ariaDisabled === "true") event.preventDefault();
+  button.ariaDisabled = "true";
+  button.textContent = event.target.dataset.wait;
+});
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
 // Arrow keys step through pictures and pages, Escape goes up.
 const KEYS = { ArrowLeft: "prev", ArrowRight: "next", Escape: "up" };

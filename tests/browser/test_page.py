@@ -1,0 +1,181 @@
+"""The page in a real browser, with a real worker: `make browser`."""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+import pytest
+
+from jobs.output import layout
+from jobs.output.plan import Plan
+from jobs.output.records import encode_part, read_part
+from jobs.output.storage import Storage, open_storage
+from tests.browser.conftest import DESKTOP, PHONE, Opening, Place
+from tests.pages import plan_run, settle
+
+pytestmark = pytest.mark.browser
+
+MANY = 100_000
+RECEIVED = """performance.getEntries().map(one => one.transferSize ?? 0).reduce((a, b) => a + b)"""
+SHOWN = "0000000000c1"
+
+
+@pytest.fixture(scope="session")
+def shown(place: Place) -> Plan:
+    """A run with pictures and a failure, whose other chunks wait for a model that nobody has."""
+    storage = open_storage(str(place.premises.folder / "shown"))
+    plan = plan_run(storage, SHOWN, 100, chunk=50, model="absent")
+    settle(storage, plan, 0, 0, {7: "the paint ran out"})
+    place.launch(storage, plan)
+    return plan
+
+
+def submit(place: Place, name: str, lines: int, model: str) -> None:
+    manifest = place.premises.folder / f"{name}.jsonl"
+    rows = [{"custom_id": f"{name}-{i}", "prompt": f"scene {i}"} for i in range(lines)]
+    manifest.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    out = place.premises.folder / name
+    done = place.premises.run(
+        "submit", str(manifest), "--out", str(out), "--model", model, "--broker", place.broker
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_is_followed_to_its_end_and_its_pictures_are_stepped_through(
+    place: Place, open_tab: Opening
+) -> None:
+    tab = open_tab()
+    tab.go("/")
+    page = tab.page
+    submit(place, "followed", 48, "slow")
+    card = page.get_by_role("article").filter(has_text="followed")
+    card.get_by_text("running").wait_for()  # it comes by itself
+    card.get_by_text("running").wait_for(state="detached")  # and ends
+    page.get_by_role("link", name="followed", exact=True).click()
+    pictures = page.get_by_role("list").get_by_role("img")
+    assert pictures.count() == 48
+    pictures.nth(3).click()
+    page.get_by_role("heading", name="scene 3").wait_for()
+    page.keyboard.press("ArrowRight")
+    page.get_by_role("heading", name="scene 4").wait_for()
+    assert (
+        page.locator("figure img").evaluate(
+            "image => image.decode().then(() => image.naturalWidth)"
+        )
+        == 64
+    )
+    page.keyboard.press("ArrowLeft")
+    page.get_by_role("heading", name="scene 3").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("heading", name="followed").wait_for()
+
+
+def test_a_run_is_cancelled_and_resumed(place: Place, open_tab: Opening) -> None:
+    submit(place, "stopped", 400, "slow")
+    tab = open_tab(PHONE, "dark")
+    tab.go("/")
+    page = tab.page
+    page.get_by_role("link", name="Cancel stopped").click()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("cancelled").wait_for()
+    page.get_by_role("link", name="Resume stopped").click()
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_text("running").wait_for()
+    page.get_by_role("link", name="Cancel stopped").click()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("cancelled").wait_for()
+
+
+def test_a_failure_is_found_by_its_message(shown: Plan, open_tab: Opening) -> None:
+    tab = open_tab()
+    tab.go(f"/runs/{shown.run_id}")
+    page = tab.page
+    page.get_by_role("searchbox").fill("PAINT ran")
+    page.get_by_label("Show", exact=True).select_option("failures")
+    page.get_by_role("button", name="Show").click()
+    page.locator(".tiles a").click()
+    page.get_by_text("the paint ran out").first.wait_for()
+    assert "line 8 of the manifest" in page.content()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_everybody_can_use_it(
+    shown: Plan, open_tab: Opening, viewport: dict[str, int], scheme: str
+) -> None:
+    tab = open_tab(viewport, scheme)
+    run = f"/runs/{shown.run_id}"
+    for path in (
+        "/",
+        run,
+        f"{run}?show=all",
+        f"{run}/rows/3",
+        f"{run}/rows/7",
+        f"{run}/cancel",
+        "/login",
+        "/try",
+    ):
+        tab.go(path)
+        tab.check_access()
+        wide = tab.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, path
+
+
+@pytest.mark.usefixtures("shown")
+def test_it_works_without_scripts(open_tab: Opening) -> None:
+    tab = open_tab(scripts=False)
+    tab.go("/")
+    tab.page.get_by_role("link", name="shown", exact=True).click()
+    tab.page.get_by_role("list").get_by_role("img").first.click()
+    tab.page.get_by_role("link", name="Previous").click()
+    tab.page.get_by_role("link", name="shown", exact=True).click()
+    tab.page.get_by_role("link", name="Pause").first.click()
+    tab.page.get_by_role("button", name="Pause").click()
+    tab.page.get_by_text("paused").wait_for()
+
+
+def test_one_prompt_is_tried(open_tab: Opening) -> None:
+    tab = open_tab()
+    tab.go("/try")
+    page = tab.page
+    page.get_by_label("Prompt", exact=True).fill("a red circle")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_role("button", name="Render").click()
+    page.get_by_role("img", name="a red circle").wait_for()
+    page.get_by_text("seed 7").wait_for()
+    assert "curl http://" in page.locator("#curl").inner_text()
+
+
+def test_a_hundred_thousand_pictures_are_paged_through(place: Place, open_tab: Opening) -> None:
+    storage = open_storage(str(place.premises.folder / "many"))
+    plan = plan_run(storage, "0000000000c2", MANY, chunk=4096)
+    _settle_all(storage, plan)
+    place.launch(storage, plan)
+    place.runs.finish(plan.run_id, MANY, 0)
+    tab = open_tab()
+    started = time.perf_counter()
+    tab.go(f"/runs/{plan.run_id}")
+    tab.page.locator(".tiles img").first.wait_for()
+    assert time.perf_counter() - started < 1.5
+    tab.page.wait_for_load_state("networkidle")
+    assert tab.page.evaluate(RECEIVED) < 300_000
+    for number in range(1, 8):
+        tab.page.keyboard.press("ArrowRight")
+        tab.page.get_by_text(f"{48 * number + 1} to {48 * number + 48} of 100,000").wait_for()
+    tab.go(f"/runs/{plan.run_id}?before={MANY}")
+    tab.page.get_by_text("99,953 to 100,000 of 100,000").wait_for()
+    tab.go(f"/runs/{plan.run_id}?q=scene+31999")
+    tab.page.get_by_role("img", name="scene 31999").wait_for()
+
+
+def _settle_all(storage: Storage, plan: Plan) -> None:
+    """Records of all chunks; their pictures are those of the first."""
+    settle(storage, plan, 0, 0)
+    first = list(read_part(storage, layout.done_part(plan.run_id, 0, 0)))
+    for shard in range(1, len(plan.shards)):
+        rows = [
+            row | {"job_id": f"{shard * 4096 + number:032x}"}
+            for number, row in enumerate(first[: plan.shards[shard].requests])
+        ]
+        storage.write(layout.done_part(plan.run_id, shard, 0), encode_part(rows))  # type: ignore[arg-type]
