@@ -61,7 +61,13 @@ def make_cli() -> typer.Typer:
             scheduling.inbox,
             serving.serve,
         ],
-        LOOK: [inspecting.plan, inspecting.sheet, exporting.export, exporting.diff],
+        LOOK: [
+            inspecting.plan,
+            inspecting.sheet,
+            inspecting.page,
+            exporting.export,
+            exporting.diff,
+        ],
     }
     for panel, commands in panels.items():
         for command in commands:

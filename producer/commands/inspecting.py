@@ -1,4 +1,4 @@
-"""Commands that render nothing: plan, models, sheet."""
+"""Commands that render nothing: plan, models, sheet, page."""
 
 from __future__ import annotations
 
@@ -105,3 +105,19 @@ def sheet(
     from producer.upkeep.sheet import write_sheet
 
     show(write_sheet(out, images, to))
+
+
+def page(out: options.Dataset, quiet: options.Quiet = False, as_json: options.Json = False) -> None:
+    """Write a site of a dataset's pictures into its folder, which opens without a server."""
+    from producer.control.progress import display
+    from producer.report import say, show, show_json
+    from producer.upkeep.site import write_site
+
+    with display(quiet) as shown:
+        site = write_site(out, shown.exporting)
+    if as_json:
+        show_json(site)
+        return
+    show(site.index)
+    if site.unreadable:
+        say(f"{site.unreadable:,} images are missing or damaged: imagemill fsck {out}")

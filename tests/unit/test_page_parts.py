@@ -16,9 +16,10 @@ from jobs.errors import InvalidRequest
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Body, Request
 from producer.api.page.gallery import SHARDS_A_LOOK, Album, Gallery, Wanted
-from producer.api.page.pictures import THUMBNAIL_SIDE, Thumbnails, shrink
+from producer.api.page.pictures import THUMBNAIL_SIDE, Thumbnails
 from producer.api.page.reproduction import curl, manifest_line
-from producer.api.page.writing import duration, percent, rate
+from producer.look.small import shrink
+from producer.look.writing import duration, percent, rate
 from tests.pages import KEY, plan_run, settle
 
 RUN = "0123456789ab"
@@ -102,7 +103,7 @@ def test_a_file_that_lies_about_its_pixels_is_refused() -> None:
     data[16:24] = (60_000).to_bytes(4, "big") * 2  # the header's width and height
     for hostile in (bytes(data), b"GIF89a", b""):
         with pytest.raises(InvalidRequest):
-            shrink(hostile)
+            shrink(hostile, 64)
 
 
 def test_a_record_becomes_a_manifest_line_and_a_call() -> None:

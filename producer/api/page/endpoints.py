@@ -67,7 +67,7 @@ doors = APIRouter(include_in_schema=False, route_class=OpenRoute)
 
 def add(app: FastAPI) -> None:
     """Serve the page."""
-    folder = str(resources.files("producer.api.page") / "files")
+    folder = str(resources.files("producer.look") / "files")
     app.mount(f"/{FILES}", StaticFiles(directory=folder))
     for one in (pictures, doors, router, trying.router):
         app.include_router(one)

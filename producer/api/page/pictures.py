@@ -12,17 +12,14 @@ from cachetools import LRUCache
 from PIL import Image, ImageOps
 
 from jobs.errors import InvalidRequest
-from jobs.inputs.images import InputPolicy, check_image
 from jobs.output.storage import Storage
 from producer.api.wire.threads import in_thread
+from producer.look.small import encode, join, shrink
 
 THUMBNAIL_SIDE = 288  # pixels of the longer side: about 150 points on a sharp screen, twice
 STRIP_SIDE, STRIP_GAP = 144, 8
-QUALITY = 72
 KEPT_BYTES = 64 * 2**20
 MAKERS = 4  # thumbnails that are made at a time; decoding one takes up to 260 MB
-
-LIMITS = InputPolicy()  # anybody may have written the file
 
 
 @dataclass(frozen=True)
@@ -64,19 +61,14 @@ class Thumbnails:
 
 
 def _make(storage: Storage, path: str) -> bytes:
-    return shrink(read_picture(storage, path))
+    return encode(shrink(read_picture(storage, path), THUMBNAIL_SIDE))
 
 
 def _join(thumbnails: Sequence[bytes]) -> bytes:
     """WebP files of our own, as one."""
-    across = STRIP_SIDE + STRIP_GAP
-    joined = Image.new("RGBA", (len(thumbnails) * across - STRIP_GAP, STRIP_SIDE))
-    for number, data in enumerate(thumbnails):
-        square = ImageOps.fit(Image.open(BytesIO(data)), (STRIP_SIDE, STRIP_SIDE))
-        joined.paste(square, (number * across, 0))
-    file = BytesIO()
-    joined.save(file, "WEBP", quality=QUALITY, method=2)
-    return file.getvalue()
+    size = (STRIP_SIDE, STRIP_SIDE)
+    squares = [ImageOps.fit(Image.open(BytesIO(data)), size) for data in thumbnails]
+    return encode(join(squares, STRIP_SIDE, len(squares), gap=STRIP_GAP))
 
 
 def read_picture(storage: Storage, path: str) -> bytes:
@@ -85,17 +77,3 @@ def read_picture(storage: Storage, path: str) -> bytes:
         return storage.read(path)
     except FileNotFoundError as error:
         raise InvalidRequest("", "this picture is not in the run's folder", "not_found") from error
-
-
-def shrink(data: bytes) -> bytes:
-    """A WebP file of at most THUMBNAIL_SIDE pixels a side. Raises InvalidRequest: no image."""
-    check_image(data, LIMITS)
-    small = BytesIO()
-    try:
-        image = Image.open(BytesIO(data), formats=("JPEG", "PNG"))
-        image.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))  # a JPEG decodes smaller at once
-        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-        image.convert("RGB").save(small, "WEBP", quality=QUALITY, method=2)
-    except Exception as error:  # decoders meet hostile bytes with exceptions of every kind
-        raise InvalidRequest("", "the image file is damaged", "input_not_an_image") from error
-    return small.getvalue()

@@ -13,10 +13,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment
 
 from producer.api.admission import Access, Caller, check_site
-from producer.api.page.writing import make_environment
 from producer.api.wire.errors import ApiError, as_answer
 from producer.api.wire.parts import part_of
 from producer.api.wire.reading import StrictRoute
+from producer.look.writing import make_environment
 
 COOKIE = "imagemill_token"
 COOKIE_SECONDS = 30 * 24 * 3600
@@ -77,7 +77,7 @@ class Pages:
 
 
 def make_pages() -> Pages:
-    return Pages(make_environment())
+    return Pages(make_environment("producer.api.page"))
 
 
 class PageRoute(StrictRoute):

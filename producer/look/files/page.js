@@ -30,9 +30,15 @@ document.addEventListener("submit", (event) => {
   if (!event.target.dataset.wait || !button) return;
   if (button.ariaDisabled === "true") event.preventDefault();
   button.ariaDisabled = "true";
+  button.dataset.text = button.textContent;
   button.textContent = event.target.dataset.wait;
 });
-addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+addEventListener("pageshow", () => {
+  for (const button of document.querySelectorAll("button[data-text]")) {
+    button.ariaDisabled = null;
+    button.textContent = button.dataset.text;
+  }
+});
 
 // Arrow keys step through pictures and pages, Escape goes up.
 const KEYS = { ArrowLeft: "prev", ArrowRight: "next", Escape: "up" };

@@ -7,10 +7,10 @@ from datetime import timedelta
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def make_environment() -> Environment:
-    """The templates of the page; what they are given is escaped."""
+def make_environment(package: str) -> Environment:
+    """The templates in a package's folder of that name; what they are given is escaped."""
     environment = Environment(
-        loader=PackageLoader("producer.api.page"),
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,1 @@
+"""How imagemill looks: its style, how it writes numbers, small pictures. Of pages and sites."""
