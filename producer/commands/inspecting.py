@@ -100,7 +100,7 @@ def sheet(
         typer.Option(metavar="FILE", help="Where it goes.", show_default="OUT-sheet.png"),
     ] = None,
 ) -> None:
-    """Draw a contact sheet: images of a dataset with their prompts, as one PNG."""
+    """Draw a contact sheet: images of a dataset, their prompts, models, seeds and inputs; a PNG."""
     from producer.report import show
     from producer.upkeep.sheet import write_sheet
 

@@ -8,7 +8,7 @@ from io import BytesIO
 from PIL import Image, ImageOps
 
 from jobs.errors import InvalidRequest
-from jobs.inputs.images import InputPolicy, check_image
+from jobs.inputs.images import FORMATS, InputPolicy, check_image
 
 QUALITY = 72
 LIMITS = InputPolicy()
@@ -22,7 +22,7 @@ def shrink(data: bytes, side: int) -> Image.Image:
     """
     check_image(data, LIMITS)
     try:
-        image = Image.open(BytesIO(data), formats=("JPEG", "PNG"))
+        image = Image.open(BytesIO(data), formats=FORMATS)
         image.draft("RGB", (side, side))  # a JPEG decodes smaller at once
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         return image.convert("RGB")

@@ -6,6 +6,8 @@ from datetime import timedelta
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from jobs.ids import STORED_INPUT
+
 
 def make_environment(package: str) -> Environment:
     """The templates in a package's folder of that name; what they are given is escaped."""
@@ -19,6 +21,7 @@ def make_environment(package: str) -> Environment:
     environment.filters |= {
         "count": count, "rate": rate, "duration": duration, "percent": percent
     }  # fmt: skip
+    environment.tests["stored"] = lambda reference: bool(STORED_INPUT.fullmatch(reference))
     return environment
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jobs.errors import LineError, ManifestRefused, UsageError
+from jobs.inputs.images import store_input
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import load_models
 from jobs.output.dataset import Summary, write_summary
@@ -23,6 +25,7 @@ from producer.planning.resolution import PlanOptions, Resolver
 from producer.report import show_error
 from producer.upkeep.sheet import Tile, draw_sheet, write_sheet
 from producer.upkeep.verification import as_line, compare
+from tests.datasets import make_dataset
 
 TABLE = load_models()
 STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "test", 16, 1, "none 1")
@@ -122,9 +125,23 @@ def test_refusal_shows_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
 def test_captions_stay_inside_their_tiles() -> None:
     image = Image.new("RGB", (64, 128), "red")
     long = "w" * 200 + " and a very long description " * 20
-    sheet = draw_sheet([Tile(image, long)] * 2)
+    sheet = draw_sheet([Tile(image, long, (long, "seed 1"))] * 2)
     gap = sheet.crop((16 + 160 + 1, 0, 16 + 160 + 15, sheet.height))
     assert gap.getcolors() == [(gap.width * gap.height, (255, 255, 255))]
+
+
+def test_a_sheet_shows_what_an_image_was_made_from(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    storage = open_storage(out)
+    blue = BytesIO()
+    Image.new("RGB", (64, 64), "blue").save(blue, "GIF")
+    stored = store_input(storage, blue.getvalue())
+    gone, elsewhere = f"sha256:{'0' * 64}", "https://example.com/a.png"
+    make_dataset(out, 2, {0: {"input_images": [stored]}, 1: {"control_images": [gone, elsewhere]}})
+    sheet = Image.open(write_sheet(out, 2))
+    assert sheet.getpixel((16 + 160 + 8 + 36, 16 + 36)) == (0, 0, 255)
+    beside_the_second = sheet.crop((sheet.width - 16 - 72 - 8, 16, sheet.width, 16 + 160))
+    assert beside_the_second.getcolors() == [(96 * 160, (255, 255, 255))]
 
 
 @pytest.mark.parametrize("target", ["out/images/sheet.png", "out/sheet.png", "sheet.jpg", "a//"])

@@ -46,7 +46,7 @@ from producer.control.status import Status
 
 FILES = "page"
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
-STRIP_PICTURES = 8
+STRIP_PICTURES = 10
 FAILURES = 12  # on a run's page
 
 UsedBoard = Annotated[Board, provided(Board)]
@@ -57,6 +57,7 @@ UsedRoster = Annotated[Roster, provided(Roster)]
 RunId = Annotated[str, Path(pattern=f"^{RUN_ID.pattern}$")]
 Shard = Annotated[str, Path(pattern=r"^[0-9]{5,9}$")]
 FileName = Annotated[str, Path(pattern=r"^[0-9a-f]{32}\.(jpg|png)$")]
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 Cursor = Annotated[int | None, Query(ge=0, le=2**53)]
 Act = Literal["pause", "resume", "cancel"]
 
@@ -254,6 +255,16 @@ async def thumbnail(
     """The same, small."""
     storage = await _storage(board, run_id, visitor)
     data = await thumbnails.get(storage, f"images/{shard}/{name}")
+    return Response(data, media_type="image/webp", headers=FOREVER)
+
+
+@pictures.get("/runs/{run_id}/inputs/{digest}")
+async def input_(
+    run_id: RunId, digest: Digest, visitor: Visiting, board: UsedBoard, thumbnails: UsedThumbnails
+) -> Response:
+    """An input image that lies with the run, small."""
+    storage = await _storage(board, run_id, visitor)
+    data = await thumbnails.get(storage, layout.stored_input(digest))
     return Response(data, media_type="image/webp", headers=FOREVER)
 
 
