@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,35 @@ class Site:
         return [row["job_id"] for part in parts for row in read_part(storage, part)]
 
     def plan(
-        self, run_id: str, model: str, seeds: list[int], chunk: int, shard: int = 4096
+        self,
+        run_id: str,
+        model: str,
+        seeds: list[int],
+        chunk: int,
+        shard: int = 4096,
+        image: str | None = None,
     ) -> Plan:
-        """A run of one request a seed: so many requests a chunk, at most so many a shard."""
+        """A run of one request a seed: so many requests a chunk, at most so many a shard.
+
+        image: what all of them edit, instead of generating.
+        """
         row = self.table.get(model)
         key = BatchKey("generate", model, "", *row.size, row.steps, row.guidance_scale)
+        if image:
+            key = replace(key, task="edit", inputs=1)
+        images = (image,) if image else ()
         requests = [
-            Request(i, f"seed-{seed}", key, f"a red circle {seed}", "", seed, "png", f"{seed:032x}")
+            Request(
+                i,
+                f"seed-{seed}",
+                key,
+                f"a red circle {seed}",
+                "",
+                seed,
+                "png",
+                f"{seed:032x}",
+                images,
+            )
             for i, seed in enumerate(seeds)
         ]
         storage = self.storage(run_id)

@@ -44,8 +44,9 @@ def serve_calls(shop: Workshop) -> bool:
     with shop.claims.keep(calls):
         answers = Answers(shop.claims, shop.executor, shop.name, calls)
         try:
-            batch = shop.loader(open_storage(calls[0].out)).load([one.request for one in calls])
-            shop.stage.run(calls[0].request.key.model, batch, answers)
+            model, storage = calls[0].request.key.model, open_storage(calls[0].out)
+            loader = shop.loader(storage, model, shop.call_inputs)
+            shop.stage.run(model, loader.load([one.request for one in calls]), answers)
         except redis.RedisError:
             raise
         except Unfit as error:

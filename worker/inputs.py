@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
+from functools import cache
 
 from PIL.Image import Image
 
 from jobs.errors import ImagemillError, InvalidRequest
-from jobs.inputs.images import InputPolicy, load_input, open_image
+from jobs.inputs.decoding import Decoding
+from jobs.inputs.images import InputPolicy, load_input
 from jobs.inputs.stores import is_store_uri, read_store_uri
 from jobs.output.storage import Storage
 from jobs.requests import Request
@@ -21,7 +23,7 @@ from jobs.requests import Request
 class Prepared:
     """A request with its input images, upright and RGB, or the reason why they cannot be had.
 
-    seconds: what loading took.
+    seconds: what loading the slowest of them took.
     """
 
     request: Request
@@ -36,12 +38,18 @@ class Loading:
     """The inputs of one batch, under way once they were started."""
 
     requests: list[Request]
-    _start: Callable[[Request], Callable[[], Prepared]]
-    _waits: list[Callable[[], Prepared]] = field(default_factory=list)
+    _begin: Callable[[list[Request]], list[Inputs]]
+    _under_way: list[Inputs] = field(default_factory=list)
 
     def start(self) -> None:
         """Begin, unless that was done before."""
-        self._waits = self._waits or [self._start(request) for request in self.requests]
+        self._under_way = self._under_way or self._begin(self.requests)
+
+    def arrives(self, seconds: float) -> bool:
+        """Whether all inputs are there, or known not to be had, within so many seconds."""
+        self.start()
+        inputs = [future for one in self._under_way for future in (*one.images, *one.controls)]
+        return not wait(inputs, seconds).not_done
 
     def wait(self) -> list[Prepared]:
         """The requests with their inputs.
@@ -50,55 +58,95 @@ class Loading:
             TransientError, FatalError: the storage of the run cannot be read.
         """
         self.start()
-        return [wait() for wait in self._waits]
+        return [_prepared(*pair) for pair in zip(self.requests, self._under_way, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One input's pixels; `seconds` is what they took."""
+
+    image: Image
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs of one request. Requests of a batch share those that they have in common."""
+
+    images: list[Future[Loaded]]
+    controls: list[Future[Loaded]]
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Loads inputs. storage: where those lie that requests name by hash; stores: allowed places."""
+    """Loads inputs: each once a batch, and scaled to what the model takes, whoever asks for it.
+
+    storage: where those lie that requests name by hash; stores: allowed places; fitted: whether the
+    model takes the images of edits at the output's size, which control images always have.
+    """
 
     executor: Executor
     storage: Storage
     policy: InputPolicy
     stores: frozenset[str]
+    decoding: Decoding
+    fitted: Callable[[], bool]
 
     def load(self, requests: list[Request]) -> Loading:
         """The requests of one batch."""
-        return Loading(requests, self._start)
+        return Loading(requests, self._begin)
 
     def ahead(self, batches: Iterable[list[Request]], eager: bool = True) -> Iterator[Loading]:
         """Batches with their inputs. If eager, those of the next one are under way as well."""
         under_way: deque[Loading] = deque()
         for batch in batches:
-            under_way.append(Loading(batch, self._start))
+            under_way.append(self.load(batch))
             if eager:
                 under_way[-1].start()
             if len(under_way) > eager:
                 yield under_way.popleft()
         yield from under_way
 
-    def _start(self, request: Request) -> Callable[[], Prepared]:
-        if not request.images and not request.control_images:
-            return lambda: Prepared(request)
-        return self.executor.submit(self._load, request).result
+    def _begin(self, requests: list[Request]) -> list[Inputs]:
+        @cache
+        def load(reference: str, field: str, size: tuple[int, int] | None) -> Future[Loaded]:
+            return self.executor.submit(self._load, reference, field, size)
 
-    def _load(self, request: Request) -> Prepared:
+        def begin(request: Request) -> Inputs:
+            size = request.key.width, request.key.height
+            images = size if request.images and self.fitted() else None
+            return Inputs(
+                [load(one, "image", images) for one in request.images],
+                [load(one, "control_images", size) for one in request.control_images],
+            )
+
+        return [begin(request) for request in requests]
+
+    def _load(self, reference: str, field: str, size: tuple[int, int] | None) -> Loaded:
         started = time.perf_counter()
         try:
-            images = tuple(self._open(one, "image") for one in request.images)
-            controls = tuple(self._open(one, "control_images") for one in request.control_images)
-        except InvalidRequest as problem:
-            return Prepared(request, problem=problem)
+            if is_store_uri(reference):
+                data = read_store_uri(reference, self.stores, self.policy, field)
+            else:
+                data = load_input(reference, self.policy, self.storage, field)
+            image = self.decoding.open(data, field, size)
         except ImagemillError:
-            raise  # the storage of the run
+            raise  # of the input, or of the storage of the run
         except Exception as error:  # whatever somebody else's bytes make a decoder do
             reason = f"could not be read: {type(error).__name__}"
-            return Prepared(request, problem=InvalidRequest("image", reason, "input_not_an_image"))
-        return Prepared(request, images, controls, None, time.perf_counter() - started)
+            raise InvalidRequest(field, reason, "input_not_an_image") from error
+        return Loaded(image, time.perf_counter() - started)
 
-    def _open(self, reference: str, field: str) -> Image:
-        if is_store_uri(reference):
-            data = read_store_uri(reference, self.stores, self.policy, field)
-        else:
-            data = load_input(reference, self.policy, self.storage, field)
-        return open_image(data, field)
+
+def _prepared(request: Request, inputs: Inputs) -> Prepared:
+    try:
+        images = [one.result() for one in inputs.images]
+        controls = [one.result() for one in inputs.controls]
+    except InvalidRequest as problem:
+        return Prepared(request, problem=problem)
+    return Prepared(
+        request,
+        tuple(one.image for one in images),
+        tuple(one.image for one in controls),
+        seconds=max((one.seconds for one in (*images, *controls)), default=0.0),
+    )

@@ -50,6 +50,10 @@ class NullRenderer:
         """Requests of one call."""
         return self.stack.batch_width
 
+    def fits_inputs(self) -> bool:
+        """As most models do."""
+        return True
+
     def save_memory(self, _: BatchKey) -> bool:
         """It needs none."""
         return False

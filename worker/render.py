@@ -37,6 +37,9 @@ class Renderer(Protocol):
     def slots(self, key: BatchKey) -> int:
         """How many requests one call for this key has room for."""
 
+    def fits_inputs(self) -> bool:
+        """Whether images of edits are scaled to the output's size, or seen as they are."""
+
     def save_memory(self, key: BatchKey) -> bool:
         """After a MemoryError: need less for this key from now on. False if nothing is left to try.
 

@@ -33,6 +33,7 @@ from worker.workshop import Workshop
 PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
 RELEASE_SECONDS = 60.0  # a partition that ends within them counts as no death
 SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
+LOOK_SECONDS = 0.1  # while inputs are on their way, calls are looked for so often
 LEAD_SECONDS = 2.0  # before a chunk's end the next message is taken, to be made ready
 
 log = logging.getLogger(__name__)
@@ -136,11 +137,14 @@ def _draw_batches(
     saved = time.monotonic()
     # With care, inputs are loaded under watch: a decoder can crash as well.
     ordered = suspects.batches(todo.requests)
-    for batch in shop.loader(work.run.storage).ahead(ordered, eager=not suspects.careful):
+    loader = shop.loader(work.run.storage, work.model, shop.inputs)
+    for batch in loader.ahead(ordered, eager=not suspects.careful):
         if not goes_on(shop, work):
             raise Interrupted
-        while not shop.stopping.is_set() and serve_calls(shop):
-            pass  # whoever waits for a single image goes first
+        # Whoever waits for a single image goes first, and need not wait for slow inputs either.
+        while serve_calls(shop) or not (suspects.careful or batch.arrives(LOOK_SECONDS)):
+            if shop.stopping.is_set():
+                raise Interrupted
         left = len(todo.requests) - output.taken
         if left <= len(batch.requests) or left * shop.pace.get(work.model, 0) < LEAD_SECONDS:
             make_way()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition, Event, Lock, Semaphore
 
@@ -14,6 +14,7 @@ from jobs.broker.fleet import Fleet, Worker
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
 from jobs.calls.claims import Claims
+from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy
 from jobs.models.table import load_models
 from jobs.output.storage import Storage
@@ -27,6 +28,7 @@ from worker.stage import Stage
 from worker.storing import IN_FLIGHT
 
 RUNS_KEPT = 8
+CALL_INPUTS = 4  # threads
 
 
 @dataclass
@@ -35,11 +37,11 @@ class Workshop:
 
     name: the worker's; models: what it serves, the first of them loaded at once; slots: requests
     that one call of each has room for; fitness: what it cannot render for now; stage renders,
-    executor stores, inputs loads; policy, stores: what inputs may be and where from; device: the
-    one thread that touches models; flow: how many rendered batches may be on their way into
-    storage; at_work: chunks that have begun; pace: seconds a request, by model, of the last batch;
-    clock: when the device was last at work;
-    stopping: set when it is to end after its batch.
+    executor stores, inputs loads what runs name, call_inputs what calls do; decoding: how much at a
+    time; policy, stores: what inputs may be and where from; device: the one thread that touches
+    models; flow: how many rendered batches may be on their way into storage; at_work: chunks that
+    have begun; pace: seconds a request, by model, of the last batch; clock: when the device was
+    last at work; stopping: set when it is to end after its batch.
     """
 
     name: str
@@ -53,9 +55,11 @@ class Workshop:
     stage: Stage
     executor: ThreadPoolExecutor
     inputs: ThreadPoolExecutor
+    call_inputs: ThreadPoolExecutor
     policy: InputPolicy
     stores: frozenset[str]
     device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "device"))
+    decoding: Decoding = field(default_factory=Decoding)
     flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
     shards: Shards = field(default_factory=Shards)
     at_work: AtWork = field(default_factory=lambda: AtWork())
@@ -65,9 +69,12 @@ class Workshop:
     _lock: Lock = field(default_factory=Lock)
     _open: OrderedDict[tuple[str, int, str], LiveRun] = field(default_factory=OrderedDict)
 
-    def loader(self, storage: Storage) -> Loader:
-        """What loads the inputs of requests whose stored inputs lie in `storage`."""
-        return Loader(self.inputs, storage, self.policy, self.stores)
+    def loader(self, storage: Storage, model: str, executor: Executor) -> Loader:
+        """What loads the inputs of a model's requests whose stored inputs lie in `storage`."""
+        return Loader(
+            executor, storage, self.policy, self.stores, self.decoding,
+            lambda: self.renderers.get(model).renderer.fits_inputs(),
+        )  # fmt: skip
 
     def open(self, run_id: str, epoch: int) -> LiveRun | None:
         """The run of a message; None if it is cancelled, paused, finished or was resumed since."""
@@ -124,6 +131,8 @@ def make_workshop(worker: Worker) -> Workshop:
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
         # Apart from those that store: a slow host must not hold images up.
         inputs=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="load"),
+        # A facade has fetched them: they wait for no URLs of a run.
+        call_inputs=ThreadPoolExecutor(CALL_INPUTS, thread_name_prefix="load-call"),
         policy=InputPolicy(hosts=settings.input_hosts),
         stores=settings.input_stores,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import re
+import time
 from base64 import b64decode
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,6 +23,7 @@ from jobs.output import layout
 from jobs.output.storage import Storage
 
 MAX_SCANS = 100  # of a progressive JPEG, which has about ten
+DECODE_SECONDS = 20.0  # of a processor, for one image; the largest ones take one to four
 STRIP_ROWS = 256
 
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"  # nothing else in a JPEG's data looks like the latter
@@ -58,12 +60,13 @@ def load_input(
     """
     if storage and (stored := STORED_INPUT.fullmatch(reference)):
         try:
-            return storage.read(layout.stored_input(stored[1]))
+            data = storage.read(layout.stored_input(stored[1]))
         except FileNotFoundError as error:
             raise InvalidRequest(
                 field, f"no stored input {reference}", "input_unreachable"
             ) from error
-    data = _read(reference, policy, field)
+    else:
+        data = _read(reference, policy, field)
     check_image(data, policy, field)
     return data
 
@@ -96,33 +99,60 @@ def check_image(data: bytes, policy: InputPolicy, field: str = "image") -> None:
         )
 
 
-def open_image(data: bytes, field: str = "image") -> Image.Image:
+def open_image(data: bytes, field: str = "image", seconds: float = DECODE_SECONDS) -> Image.Image:
     """The pixels of checked bytes: upright, RGB, transparency on white.
 
+    seconds: the most that decoding may compute. WebP and TIFF are decoded at one go, so that only
+        their pixels bound it.
+
     Raises:
-        InvalidRequest: input_not_an_image, as the file is damaged.
+        InvalidRequest: input_not_an_image, as the file is damaged; input_too_large, as it takes
+            too long.
     """
     try:
-        image = ImageOps.exif_transpose(Image.open(BytesIO(data), formats=FORMATS))
+        image = ImageOps.exif_transpose(Image.open(_Timed(data, seconds), formats=FORMATS))
         if image.has_transparency_data:
             return _on_white(image)
         if image.mode.startswith("I"):  # 16 bits a pixel, of which a plain conversion clips most
             image = image.point(lambda value: value * (1 / 256)).convert("L")
         return image.convert("RGB")
     except Exception as error:  # decoders meet hostile bytes with exceptions of every kind
-        raise InvalidRequest(field, "the image file is damaged", "input_not_an_image") from error
+        raise _damaged(field, error) from error
 
 
-def check_pixels(data: bytes, field: str = "image") -> None:
+def check_pixels(data: bytes, field: str = "image", seconds: float = DECODE_SECONDS) -> None:
     """Decode checked bytes once, as they are, and keep nothing of it.
 
     Raises:
-        InvalidRequest: input_not_an_image, as the file is damaged.
+        InvalidRequest: as open_image.
     """
     try:
-        Image.open(BytesIO(data), formats=FORMATS).load()
+        Image.open(_Timed(data, seconds), formats=FORMATS).load()
     except Exception as error:  # as above
-        raise InvalidRequest(field, "the image file is damaged", "input_not_an_image") from error
+        raise _damaged(field, error) from error
+
+
+def _damaged(field: str, error: Exception) -> InvalidRequest:
+    if isinstance(error, TimeoutError):
+        return InvalidRequest(field, str(error), "input_too_large")
+    return InvalidRequest(field, "the image file is damaged", "input_not_an_image")
+
+
+class _Timed(BytesIO):
+    """A file that decoders read piece by piece, and that fails when they have computed too long.
+
+    Counted is the thread's own time, so a busy host refuses nothing.
+    """
+
+    def __init__(self, data: bytes, seconds: float) -> None:
+        super().__init__(data)
+        self._seconds = seconds
+        self._end = time.thread_time() + seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._end:
+            raise TimeoutError(f"decoding it takes more than {self._seconds:g} s")
+        return super().read(size)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
+from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from threading import BoundedSemaphore
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -19,13 +19,8 @@ from jobs.calls.call import Call
 from jobs.calls.waiting import CallQueue, QueueFull
 from jobs.errors import InvalidRequest
 from jobs.formats import FORMATS
-from jobs.inputs.images import (
-    InputPolicy,
-    check_image,
-    check_pixels,
-    load_input,
-    store_input,
-)
+from jobs.inputs.decoding import Decoding
+from jobs.inputs.images import InputPolicy, check_image, load_input, store_input
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import ModelTable
 from jobs.output.storage import Storage
@@ -39,8 +34,7 @@ from producer.api.wire.reading import Source
 from producer.api.wire.threads import in_thread
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
-INPUT_THREADS = 16  # inputs that are fetched and checked at a time
-DECODED = 2  # of them; one of 2²⁶ pixels takes up to 260 MB meanwhile
+INPUT_THREADS = 16  # inputs of a team that are fetched and checked at a time
 
 T = TypeVar("T")
 
@@ -91,9 +85,9 @@ class Calls:
     draining: bool = False
     _given_up: asyncio.Event = field(default_factory=asyncio.Event)
     _fingerprints: dict[str, str] = field(default_factory=dict)
-    _decoding: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(DECODED))
-    _threads: anyio.CapacityLimiter = field(
-        default_factory=lambda: anyio.CapacityLimiter(INPUT_THREADS)
+    _decoding: Decoding = field(default_factory=Decoding)
+    _threads: defaultdict[str, anyio.CapacityLimiter] = field(  # by team: slow URLs are its own
+        default_factory=lambda: defaultdict(lambda: anyio.CapacityLimiter(INPUT_THREADS))
     )
 
     async def render(self, caller: Caller, order: Order, http: HttpRequest) -> list[Picture]:
@@ -148,8 +142,8 @@ class Calls:
         # Before its inputs are fetched: a wrong field is refused at once.
         requests = await self._resolve(order, names, _names(order.images), _names(order.controls))
         if order.images or order.controls:
-            images = await self._store_inputs(order.images, "image")
-            controls = await self._store_inputs(order.controls, "control_images")
+            images = await self._store_inputs(caller.team, order.images, "image")
+            controls = await self._store_inputs(caller.team, order.controls, "control_images")
             requests = await self._resolve(order, names, images, controls)
         return list(await _gather([self._call(caller, one, workers) for one in requests]))
 
@@ -183,7 +177,7 @@ class Calls:
                 model = unknown.model
             self._fingerprints[model] = await in_thread(route_digest, self.table, model)
 
-    async def _store_inputs(self, sources: Sequence[Source], name: str) -> list[str]:
+    async def _store_inputs(self, team: str, sources: Sequence[Source], name: str) -> list[str]:
         """Fetch, check and store inputs: neither Redis nor a worker meets what a user wrote."""
 
         def store(source: Source) -> str:
@@ -192,12 +186,11 @@ class Calls:
             else:
                 data = source
                 check_image(data, self.policy, name)
-            with self._decoding:
-                check_pixels(data, name)
+            self._decoding.check(data, name)
             return store_input(self.storage, data)
 
         return await _gather(
-            [in_thread(store, source, threads=self._threads) for source in sources]
+            [in_thread(store, source, threads=self._threads[team]) for source in sources]
         )
 
     async def _call(self, caller: Caller, request: Request, workers: int) -> Picture:

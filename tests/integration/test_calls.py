@@ -211,7 +211,8 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
         slots={"null": 1},
         name="w",
         fitness=Fitness(Fleet(client, "t:"), "w"),
-        loader=broken if where == "loader" else lambda _: SimpleNamespace(load=lambda _: None),
+        loader=broken if where == "loader" else lambda *_: SimpleNamespace(load=lambda _: None),
+        call_inputs=None,
         stage=SimpleNamespace(run=broken if where == "stage" else run),
     )
     put(replace(make_call("a"), out="nowhere://x" if where == "store" else str(tmp_path)))
@@ -238,7 +239,8 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
         slots={"null": 1},
         name="w",
         fitness=Fitness(fleet, "w"),
-        loader=lambda _: SimpleNamespace(load=lambda _: None),
+        loader=lambda *_: SimpleNamespace(load=lambda _: None),
+        call_inputs=None,
         stage=SimpleNamespace(run=broken),
         executor=None,
     )

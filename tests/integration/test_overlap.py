@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
 from threading import Event
 
 import pytest
+from PIL import Image
 
+from jobs.broker.connection import connect_async
 from jobs.broker.fleet import Worker
+from jobs.calls.call import Answer, Call
+from jobs.calls.waiting import CallLimits, CallQueue
 from jobs.output.records import Record
+from jobs.requests import BatchKey, Request
 from tests.sites import Site
 from tests.support import eventually
 from worker import chunks
 from worker.chunks import Work
+from worker.inputs import Loader
 from worker.null import NullRenderer
 from worker.tasks import PutBack, render
 from worker.workshop import Workshop, make_workshop
@@ -27,7 +36,7 @@ def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
         monkeypatch.setenv(name, value)
     shop = make_workshop(Worker("w", ("null",), "cpu", "host", 1))
     yield shop
-    for threads in (shop.device, shop.executor, shop.inputs):
+    for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
         threads.shutdown()
 
 
@@ -95,6 +104,49 @@ def test_a_chunk_is_stored_while_the_next_one_renders(
     effort = site.progress("run").effort
     assert (effort.images, effort.slots) == (16, 16)
     assert 0 < effort.busy <= 1
+
+
+def test_calls_are_served_while_a_batch_waits_for_its_inputs(
+    site: Site, shop: Workshop, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More slow inputs than threads load them: a call with one of its own waits for none."""
+    asked, there = Event(), Event()
+    load = Loader._load
+
+    def slowly(self: Loader, reference: str, *arguments: object) -> object:
+        if reference == "https://slow.example.com":
+            asked.set()
+            assert there.wait(SECONDS)
+            reference = picture
+        return load(self, reference, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Loader, "_load", slowly)
+    file = BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    picture = b64encode(file.getvalue()).decode()
+    seeds = list(range(16))
+    plan = site.plan("run", "null", seeds, chunk=16, image="https://slow.example.com")
+    epoch = site.runs.open(plan, str(site.folder / "run"), [])
+    done = threads.submit(render, shop, Event().set, "run", epoch, 0, 0)
+    assert asked.wait(SECONDS)
+
+    key = BatchKey("edit", "null", "", 64, 64, 8, inputs=1)
+    request = Request(0, "a", key, "", "", 1, "png", "0" * 32, (picture,))
+    call = Call("a", "blue", request, str(site.folder), "calls/a.png")
+
+    async def wait() -> Answer:
+        async with connect_async(site.settings) as client:
+            prefix, seal = site.settings.key_prefix, site.runs.seal
+            queue = CallQueue(client, prefix, CallLimits(60, 9, 9), seal)
+            await queue.put(call)
+            async with asyncio.timeout(SECONDS):
+                return await queue.wait(call)
+
+    assert asyncio.run(wait()).status == "done"
+    assert not done.done()
+    there.set()
+    done.result(SECONDS)
+    assert len(site.records("run")) == 16
 
 
 def test_the_next_chunk_is_read_while_one_renders_and_each_shard_once(

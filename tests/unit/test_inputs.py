@@ -20,9 +20,16 @@ from PIL import Image
 
 from jobs.errors import InvalidRequest
 from jobs.inputs import fetching
-from jobs.inputs.images import InputPolicy, check_image, load_input, open_image, store_input
+from jobs.inputs.images import (
+    InputPolicy,
+    check_image,
+    check_pixels,
+    load_input,
+    open_image,
+    store_input,
+)
 from jobs.inputs.stores import check_store_uri
-from jobs.output.storage import open_storage
+from jobs.output.storage import Storage, open_storage
 
 LOCAL = InputPolicy(hosts=frozenset({"127.0.0.1", "localhost"}))
 PUBLIC = InputPolicy()
@@ -80,9 +87,9 @@ def redirect(to: str) -> Answer:
     return answer
 
 
-def code(reference: str, policy: InputPolicy = PUBLIC) -> str:
+def code(reference: str, policy: InputPolicy = PUBLIC, storage: Storage | None = None) -> str:
     with pytest.raises(InvalidRequest) as refused:
-        load_input(reference, policy)
+        load_input(reference, policy, storage)
     assert refused.value.field == "image"
     return refused.value.code
 
@@ -342,6 +349,23 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(InvalidRequest, match="JPEG scans") as refused:
         check_image(data[:-2] + scan * 100, InputPolicy())
     assert refused.value.code == "input_too_large"
+
+
+def test_decoding_ends_when_it_computes_too_long() -> None:
+    """A file within all other bounds: 100 scans of 2²⁶ pixels compute for more than a minute."""
+    noise = encoded(Image.effect_noise((512, 512), 90).convert("RGB"))
+    for decode in (open_image, check_pixels):
+        decode(noise, seconds=10.0)
+        with pytest.raises(InvalidRequest, match="more than 0 s") as refused:
+            decode(noise, seconds=0.0)
+        assert refused.value.code == "input_too_large"
+
+
+def test_a_stored_input_is_looked_at_like_any_other(tmp_path: Any) -> None:
+    """Whoever wrote the data set may have put anything there."""
+    storage = open_storage(str(tmp_path))
+    reference = store_input(storage, b"no image")
+    assert code(reference, storage=storage) == "input_not_an_image"
 
 
 def test_a_large_transparent_picture_takes_little_more_than_its_pixels() -> None:

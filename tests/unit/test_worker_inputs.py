@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event
 
 import pytest
 from PIL import Image
 
+from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy, store_input
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
@@ -19,9 +22,9 @@ from worker.inputs import Loader
 KEY = BatchKey("edit", "m", "", 16, 16, 8, inputs=1)
 
 
-def png(colour: str) -> bytes:
+def png(colour: str, side: int = 8) -> bytes:
     file = BytesIO()
-    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    Image.new("RGB", (side, side), colour).save(file, "PNG")
     return file.getvalue()
 
 
@@ -40,12 +43,20 @@ def asks(*images: str, controls: tuple[str, ...] = ()) -> Request:
     return Request(0, "", KEY, "", "", 1, "png", "0" * 32, images, controls)
 
 
+def make_loader(
+    executor: ThreadPoolExecutor, storage: Storage, *stores: str, fitted: bool = True
+) -> Loader:
+    return Loader(
+        executor, storage, InputPolicy(), frozenset(stores), Decoding(), fitted=lambda: fitted
+    )
+
+
 def test_inputs_of_every_kind(
     tmp_path: Path, storage: Storage, executor: ThreadPoolExecutor
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.png").write_bytes(png("blue"))
-    loader = Loader(executor, storage, InputPolicy(), frozenset({"file:///"}))
+    loader = make_loader(executor, storage, "file:///")
     stored = store_input(storage, png("red"))
     (one,) = loader.load([asks(stored, controls=((tmp_path / "photos/cat.png").as_uri(),))]).wait()
     assert one.problem is None
@@ -67,7 +78,7 @@ def test_inputs_of_every_kind(
 def test_an_input_that_cannot_be_had_is_a_reason(
     storage: Storage, executor: ThreadPoolExecutor, reference: str, code: str
 ) -> None:
-    loader = Loader(executor, storage, InputPolicy(), frozenset({"memory://photos/"}))
+    loader = make_loader(executor, storage, "memory://photos/")
     good = store_input(storage, png("red"))
     bad, fine = loader.load([asks(reference), asks(good)]).wait()
     assert bad.problem is not None
@@ -75,31 +86,103 @@ def test_an_input_that_cannot_be_had_is_a_reason(
     assert fine.problem is None
 
 
+def test_equal_inputs_of_a_batch_are_loaded_once_and_scaled(
+    storage: Storage, executor: ThreadPoolExecutor
+) -> None:
+    red, blue = store_input(storage, png("red")), store_input(storage, png("blue"))
+    asked = [asks(red), asks(red, controls=(red,)), asks(blue)]
+    first, second, third = make_loader(executor, storage).load(asked).wait()
+    assert first.images[0].size == (16, 16)
+    assert first.images[0] is second.images[0] is not third.images[0]
+    whole = make_loader(executor, storage, fitted=False)
+    (one,) = whole.load([asks(red, controls=(red,))]).wait()
+    assert (one.images[0].size, one.controls[0].size) == ((8, 8), (16, 16))
+
+
+def test_a_small_file_of_many_pixels_costs_a_worker_little() -> None:
+    """32 lines that name one palette PNG of 2 KB took 1.7 GB: two batches of whole pictures."""
+    script = """
+import resource, sys, tempfile
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from PIL import Image
+from jobs.inputs.images import store_input
+from jobs.output.storage import open_storage
+from tests.unit.test_worker_inputs import asks, make_loader
+file = BytesIO()
+Image.new("P", (4096, 4096)).save(file, "PNG")
+with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(8) as executor:
+    storage = open_storage(folder)
+    one = asks(store_input(storage, file.getvalue()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for batch in make_loader(executor, storage).ahead([[one] * 16] * 2):
+        assert len(batch.wait()) == 16
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) / 1024 < 250  # MiB
+
+
+def test_so_many_pixels_are_decoded_at_a_time(
+    executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two large images meet each time, never three; a small one passes them."""
+    at_work: list[int] = []
+    seen: list[int] = []
+    pair = Barrier(2)
+
+    def check(_: bytes, __: str) -> None:
+        at_work.append(1)
+        seen.append(len(at_work))
+        pair.wait(10)
+        at_work.pop()
+
+    monkeypatch.setattr("jobs.inputs.decoding.check_pixels", check)
+    budget = Decoding(pixels=2 * 64, small=16)
+    with ThreadPoolExecutor(6) as threads:
+        large = [threads.submit(budget.check, png("red")) for _ in range(6)]
+        for one in large:
+            one.result()
+    assert max(seen) == 2
+    monkeypatch.setattr("jobs.inputs.decoding.check_pixels", lambda *_: pair.wait(10))
+    full = Decoding(pixels=64, small=16)
+    large = [executor.submit(full.check, png("red"))]
+    full.check(png("red", 4))
+    large[0].result()
+
+
 def test_the_next_batch_is_under_way_while_one_is_rendered(
     storage: Storage, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = Loader(executor, storage, InputPolicy(), frozenset())
-    started = Event()
+    started, slow = Event(), Event()
 
-    def load(_: Loader, request: Request) -> None:
-        if request.images == ("second",):
+    def load(_: Loader, reference: str, *__: object) -> None:
+        if reference == "second":
             started.set()
+            slow.wait(10)
 
     monkeypatch.setattr(Loader, "_load", load)
     batches = [[asks("first")], [asks("second")], [asks("third")]]
-    ahead = loader.ahead(batches)
+    ahead = make_loader(executor, storage).ahead(batches)
     assert next(ahead).requests == batches[0]
     assert started.wait(10)
-    assert [batch.requests for batch in ahead] == batches[1:]
+    second = next(ahead)
+    assert not second.arrives(0)
+    slow.set()
+    assert second.arrives(10)
+    assert [batch.requests for batch in (second, *ahead)] == batches[1:]
 
 
 def test_with_care_nothing_is_loaded_before_it_is_asked_for(
     storage: Storage, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = Loader(executor, storage, InputPolicy(), frozenset())
     loaded: list[str] = []
-    monkeypatch.setattr(Loader, "_load", lambda _, request: loaded.append(request.images[0]))
-    batch = next(loader.ahead([[asks("first")], [asks("second")]], eager=False))
+    monkeypatch.setattr(Loader, "_load", lambda _, reference, *__: loaded.append(reference))
+    batch = next(
+        make_loader(executor, storage).ahead([[asks("first")], [asks("second")]], eager=False)
+    )
     assert loaded == []
-    batch.wait()
+    assert batch.arrives(10)
     assert loaded == ["first"]

@@ -50,6 +50,9 @@ class Fake:
     def slots(self, key: BatchKey) -> int:
         return 1 if key.inputs else STACK.batch_width
 
+    def fits_inputs(self) -> bool:
+        return True
+
     def save_memory(self, _: BatchKey) -> bool:
         return bool(self.savings and self.savings.pop())
 

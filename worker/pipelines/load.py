@@ -92,6 +92,10 @@ class PipelineRenderer:
         alone = key.inputs and self.variants.family.inputs > 1
         return 1 if alone else self.stack.batch_width
 
+    def fits_inputs(self) -> bool:
+        """Only where an edit takes one image."""
+        return self.variants.family.inputs == 1
+
     def save_memory(self, key: BatchKey) -> bool:
         """Need less memory for batches of this key from now on; False if nothing is left to try."""
         return self.savings.more(key, self.slots(key))

@@ -1,0 +1,62 @@
+"""How much is decoded at a time: checked bytes to pixels, within a budget of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from threading import Condition
+
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
+
+from jobs.inputs.images import FORMATS, check_pixels, open_image
+
+PIXELS = 2 * 2**26  # two of the largest; each takes up to 260 MB while it is decoded
+SMALL = 2**22  # pixels
+
+
+@dataclass
+class Decoding:
+    """Decodes in as many threads as ask, as long as their images have at most `pixels` together.
+
+    Small images are not counted, so that they wait for no large ones; threads are few.
+    """
+
+    pixels: int = PIXELS
+    small: int = SMALL
+    _taken: int = 0
+    _freed: Condition = field(default_factory=Condition)
+
+    def open(
+        self, data: bytes, field: str = "image", size: tuple[int, int] | None = None
+    ) -> Image.Image:
+        """As open_image; then, if a size is given, scaled to cover it and cropped to it.
+
+        Not decoded at a smaller scale, as formats offer: the pixels would be others.
+        """
+        with self._turn(data):
+            image = open_image(data, field)
+            return ImageOps.fit(image, size, Resampling.LANCZOS) if size else image
+
+    def check(self, data: bytes, field: str = "image") -> None:
+        """As check_pixels."""
+        with self._turn(data):
+            check_pixels(data, field)
+
+    @contextmanager
+    def _turn(self, data: bytes) -> Iterator[None]:
+        width, height = Image.open(BytesIO(data), formats=FORMATS).size
+        share = width * height if width * height > self.small else 0
+        with self._freed:
+            self._freed.wait_for(
+                lambda: not (share and self._taken) or self._taken + share <= self.pixels
+            )
+            self._taken += share
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._taken -= share
+                self._freed.notify_all()
