@@ -6,7 +6,6 @@ the fields of the models table that change pixels. Never loads weights or import
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,15 +18,10 @@ import orjson
 from platformdirs import user_cache_path
 
 from jobs.errors import FatalError
+from jobs.models.hub import commit_of
 from jobs.models.table import NULL_REPO, Adapter, Model, ModelTable, Part
 
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _HASHED = {".json", ".txt", ".model", ".safetensors"}  # what a pipeline is loaded from
-
-
-class NoSuchWeights(FatalError):
-    """Neither this machine nor the hub has a repository of that name for us; asking again is no
-    use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +38,7 @@ def fingerprint(table: ModelTable, model: Model) -> Fingerprint:
 
     Raises:
         FatalError: the weights are neither on this machine nor to be found at the hub; then, if
-            the hub is sure, NoSuchWeights.
+            the hub is sure, jobs.models.hub.NoSuchWeights.
     """
     revision = "1" if model.repo == NULL_REPO else revision_of(table, model)
     controls = [revision_of(table, one) for one in model.controlnets.values()]
@@ -92,7 +86,7 @@ def revision_of(table: ModelTable, weights: Model | Adapter | Part) -> str:
     """
     source = table.source(weights)
     if isinstance(source, str):
-        return _commit(source, weights.revision)
+        return commit_of(source, weights.revision)
     if isinstance(weights, Model) and not (source / "model_index.json").is_file():
         raise FatalError(
             f"model folder {source} has no model_index.json", "Name a diffusers pipeline folder."
@@ -172,43 +166,3 @@ def _alone() -> Iterator[None]:
             lock = stack.enter_context((folder / "digests.lock").open("w"))
             flock(lock, LOCK_EX)
         yield
-
-
-def _cached_commit(repo: str, revision: str) -> str | None:
-    """The commit that the hub's cache here has of a branch or tag.
-
-    Not asked of huggingface_hub, which wants every file that the repository lists: diffusers reads
-    and fetches only some of them.
-    """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    try:
-        commit = (folder / "refs" / revision).read_text("utf-8").strip()
-    except OSError:
-        return None
-    return commit if (folder / "snapshots" / commit).is_dir() else None
-
-
-def _commit(repo: str, revision: str | None) -> str:
-    if revision and _COMMIT.match(revision):
-        return revision
-    # Slow to import, and not needed for local folders.
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    if cached := _cached_commit(repo, revision or "main"):
-        return cached
-    final = (RepositoryNotFoundError, HFValidationError, OfflineModeIsEnabled)
-    try:
-        return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
-    except Exception as error:  # of the hub, of its HTTP library, or that this is no repository
-        kind = NoSuchWeights if isinstance(error, final) else FatalError
-        raise kind(
-            f"model {repo} is not on this machine, and the hub said {type(error).__name__}",
-            "Download it first, or name a local folder in models.toml.",
-        ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -49,10 +51,15 @@ def plan(
 
 
 def make_models() -> typer.Typer:
-    """The command `models` with its subcommand."""
+    """The command `models` with its subcommands."""
     cli = typer.Typer(help="Show the models table and what each model can do.")
     cli.callback(invoke_without_command=True)(models)
     cli.command()(inspect)
+    # Its options are the worker's own; --help included.
+    cli.command(
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )(fetch)
     return cli
 
 
@@ -90,6 +97,12 @@ def inspect(
         show_json(row)
     else:
         show(toml_row(name, row))
+
+
+def fetch(context: typer.Context) -> None:
+    """Download weights to this machine: only the files that are loaded. Options: fetch --help."""
+    # A process of its own, because this one must never import torch.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.fetch", *context.args])
 
 
 def sheet(

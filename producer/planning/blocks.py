@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from jobs.children import die_with_parent
 from jobs.errors import InvalidRequest, LineError
-from jobs.models.fingerprints import NoSuchWeights, route_digest
+from jobs.models.fingerprints import route_digest
+from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
 from jobs.output.plan import Chunk, encode_shard
 from jobs.output.storage import Storage

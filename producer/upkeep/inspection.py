@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from jobs.errors import FatalError
+from jobs.models.hub import advice
 from jobs.models.inspection import FILES, Row, inspect_folder
 
 
@@ -36,5 +37,5 @@ def _fetch(repo: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FatalError(
             f"{repo} is no folder here, and the hub said {type(error).__name__}",
-            "Check its name, and the token if it is gated.",
+            advice(error) or "Check its name and the network.",
         ) from error

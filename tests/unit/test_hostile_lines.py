@@ -16,7 +16,7 @@ import pytest
 from jobs.errors import FatalError
 from jobs.inputs.fetching import MAX_URL
 from jobs.models import fingerprints
-from jobs.models.fingerprints import NoSuchWeights
+from jobs.models.hub import NoSuchWeights
 from jobs.models.table import load_models
 from producer.planning.blocks import MAX_UNLISTED, Planner, plan_blocks
 from producer.planning.intake import Intake
@@ -152,7 +152,7 @@ def test_models_that_do_not_exist_are_their_lines_own_fault(
         asked.append(repo)
         raise NoSuchWeights(f"no {repo}")
 
-    monkeypatch.setattr(fingerprints, "_commit", commit)
+    monkeypatch.setattr(fingerprints, "commit_of", commit)
     manifest = tmp_path / "m.jsonl"
     lines = [orjson.dumps({"prompt": "x", "model": f"a/{n}"}) for n in range(99)]
     manifest.write_bytes(b"\n".join([GOOD, *lines]))
@@ -167,7 +167,7 @@ def test_a_model_that_the_hub_does_not_tell_about_now_is_no_line_s_fault(
     def commit(repo: str, _: str | None) -> str:
         raise FatalError(f"{repo}: no answer")
 
-    monkeypatch.setattr(fingerprints, "_commit", commit)
+    monkeypatch.setattr(fingerprints, "commit_of", commit)
     manifest = tmp_path / "m.jsonl"
     manifest.write_bytes(b'{"prompt": "x", "model": "a/b"}\n')
     with pytest.raises(FatalError, match="a/b: no answer"):

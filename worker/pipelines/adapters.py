@@ -11,7 +11,9 @@ from typing import Any
 
 from jobs.errors import FatalError
 from jobs.models.fingerprints import revision_of
+from jobs.models.hub import advice
 from jobs.models.table import Adapter, ModelTable
+from worker.pipelines.weights import fetch
 
 
 @dataclass
@@ -68,12 +70,7 @@ class Adapters:
 
     def _load(self, name: str) -> None:
         adapter = self.known[name]
-        source = self.table.source(adapter)
-        if isinstance(source, Path):
-            source, file = _weights_file(source)
-            where: dict[str, Any] = {"weight_name": file, "local_files_only": True}
-        else:
-            where = {"revision": revision_of(self.table, adapter)}
+        folder, file = _weights_file(self._folder(adapter))
         if self.compiled and self._loaded:
             self.pipeline.delete_adapters(self._called(name))
             self._loaded.clear()
@@ -83,17 +80,38 @@ class Adapters:
                 # That there are several adapters now is what we want.
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")
                 self.pipeline.load_lora_weights(
-                    str(source), adapter_name=self._called(name), use_safetensors=True, **where
+                    str(folder),
+                    weight_name=file,
+                    adapter_name=self._called(name),
+                    use_safetensors=True,
+                    local_files_only=True,
                 )
         except Exception as error:  # every library in there has errors of its own
             # It may lie in one half of the pipeline: no later image may show it.
             self.pipeline.unload_lora_weights()
             self._loaded.clear()
             raise FatalError(
-                f"adapter {name} does not load from {source}: {type(error).__name__}: {error}",
+                f"adapter {name} does not load from {folder}: {type(error).__name__}: {error}",
                 "Check its row in models.toml and its files, then resume the run.",
             ) from error
         self._loaded[name] = self._bytes() - before
+
+    def _folder(self, adapter: Adapter) -> Path:
+        """Where an adapter's files are, once a repository's are fetched.
+
+        Raises:
+            FatalError: they cannot be had.
+        """
+        source = self.table.source(adapter)
+        if isinstance(source, Path):
+            return source
+        try:
+            return fetch(source, revision_of(self.table, adapter), adapter)
+        except Exception as error:  # of the hub's library, or of its HTTP library
+            raise FatalError(
+                f"adapter {source} is not to be had: {type(error).__name__}: {error}",
+                advice(error) or "Check its row in models.toml and the network, then resume.",
+            ) from error
 
     def _shrink(self, keep: str) -> None:
         while sum(self._loaded.values()) > self.budget and len(self._loaded) > 1:

@@ -12,8 +12,10 @@ import torch
 
 from jobs.errors import FatalError
 from jobs.models.fingerprints import revision_of
-from jobs.models.table import Dtype, Model, ModelTable, Part
+from jobs.models.hub import advice, remember_first
+from jobs.models.table import Adapter, Dtype, Model, ModelTable, Part
 
+_PART = "diffusion_pytorch_model"  # what diffusers calls the weights of a part
 _HALF = re.compile(r"\.fp16[.-]")  # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
 
 
@@ -40,24 +42,25 @@ def load_weights(
         FatalError: there are no such weights, or they do not load.
     """
     source = table.source(weights)
-    local = isinstance(source, Path)
-    revision = None if local else revision_of(table, weights)
-    variant = weights.variant or find_variant(_files(source, revision), isinstance(weights, Model))
+    commit = "" if isinstance(source, Path) else revision_of(table, weights)
     try:
+        folder = source if isinstance(source, Path) else fetch(source, commit, weights)
+        variant = weights.variant or find_variant(_files(folder), isinstance(weights, Model))
         loaded = loader.from_pretrained(
-            str(source),
-            revision=revision,
+            str(folder),
             variant=variant,
             use_safetensors=True,
             trust_remote_code=False,
-            local_files_only=local,
+            local_files_only=True,
             **options,
         )
     except Exception as error:  # every library in there has errors of its own
         raise FatalError(
             f"model {weights.repo} does not load from {source}: {type(error).__name__}: {error}",
-            "Check its row in models.toml and its files, then resume the run.",
+            advice(error) or "Check its row in models.toml and its files, then resume the run.",
         ) from error
+    if commit:
+        remember_first(weights.repo, weights.revision, commit)
     return loaded, variant
 
 
@@ -85,19 +88,57 @@ def find_variant(files: Iterable[str], whole: bool) -> str | None:
     return "fp16" if {True} in kinds.values() else None
 
 
-def _files(source: str | Path, revision: str | None) -> list[str]:
-    """What is in a folder or in a repository at a commit; nothing if the hub does not say it."""
-    if isinstance(source, Path):
-        return [one.relative_to(source).as_posix() for one in source.rglob("*.safetensors")]
+def fetch(repo: str, commit: str, weights: Model | Part | Adapter) -> Path:
+    """The folder of a repository at a commit, with all files that are loaded and no others.
+
+    What is not here yet is downloaded; processes of one host do so once. Raises: errors of the
+    hub's library and of its HTTP library.
+    """
     # Slow to import, and not needed for local folders.
+    from huggingface_hub import snapshot_download
+
+    if isinstance(weights, Adapter):
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=["*.safetensors"]))
+    whole = isinstance(weights, Model)
+    variant = weights.variant or find_variant(_listed(repo, commit), whole)
+    if isinstance(weights, Model):
+        # Components that are named are left out: others take their place.
+        own = ["vae"] if weights.vae else []
+        unused = [*own, *([] if weights.options.safety_checker else ["safety_checker"])]
+        return Path(
+            diffusers.DiffusionPipeline.download(
+                repo,
+                revision=commit,
+                variant=variant,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **dict.fromkeys(unused),
+            )
+        )
+    suffix = f".{variant}" if variant else ""
+    files = [
+        "config.json",
+        f"{_PART}{suffix}.safetensors",
+        f"{_PART}{suffix}-0*.safetensors",
+        f"{_PART}.safetensors.index{suffix}.json",
+    ]
+    return Path(snapshot_download(repo, revision=commit, allow_patterns=files))
+
+
+def _files(folder: Path) -> list[str]:
+    return [one.relative_to(folder).as_posix() for one in folder.rglob("*.safetensors")]
+
+
+def _listed(repo: str, commit: str) -> list[str]:
+    """What is in a repository at a commit; nothing if the hub does not say it."""
     from huggingface_hub import HfApi, get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
-        return [one.path for one in get_cached_repo_tree(source, revision=revision)]
+        return [one.path for one in get_cached_repo_tree(repo, revision=commit)]
     except CachedRepoTreeNotFoundError:
         pass
     try:
-        return HfApi().list_repo_files(source, revision=revision)
-    except Exception:  # of the hub or its HTTP library: loading will say it better
+        return HfApi().list_repo_files(repo, revision=commit)
+    except Exception:  # of the hub or its HTTP library: fetching will say it better
         return []
