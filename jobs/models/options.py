@@ -45,8 +45,9 @@ class StepCache(BaseModel):
 class Options(BaseModel):
     """Device options of a model.
 
-    compile: regionally, which costs a minute at start; channels_last: convolutions on GPUs;
-    attention: a backend of diffusers by name; vae_slicing, vae_tiling: less memory for decoding;
+    compile: blocks that repeat, when a kind of batch is first rendered; channels_last:
+    convolutions on GPUs; attention: a backend of diffusers by name; vae_slicing, vae_tiling: less
+    memory for decoding;
     offload: weights wait in main memory, "model" by component, "sequential" by layer;
     safety_checker: false renders without it, where a pipeline has one; watermark: SDXL's invisible
     one, which needs the package invisible-watermark;

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -29,12 +30,14 @@ from torch._dynamo.testing import CompileCounter
 from jobs.errors import FatalError
 from jobs.models.families import FAMILIES, GENERIC, family_of
 from jobs.models.fingerprints import fingerprint, route_digest
+from jobs.models.options import Options
 from jobs.models.table import ModelTable, load_models
 from jobs.requests import BatchKey, Request
 from tests.pipelines import tiny
 from worker.inputs import Prepared
 from worker.pipelines.arguments import arguments
 from worker.pipelines.load import load_pipeline
+from worker.pipelines.placement import tune
 from worker.render import BatchRenderer, Rendered, Renderer
 from worker.renderers import Renderers
 
@@ -839,9 +842,26 @@ def test_offload_needs_a_gpu(studio: Studio) -> None:
         assert same(one(studio.load("sd", row), ask()), one(studio.get("sd"), ask()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own code
+def test_blocks_that_diffusers_does_not_name_are_compiled_too(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by(counter))
+    compiled = one(studio.load("sd3", "options = { compile = true }", width=1), ask())
+    assert counter.frame_count > 0
+    np.testing.assert_allclose(compiled, one(studio.load("sd3", width=1), ask()), atol=1e-4)
+    sana = diffusers.SanaTransformer2DModel(
+        num_layers=1, num_attention_heads=1, attention_head_dim=8, num_cross_attention_heads=1,
+        cross_attention_head_dim=8, cross_attention_dim=8, caption_channels=8, sample_size=8,
+    )  # fmt: skip
+    tune(SimpleNamespace(transformer=sana), Options(compile=True))
+    assert sana.transformer_blocks[0]._compiled_call_impl
+
+
 def test_a_denoiser_that_cannot_be_compiled_is_refused_at_start(studio: Studio) -> None:
-    with pytest.raises(FatalError, match=r"option compile: .*blocks of SD3Transformer2D"):
-        studio.load("sd3", "options = { compile = true }")
+    with pytest.raises(FatalError, match=r"option compile: .*blocks of PixArtTransformer2D"):
+        studio.load("pixart", "options = { compile = true }", width=1)
 
 
 @pytest.mark.parametrize(

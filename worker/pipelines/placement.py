@@ -16,6 +16,11 @@ from jobs.errors import FatalError
 from jobs.models.options import Options, Quantization
 from jobs.models.table import Model
 
+# The blocks that repeat, of denoisers whose class in diffusers 0.42 does not name them.
+_BLOCKS = {
+    "SD3Transformer2DModel": ["JointTransformerBlock"],
+    "SanaTransformer2DModel": ["SanaTransformerBlock"],
+}
 GRAPHS = 256  # of one compiled block; torch's own limit is 8
 
 
@@ -106,8 +111,10 @@ def tune(pipeline: Any, options: Options) -> None:
 
 
 def _compile(denoiser: Any) -> None:
+    name = type(denoiser).__name__
+    if name in _BLOCKS:
+        denoiser._repeated_blocks = _BLOCKS[name]
     if not getattr(denoiser, "_repeated_blocks", None):
-        name = type(denoiser).__name__
         raise ValueError(f"diffusers does not know which blocks of {name} repeat: leave it out")
     # Each size, number of slots, rank and weight of an adapter may need a graph of its own, and
     # whoever comes after the last that is allowed fails, the bare model as well.
