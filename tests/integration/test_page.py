@@ -116,6 +116,18 @@ def test_forms_pause_resume_and_cancel_only_from_this_page(site: Site, page: Tes
     assert strange.status_code == 403  # DNS rebinding
 
 
+def test_the_board_shows_the_runs_that_are_asked_for(site: Site, page: TestClient) -> None:
+    for number in range(8):
+        start(site, f"{number:012x}", site.folder / f"run-{number}")
+    site.runs.pause("000000000003", "no paint")
+    for query, shown in [
+        ({}, range(8)), ({"q": "RUN-5"}, [5]), ({"q": "null"}, range(8)),
+        ({"state": "paused"}, [3]), ({"q": "5", "state": "paused"}, []),
+    ]:  # fmt: skip
+        text = page.get("/", params=query).text
+        assert [n for n in range(8) if f">run-{n}<" in text] == list(shown), query
+
+
 def test_a_team_sees_its_own_runs_alone(site: Site, settings: Settings) -> None:
     keys = SecretStr("for-red@red, for-green@green, for-nobody")
     start(site, RED, Path(str(settings.store)) / "batches/red/batch_1/out", settled=1)
@@ -127,6 +139,8 @@ def test_a_team_sees_its_own_runs_alone(site: Site, settings: Settings) -> None:
             assert client.get("/", follow_redirects=False).headers["location"] == "./login"
             same = {"Origin": "http://page.example"}
             assert client.post("/login", data={"token": "wrong"}, headers=same).status_code == 401
+            much = client.post("/login", data={"token": "x" * 5000}, headers=same)
+            assert much.status_code == 413  # nobody is known yet
             done = client.post(
                 "/login", data={"token": token}, headers=same, follow_redirects=False
             )

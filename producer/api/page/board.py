@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
-from jobs.broker.runs import Progress
+from jobs.broker.runs import Progress, State
 from jobs.errors import InvalidRequest
 from jobs.output.storage import Storage
 from producer.api.access.keys import OPEN_TEAM
@@ -16,6 +18,8 @@ from producer.control.installation import Installation
 from producer.control.progress import Pace
 
 LOOK_SECONDS = 1.0  # what several visitors are told of one look
+
+_BATCH = re.compile(r"(?P<team>[A-Za-z0-9_-]+)/(?P<batch>[A-Za-z0-9_-]+)/out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,22 @@ class Standing:
         if not self.rate or self.progress.state != "running":
             return None
         return self.progress.pending / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which runs are shown: `text` is in their name, team or models; "" shows all."""
+
+    text: str = ""
+    state: State | Literal[""] = ""
+
+    def takes(self, run: Standing) -> bool:
+        """Whether a run is one of them."""
+        places = (run.name, run.team, run.progress.run_id, *run.progress.models)
+        text = self.text.casefold()
+        return self.state in ("", run.progress.state) and any(
+            text in place.casefold() for place in places
+        )
 
 
 @dataclass
@@ -99,7 +119,6 @@ class Board:
         directly is of no team: it belongs to those whose key names none.
         """
         batches = f"{self.store.uri}/batches/"
-        if out.startswith(batches):
-            team, _, rest = out.removeprefix(batches).partition("/")
-            return team, rest.partition("/")[0]
+        if out.startswith(batches) and (found := _BATCH.fullmatch(out.removeprefix(batches))):
+            return found["team"], found["batch"]
         return OPEN_TEAM, out.rpartition("/")[2]

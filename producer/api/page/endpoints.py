@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
+from jobs.broker.runs import State
 from jobs.errors import UsageError
 from jobs.ids import RUN_ID
 from jobs.output import layout
@@ -20,15 +23,15 @@ from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request as RenderRequest
 from producer.api.admission import Access
+from producer.api.files.downloads import UsedDownloads
 from producer.api.page import trying
-from producer.api.page.board import Board
+from producer.api.page.board import Board, Filter
 from producer.api.page.gallery import Card, Found, Gallery, Shown, Wanted
 from producer.api.page.pictures import Thumbnails, read_picture
 from producer.api.page.reproduction import curl, manifest_line
 from producer.api.page.visits import (
     COOKIE,
     COOKIE_SECONDS,
-    TOKEN_CHARACTERS,
     OpenRoute,
     PageRoute,
     PictureRoute,
@@ -48,6 +51,7 @@ FILES = "page"
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 STRIP_PICTURES = 10
 FAILURES = 12  # on a run's page
+LOGIN_BYTES = 4096
 
 UsedBoard = Annotated[Board, provided(Board)]
 UsedGallery = Annotated[Gallery, provided(Gallery)]
@@ -69,19 +73,32 @@ doors = APIRouter(include_in_schema=False, route_class=OpenRoute)
 def add(app: FastAPI) -> None:
     """Serve the page."""
     folder = str(resources.files("producer.look") / "files")
-    app.mount(f"/{FILES}", StaticFiles(directory=folder))
+    app.mount(f"/{FILES}", GZipMiddleware(StaticFiles(directory=folder)))
     for one in (pictures, doors, router, trying.router):
         app.include_router(one)
 
 
 @router.get("/")
 async def board(
-    request: Request, visitor: Visiting, pages: UsedPages, board: UsedBoard, roster: UsedRoster
+    request: Request,
+    visitor: Visiting,
+    pages: UsedPages,
+    board: UsedBoard,
+    roster: UsedRoster,
+    q: Annotated[str, Query(max_length=256)] = "",
+    state: Annotated[State | Literal[""], Query()] = "",
 ) -> Response:
-    """All runs, and the workers beside them."""
-    runs = await board.runs(visitor)
-    fleet = await roster.all()
-    return pages.show(request, "board.html", runs=runs, fleet=fleet)
+    """The runs, and the workers beside them."""
+    every = await board.runs(visitor)
+    wanted = Filter(q.strip(), state)
+    return pages.show(
+        request,
+        "board.html",
+        runs=[run for run in every if wanted.takes(run)],
+        total=len(every),
+        wanted=wanted,
+        fleet=await roster.all(),
+    )
 
 
 @doors.get("/login")
@@ -91,21 +108,31 @@ async def ask(request: Request, pages: UsedPages) -> Response:
 
 
 @doors.post("/login")
-async def login(request: Request, pages: UsedPages) -> Response:
+async def login(request: Request, pages: UsedPages, downloads: UsedDownloads) -> Response:
     """Keep a token that is known in a cookie."""
-    form = await request.form(max_files=0, max_fields=4, max_part_size=TOKEN_CHARACTERS)
-    token = form.get("token")
+    fields = parse_qs((await _small_body(request)).decode("latin-1"))
+    (token,) = fields.get("token", [""])[:1]
     access = part_of(request, Access)
     try:
-        access.teams(token if isinstance(token, str) else None)
+        access.teams(token)
     except ApiError:
         return pages.show(request, "login.html", 401, wrong=True)
     response = RedirectResponse("./", 303)
-    secure = request.url.scheme == "https"
+    secure = "https" in (request.url.scheme, urlsplit(downloads.public_url or "").scheme)
     response.set_cookie(
-        COOKIE, str(token), COOKIE_SECONDS, secure=secure, httponly=True, samesite="strict"
+        COOKIE, token, COOKIE_SECONDS, secure=secure, httponly=True, samesite="strict"
     )
     return response
+
+
+async def _small_body(request: Request) -> bytes:
+    """The body of whoever is not admitted yet. Raises ApiError 413 as soon as it has too much."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > LOGIN_BYTES:
+            raise ApiError(413, "body_too_large", f"more than {LOGIN_BYTES} bytes")
+    return body
 
 
 @doors.post("/logout")

@@ -30,7 +30,7 @@ Shown = Literal["pictures", "failures", "all"]
 
 T = TypeVar("T")
 
-PAGE_ROWS = 48
+PAGE_ROWS = 40
 READERS = 8  # pages that are read from storage at a time
 SHARDS_A_LOOK = 8  # 32,768 rows: what one look through a run costs at most
 KEPT_CHARACTERS = 64 * 2**20  # of shards' cards; about as many bytes

@@ -16,7 +16,7 @@ from jobs.output.storage import Storage
 from producer.api.wire.threads import in_thread
 from producer.look.small import encode, join, shrink
 
-THUMBNAIL_SIDE = 288  # pixels of the longer side: about 150 points on a sharp screen, twice
+THUMBNAIL_SIDE = 192  # pixels of the longer side
 STRIP_SIDE, STRIP_GAP = 144, 8
 KEPT_BYTES = 64 * 2**20
 MAKERS = 4  # thumbnails that are made at a time; decoding one takes up to 260 MB

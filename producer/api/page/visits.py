@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,7 +21,6 @@ from producer.look.writing import make_environment
 
 COOKIE = "imagemill_token"
 COOKIE_SECONDS = 30 * 24 * 3600
-TOKEN_CHARACTERS = 512
 
 # Nothing from elsewhere, nothing inline; and no other site may frame it or send its forms.
 HEADERS = {
@@ -70,10 +70,14 @@ class Pages:
         root = "../" * (request.scope["path"].count("/") - 1) or "./"
         text = self.templates.get_template(template).render(root=root, visitor=visitor, **parts)
         tag = f'"{sha256(text.encode()).hexdigest()[:32]}"'
-        headers = {"Cache-Control": "private, no-cache", "ETag": tag}
+        headers = {"Cache-Control": "private, no-cache", "ETag": tag, "Vary": "Accept-Encoding"}
         if status == 200 and request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        return HTMLResponse(text, status, headers)
+        body = text.encode()
+        # Nothing in it is secret from whoever may ask for it, which other sites cannot.
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            headers["Content-Encoding"], body = "gzip", gzip.compress(body, 5, mtime=0)
+        return HTMLResponse(body, status, headers)
 
 
 def make_pages() -> Pages:

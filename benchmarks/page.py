@@ -1,0 +1,148 @@
+"""What the page costs with a run of a million images: time, bytes, memory.
+
+    python -m benchmarks.page [--lines 1000000] [--pages 400]
+
+Plans a manifest, writes the records that workers would have written (all of which share a few
+pictures), starts a private Valkey and a facade, opens the run's page as a browser does, and then
+pages of its gallery from all over the run. The pictures are clouds with some grain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urljoin
+
+import httpx
+import psutil
+from PIL import Image
+
+from benchmarks.measure import report, spread, write_manifest
+from jobs.broker.connection import connect
+from jobs.broker.runs import Runs
+from jobs.broker.seals import NO_SEAL
+from jobs.models.table import load_models
+from jobs.output import layout
+from jobs.output.plan import Plan, read_shard
+from jobs.output.records import Record, Row, Stack, encode_part
+from jobs.output.storage import Storage, open_storage
+from jobs.settings import load_settings
+from producer.local.embedded import Crew, embedded
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, prepare
+
+_MB = 1 << 20
+PICTURES = 64  # files that all records share
+SIDE = 512
+STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "none", 1, 1, "none")
+
+
+def write_run(folder: Path, lines: int) -> tuple[Storage, Plan]:
+    """A run of null images, all of them on record."""
+    manifest = write_manifest(folder / "manifest.jsonl", lines)
+    job = Job(str(manifest), str(folder / "out"), load_models(), PlanOptions(model="null"))
+    plan = prepare(identify(job), lambda _: None)
+    storage = open_storage(job.out)
+    names = [layout.image(0, f"{number:032x}", "jpeg") for number in range(PICTURES)]
+    for number, name in enumerate(names):
+        file = BytesIO()
+        coarse = Image.effect_noise((SIDE // 16, SIDE // 16), 60 + number).resize((SIDE, SIDE))
+        noise = Image.blend(coarse, Image.effect_noise((SIDE, SIDE), 20), 0.1)
+        Image.merge("RGB", (noise, noise.rotate(90), noise.rotate(180))).save(file, "JPEG")
+        storage.write(name, file.getvalue(), durable=False)
+    for number in range(len(plan.shards)):
+        requests = read_shard(storage, plan.run_id, number)
+        record = Record(
+            requests[0], "done", STACK, "w", 1, "2026-01-01", sha256="0" * 64, bytes=1
+        ).row()  # fmt: skip
+        rows: list[Row] = [
+            record
+            | {
+                "file_name": names[one.index % PICTURES],
+                "custom_id": one.custom_id,
+                "index": one.index,
+                "job_id": one.job_id,
+                "prompt": one.prompt,
+                "seed": str(one.seed),
+            }
+            for one in requests
+        ]
+        storage.write(layout.done_part(plan.run_id, number, 0), encode_part(rows), durable=False)
+    return storage, plan
+
+
+def open_as_a_browser_does(client: httpx.Client, path: str) -> tuple[float, float, int]:
+    """(seconds until the page is there, until all that it shows is there, bytes of all that)."""
+    started = time.perf_counter()
+    page = client.get(path)
+    page.raise_for_status()
+    there = time.perf_counter() - started
+    links = {urljoin(path, link) for link in re.findall(r'(?:src|href)="([^"#]+)"', page.text)}
+    parts = [client.get(link) for link in links if re.search(r"/page/|/thumbnails/", link)]
+    size = sum(part.num_bytes_downloaded for part in (page, *parts))
+    return there, time.perf_counter() - started, size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument("--pages", type=int, default=400)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, embedded(load_settings(), Crew("cpu")) as children:
+        storage, plan = write_run(Path(name), options.lines)
+        runs = Runs(connect(children.settings), children.settings.key_prefix, NO_SEAL)
+        runs.open(plan, storage.uri, [])
+        runs.finish(plan.run_id, options.lines, 0)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        facade = subprocess.Popen(
+            [sys.executable, "-m", "producer", "serve", "--port", str(port), "--store", name],
+            env=os.environ | children.settings.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                lines = measure(client, facade.pid, plan, options.pages)
+        finally:
+            facade.terminate()
+            facade.wait()
+    report(f"The page, a run of {options.lines} images", lines)
+
+
+def measure(client: httpx.Client, pid: int, plan: Plan, pages: int) -> list[str]:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client.get("/healthz").raise_for_status()
+            break
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    path, process = f"/runs/{plan.run_id}", psutil.Process(pid)
+    first, shown, size = open_as_a_browser_does(client, path)
+    found = [f"first: there in {first:.2f} s, with its pictures in {shown:.2f} s, {size:,} bytes"]
+    seconds, memory = list[float](), list[float]()
+    for number in range(pages):
+        at = number * 7919 * 48 % plan.requests
+        there, _, _ = open_as_a_browser_does(client, f"{path}?after={at}")
+        seconds.append(there)
+        memory.append(process.memory_info().rss / _MB)
+    half = len(memory) // 2
+    found.append(f"{pages} pages from all over: {spread(seconds)} s")
+    found.append(f"memory: {memory[0]:.0f} MB, then {memory[half]:.0f}, then {memory[-1]:.0f}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
