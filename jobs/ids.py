@@ -23,6 +23,19 @@ def derive_seed(run_seed: int, name: bytes) -> int:
     return int.from_bytes(digest, "little") >> (64 - DERIVED_SEED_BITS)
 
 
+def draw(run_seed: int, image: str, name: str) -> float:
+    """A point in [0, 1) for what an image samples under a name."""
+    salt = run_seed.to_bytes(16, "little")
+    content = f"{image}\0{name}".encode()
+    digest = blake2b(content, digest_size=8, salt=salt, person=b"draw").digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53
+
+
+def short_digest(text: str) -> str:
+    """16 hexadecimal digits that stand for a text."""
+    return blake2b(text.encode(), digest_size=8, person=b"text").hexdigest()
+
+
 def job_id(content: bytes) -> str:
     """32 hexadecimal digits for a request's canonical form, its model's fingerprint included."""
     return blake2b(content, digest_size=16, person=b"job").hexdigest()

@@ -129,6 +129,8 @@ def show_statuses(statuses: Sequence[Status]) -> None:
 
 def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
     """What a manifest would become, and how long one device would take."""
+    if survey.lines != survey.requests:
+        show(f"{_count(survey.lines, 'line')} for {_count(survey.requests, 'request')}")
     table = _table("model", "size", "steps", "guidance", "images", "device time", "measured on")
     total = 0.0
     for key, images in survey.groups.most_common():

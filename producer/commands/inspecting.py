@@ -15,6 +15,7 @@ from producer.commands import options
 def plan(
     manifest: options.Manifest,
     model: options.Model = None,
+    n: options.Images = 1,
     limit: options.Limit = None,
     models_file: options.ModelsFile = None,
     quiet: options.Quiet = False,
@@ -32,7 +33,7 @@ def plan(
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
     stores = tuple(sorted(settings.input_stores))
-    wanted = PlanOptions(model=model, limit=limit, local_files=True, stores=stores)
+    wanted = PlanOptions(model=model, limit=limit, local_files=True, stores=stores, n=n)
     with display(quiet) as shown:
         found = survey(manifest, table, wanted, shown.planning)
     rates = read_rates(rates_file())
@@ -42,7 +43,7 @@ def plan(
             for key, images in found.groups.items()
         ]
         errors = [asdict(error) for error in found.errors]
-        counts = {"requests": found.requests, "invalid": found.invalid}
+        counts = {"lines": found.lines, "requests": found.requests, "invalid": found.invalid}
         show_json(counts | {"errors": errors, "groups": groups})
     elif not quiet:
         show_survey(found, table, rates)

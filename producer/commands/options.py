@@ -51,6 +51,17 @@ Limit = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Read only N lines.", rich_help_panel=REQUESTS),
 ]
+Images = Annotated[
+    int,
+    typer.Option(
+        "--n",
+        min=1,
+        max=10_000,
+        metavar="N",
+        help="Images of each line that does not say.",
+        rich_help_panel=REQUESTS,
+    ),
+]
 SkipInvalid = Annotated[
     bool,
     typer.Option(

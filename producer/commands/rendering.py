@@ -22,6 +22,7 @@ def run(
     model: options.Model = None,
     seed: options.Seed = 0,
     format: options.Format = "jpeg",
+    n: options.Images = 1,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     devices: options.Devices = "auto",
@@ -42,7 +43,7 @@ def run(
 
     settings = load_settings(models=models_file)
     stores = tuple(sorted(settings.input_stores))
-    plan_options = PlanOptions(seed, model, format, limit, skip_invalid, True, stores)
+    plan_options = PlanOptions(seed, model, format, limit, skip_invalid, True, stores, n)
     job = Job(manifest, out, load_models(settings.models), plan_options)
     try:
         with display(quiet) as shown:
@@ -59,6 +60,7 @@ def submit(
     model: options.Model = None,
     seed: options.Seed = 0,
     format: options.Format = "jpeg",
+    n: options.Images = 1,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
@@ -81,7 +83,7 @@ def submit(
     started = time.monotonic()
     settings = load_settings(broker, models_file)
     stores = tuple(sorted(settings.input_stores))
-    plan_options = PlanOptions(seed, model, format, limit, skip_invalid, True, stores)
+    plan_options = PlanOptions(seed, model, format, limit, skip_invalid, True, stores, n)
     known = installation(settings)
     known.ping()
     submission = identify(Job(manifest, out, load_models(settings.models), plan_options))

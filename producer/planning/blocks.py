@@ -9,7 +9,7 @@ import gc
 import gzip
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -20,15 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.children import die_with_parent
-from jobs.errors import InvalidRequest, LineError
+from jobs.errors import InvalidRequest, LineError, UsageError
 from jobs.models.fingerprints import route_digest
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
-from jobs.output.plan import Chunk, encode_shard
+from jobs.output.plan import SHARD_LINES, Chunk, encode_shard
 from jobs.output.storage import Storage
 from jobs.requests import BatchKey, Request
 from producer.planning.intake import Intake, local_folder
-from producer.planning.manifest import Block, parse_line, read_blocks
+from producer.planning.manifest import Block, Line, parse_line, read_blocks
+from producer.planning.recipes import MAX_IMAGES, Recipe, as_recipe
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 CHUNK_SECONDS = 30.0  # device time that one message stands for
@@ -37,6 +38,7 @@ CHUNK_SHARE = 8  # at most this part of a shard, so that several workers share i
 CHUNK_SHARE_ALONE = 32  # and this of a manifest of few shards, so that each gets several
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
 PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process starts
+MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -46,7 +48,8 @@ class PlannedBlock:
     """One block of lines, planned. Arrays are in the order of the shard's rows.
 
     shard: its file; raw: the block's lines, gzipped; identities and jobs: the first 8 bytes of what
-    identifies each line and of each job id; numbers: line numbers from 1.
+    identifies each request and of each job id; numbers: line numbers from 1; lines: how many stand
+    for requests.
     """
 
     shard: bytes
@@ -58,6 +61,8 @@ class PlannedBlock:
     numbers: npt.NDArray[np.int64]
     errors: list[LineError] = field(default_factory=list)
     missing: frozenset[str] = frozenset()  # models whose fingerprints are needed first
+    images: Mapping[int, int] = field(default_factory=dict)  # too many: those of each line
+    lines: int = 0
 
     @property
     def requests(self) -> int:
@@ -81,9 +86,12 @@ class Planner:
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
         """Plan one block without the lines whose numbers are excluded."""
         resolver = Resolver(self.table, self.options, self.fingerprints, self.intake)
+        n = self.options.n
         errors = list(block.errors)
         rows: defaultdict[int, list[Request]] = defaultdict(list)  # by the identity of their key
         missing: set[str] = set()
+        lines = images = 0
+        found: Sequence[Request]
         for number, raw in block.numbered():
             if number in exclude:
                 continue
@@ -93,7 +101,13 @@ class Planner:
                 continue
             name = line.custom_id or ""
             try:
-                request = resolver.resolve(number - 1, line.task, line.body, name)
+                if line.has_recipe or n > 1:
+                    found = _expand(number, line, resolver)
+                    images += len(found)
+                    if images > SHARD_LINES and lines:
+                        return replace(_planned([], (), b"", []), images=_count(block, n))
+                else:
+                    found = (resolver.resolve(number - 1, line.task, line.body, name),)
             except InvalidRequest as error:
                 errors.append(LineError(number, name, error.field, error.reason))
             except UnknownFingerprint as unknown:
@@ -102,14 +116,17 @@ class Planner:
                 else:
                     missing.add(unknown.model)
             else:
-                rows[id(request.key)].append(request)
+                lines += 1
+                for request in found:
+                    rows[id(request.key)].append(request)
         if missing:
             return _planned([], (), b"", errors, missing=frozenset(missing))
         grouped = sorted(rows.values(), key=_order)
         groups = Counter({group[0].key: len(group) for group in grouped})
         raw_lines = gzip.compress(b"".join(block.lines), compresslevel=1, mtime=0)
         requests = list(chain.from_iterable(grouped))
-        return _planned(requests, tuple(self._chunks(groups)), raw_lines, errors, groups)
+        planned = _planned(requests, tuple(self._chunks(groups)), raw_lines, errors, groups)
+        return replace(planned, lines=lines)
 
     def learn(self, route: str) -> None:
         """Find a model's fingerprint out, or why no line may name it.
@@ -159,6 +176,31 @@ class Planner:
             start += count
 
 
+def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
+    """All requests of a line, or none if one of them is refused.
+
+    Raises: as Resolver.resolve.
+    """
+    recipe = line.body if isinstance(line.body, Recipe) else as_recipe(line.body)
+    seed, n = resolver.options.seed, resolver.options.n
+    return [
+        resolver.resolve(number - 1, line.task, image.body, image.custom_id, image.number)
+        for image in recipe.images(line.custom_id or "", seed, n)
+    ]
+
+
+def _count(block: Block, n: int) -> dict[int, int]:
+    """The images of each line; 1 of one that is refused."""
+    counts: dict[int, int] = {}
+    for number, raw in block.numbered():
+        line = parse_line(number, raw)
+        if isinstance(line, list):
+            continue
+        count = line.body.count(n) if isinstance(line.body, Recipe) else n
+        counts[number] = count if count <= MAX_IMAGES else 1
+    return counts
+
+
 def _order(group: list[Request]) -> tuple[str, ...]:
     """Requests of one model lie together, and within it those of one adapter."""
     key = group[0].key
@@ -206,9 +248,10 @@ def plan_blocks(
     storage: where the bytes of input images go; without it they are only checked.
 
     Raises:
-        UsageError, FatalError: the manifest, or a model that it names, cannot be read.
+        UsageError, FatalError: the manifest, or a model that it names, cannot be read; its lines
+            stand for more than MAX_EXPANDED images.
     """
-    blocks = read_blocks(manifest, options.limit)
+    blocks = read_blocks(manifest, options.limit, options.n)
     head = list(islice(blocks, PARALLEL_BLOCKS))
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))
@@ -220,12 +263,12 @@ def plan_blocks(
     planned = (
         _in_parallel(planner, chain(head, blocks))
         if len(head) == PARALLEL_BLOCKS
-        else ((block, planner.plan(block)) for block in head)
+        else _in_process(planner, head)
     )
     for block, result in planned:
         if result.missing:
             result = _learn_fingerprints(planner, block)
-        again = result.numbers[seen.add(result.identities)]
+        again = np.unique(result.numbers[seen.add(result.identities)])
         if again.size:
             errors = [LineError(int(number), "", "", _DUPLICATE) for number in again]
             result = planner.plan(block, frozenset(again.tolist()))
@@ -247,21 +290,60 @@ _DUPLICATE = (
 )
 
 
+@dataclass
+class _Cutter:
+    """Cuts blocks that stand for too many images, and counts what comes of it."""
+
+    expanded: int = 0
+
+    def cut(self, block: Block, images: Mapping[int, int]) -> list[Block]:
+        """Raises UsageError if there are more than MAX_EXPANDED images by now."""
+        self.expanded += sum(images.values())
+        if self.expanded > MAX_EXPANDED:
+            raise UsageError(
+                f"the lines up to {block.first + len(block.lines) - 1:,} stand for more than "
+                f"{MAX_EXPANDED:,} images, with their n, sweep or zip",
+                "If that is meant, split the manifest.",
+            )
+        return list(block.cut(images))
+
+
+def _in_process(planner: Planner, blocks: list[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
+    cutter, pending = _Cutter(), deque(blocks)
+    while pending:
+        block = pending.popleft()
+        result = planner.plan(block)
+        if result.images:
+            pending.extendleft(reversed(cutter.cut(block, result.images)))
+            if len(pending) >= PARALLEL_BLOCKS:  # as many shards are no small manifest
+                planner = replace(planner, share=CHUNK_SHARE)
+        else:
+            yield block, result
+
+
 def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
     workers = min(os.cpu_count() or 1, 4)
-    pending: deque[tuple[Block, Future[PlannedBlock]]] = deque()
+    cutter, pending = _Cutter(), deque[tuple[Block, Future[PlannedBlock]]]()
     # Spawned: storage clients and their threads do not survive a fork.
     # Garbage is collected after blocks that leave some, not among millions of live objects.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_child) as pool:
+
+        def settle() -> Iterator[tuple[Block, PlannedBlock]]:
+            block, future = pending.popleft()
+            result = future.result()
+            if result.images:
+                for part in reversed(cutter.cut(block, result.images)):
+                    pending.appendleft((part, pool.submit(_plan, planner, part)))
+            else:
+                yield block, result
+
         try:
             for block in blocks:
                 pending.append((block, pool.submit(_plan, planner, block)))
-                if len(pending) > 2 * workers:
-                    first, future = pending.popleft()
-                    yield first, future.result()
+                while len(pending) > 2 * workers:
+                    yield from settle()
             while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
+                yield from settle()
         finally:
             pool.shutdown(cancel_futures=True)
 

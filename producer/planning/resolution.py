@@ -20,7 +20,8 @@ from producer.planning.intake import Intake
 class PlanOptions:
     """What a submission decides for all its lines.
 
-    seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read;
+    seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read; n:
+    images of each combination of a line that does not say, 1 to 10,000;
     local_files: whether inputs may be files of this machine; stores: see jobs.inputs.stores.
     """
 
@@ -31,6 +32,7 @@ class PlanOptions:
     skip_invalid: bool = False
     local_files: bool = False
     stores: tuple[str, ...] = ()
+    n: int = 1
 
 
 class UnknownFingerprint(Exception):
@@ -45,6 +47,7 @@ _OF_ONE_LINE = frozenset(
     ("prompt", "custom_id", "seed", "negative_prompt", "image", "control_images")
 )
 _Key = tuple[BatchKey, ImageFormat, bytes]  # …, their canonical form
+_Inputs = tuple[tuple[str, ...], tuple[str, ...]]  # images, control images
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,15 @@ class Resolver:
     intake: Intake | None = None
     _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
     _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
+    _taken: dict[_Inputs, _Inputs] = field(default_factory=dict, init=False, repr=False)
 
-    def resolve(self, index: int, task: Task, body: Body, custom_id: str) -> Request:
-        """The request that a body stands for. index: of its line, from 0.
+    def resolve(
+        self, index: int, task: Task, body: Body, custom_id: str, number: int = 0
+    ) -> Request:
+        """The request that a body stands for.
+
+        index: of its line, from 0; number: of the image among the line's that differ only in their
+        seeds, from 0, which the custom_id tells already.
 
         Raises:
             InvalidRequest: the model does not take what the body asks for.
@@ -83,14 +92,13 @@ class Resolver:
         if key.task != task:  # a model that edits takes control images as its inputs
             images, controls = controls, ()
         if self.intake and (images or controls):
-            images = tuple(self.intake.take(one, "image") for one in images)
-            controls = tuple(self.intake.take(one, "control_images") for one in controls)
+            images, controls = self._take(self.intake, (images, controls))
 
         negative = body.negative_prompt or ""
         seed = body.seed
         if seed is None:
             asked = (body.prompt, negative, images, controls)
-            name = custom_id.encode() or content + orjson.dumps(asked)
+            name = custom_id.encode() or content + orjson.dumps(asked) + _suffix(number)
             seed = derive_seed(self.options.seed, name)
         # The weights' fingerprint, in `content`, stands for the model, whatever its name.
         identity = (custom_id, seed, body.prompt, negative, images, controls)
@@ -98,6 +106,18 @@ class Resolver:
             index, custom_id, key, body.prompt, negative, seed, image_format,
             job_id(content + orjson.dumps(identity)), images, controls,
         )  # fmt: skip
+
+    def _take(self, intake: Intake, given: _Inputs) -> _Inputs:
+        """References for the inputs; the images of one line mostly have the same, taken in once."""
+        if (known := self._taken.get(given)) is None:
+            images, controls = given
+            known = (
+                tuple(intake.take(one, "image") for one in images),
+                tuple(intake.take(one, "control_images") for one in controls),
+            )
+            self._taken.clear()  # it may be many megabytes
+            self._taken[given] = known
+        return known
 
     def _make_key(self, task: Task, body: Body, images: int, controls: int) -> _Key:
         route = self.table.route(body.model or self.options.model)
@@ -132,6 +152,10 @@ class Resolver:
         image_format = _format(body, self.options.format)
         content = orjson.dumps((replace(key, model=""), image_format, fingerprint))
         return key, image_format, content
+
+
+def _suffix(number: int) -> bytes:
+    return b"#%d" % number if number else b""
 
 
 def _references(inputs: Input | list[Input] | tuple[Input, ...]) -> tuple[str, ...]:

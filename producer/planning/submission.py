@@ -127,8 +127,10 @@ def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a manifest would become. `errors` are the first invalid lines, `invalid` counts all."""
+    """What a manifest would become. `lines` stand for `requests`; `errors` are the first invalid
+    lines, `invalid` counts all."""
 
+    lines: int
     requests: int
     invalid: int
     errors: list[LineError]
@@ -142,14 +144,15 @@ def survey(manifest: str, table: ModelTable, options: PlanOptions, on_lines: OnL
     """
     groups: Counter[BatchKey] = Counter()
     errors: list[LineError] = []
-    requests = invalid = 0
+    lines = requests = invalid = 0
     for block in plan_blocks(manifest, table, options, {}):
         groups += block.groups
+        lines += block.lines
         requests += block.requests
         invalid += len({error.line for error in block.errors})
         errors += block.errors[: SHOWN_ERRORS - len(errors)]
         on_lines(requests + invalid)
-    return Survey(requests, invalid, errors, groups)
+    return Survey(lines, requests, invalid, errors, groups)
 
 
 def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:

@@ -1,7 +1,7 @@
 """A batch's requests ⇄ a manifest and its records, line by line.
 
-A request for n images is n manifest lines, of which the first has its custom_id. One whose body is
-wrong is none, and has its error instead; what is no request at all fails the whole batch.
+A request is one manifest line. One whose body is wrong is none, and has its error instead; what is
+no request at all fails the whole batch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import merge
-from itertools import islice
+from itertools import groupby
+from operator import attrgetter
 from typing import IO, Any, Literal
 
 import orjson
@@ -36,7 +37,8 @@ from producer.api.openai.bodies import (
 )
 from producer.api.wire.errors import ApiError, as_answer, culprit_of, error_json
 from producer.api.wire.reading import Given, refused
-from producer.planning.manifest import MAX_CUSTOM_ID, BatchLine, CustomId
+from producer.planning.manifest import BatchRecipe, CustomId
+from producer.planning.recipes import MAX_CUSTOM_ID, Recipe, name_of
 from producer.planning.strict_json import parse_json
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
@@ -70,10 +72,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the output needs to know of a request. `images` are consecutive manifest lines."""
+    """What the output needs to know of a request. Without a problem it is a manifest line."""
 
     custom_id: str
-    images: int
     response_format: str = ""
     problem: Problem | None = None
     quality: ToldQuality | None = None
@@ -119,13 +120,13 @@ def translate(
         known.add(line.custom_id)
         try:
             wanted = _body(line)
-            written = _manifest_lines(line.custom_id, wanted, endpoint, load)
+            written = _manifest_line(line.custom_id, wanted, endpoint, load)
         except InvalidRequest as error:
-            note = Asked(line.custom_id, 0, problem=_problem(error))
+            note = Asked(line.custom_id, problem=_problem(error))
             refused += 1
         else:
-            manifest.write(b"".join(one + b"\n" for one in written))
-            note = Asked(line.custom_id, len(written), wanted.shown_as, quality=wanted.told_quality)
+            manifest.write(written + b"\n")
+            note = Asked(line.custom_id, wanted.shown_as, quality=wanted.told_quality)
         asked.write(orjson.dumps(note) + b"\n")
     if not known and not errors:
         errors.append(LineError(1, "", "", "the file holds no request"))
@@ -167,26 +168,21 @@ def _problem(error: InvalidRequest) -> Problem:
     return Problem(answer.status, answer.code, answer.message, answer.field)
 
 
-def _manifest_lines(
-    custom_id: str, wanted: ImageRequest, endpoint: Endpoint, load: Load
-) -> list[bytes]:
+def _manifest_line(custom_id: str, wanted: ImageRequest, endpoint: Endpoint, load: Load) -> bytes:
     if not wanted.is_final:
         name = "output_format" if wanted.output_format == "webp" else "output_compression"
         raise InvalidRequest(name, "is not supported in a batch", "unsupported")
-    body = wanted.to_body()
+    body: dict[str, Any] = dict(wanted.to_body())
     if isinstance(wanted, EditImageBodyJsonParam):
         if wanted.mask:
             raise InvalidRequest("mask", "masks are not supported here", "unsupported")
         images = [ImageInput(image=load(one)) for one in wanted.images]
-        body = body.model_copy(update={"image": images})
-    names = [custom_id, *(f"{custom_id}#{i + 1}" for i in range(1, wanted.n or 1))]
-    if len(names[-1]) > MAX_CUSTOM_ID:
-        raise InvalidRequest("custom_id", f"is too long for {len(names)} images")
-    lines = (
-        BatchLine(custom_id=name, method="POST", url=endpoint, body=body.numbered(i))
-        for i, name in enumerate(names)
-    )
-    return [line.model_dump_json(exclude_none=True).encode() for line in lines]
+        body["image"] = images
+    if len(name_of(custom_id, (wanted.n or 1) - 1)) > MAX_CUSTOM_ID:
+        raise InvalidRequest("custom_id", f"is too long for {wanted.n} images")
+    recipe = Recipe(**body, n=wanted.n)
+    line = BatchRecipe(custom_id=custom_id, method="POST", url=endpoint, body=recipe)
+    return line.model_dump_json(exclude_none=True).encode()
 
 
 def results(
@@ -198,21 +194,25 @@ def results(
 ) -> Iterator[tuple[bool, bytes]]:
     """(whether it succeeded, its line of output) of each request, in the order of the file.
 
-    settled: of all manifest lines in order; unfinished: the code of requests without a record, for
+    settled: of all images, line by line; unfinished: the code of requests without a record, for
     example "batch_expired"; shows: for each response_format, how an image is shown.
     """
+    by_line = groupby(settled, attrgetter("index"))
     for raw in asked:
         wanted = _ASKED.validate_json(raw)
         if wanted.problem:
             yield False, _refusal(wanted.custom_id, wanted.problem)
         else:
-            own = list(islice(settled, wanted.images))
+            own = list(next(by_line)[1])
             yield _result(wanted, own, created, unfinished, shows[wanted.response_format])
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of one manifest line. `row` is its record's, or what errors.jsonl says of it."""
+    """What became of one image.
+
+    index: of its manifest line; row: its record's, or what errors.jsonl says of its line.
+    """
 
     index: int
     job_id: str
@@ -221,7 +221,7 @@ class Settled:
 
 
 def settled_lines(storage: Storage, run_id: str, plan: Plan | None) -> Iterator[Settled]:
-    """Every manifest line of a run, in order; without a plan none was worth rendering."""
+    """Every image of a run, line by line; without a plan no line was worth rendering."""
     rendered = (
         Settled(request.index, request.job_id, request.seed, row)
         for shard in (rows_by_shard(storage, plan) if plan else ())
