@@ -16,6 +16,7 @@ def plan(
     manifest: options.Manifest,
     model: options.Model = None,
     n: options.Images = 1,
+    map: options.Columns = None,
     limit: options.Limit = None,
     models_file: options.ModelsFile = None,
     quiet: options.Quiet = False,
@@ -28,12 +29,14 @@ def plan(
     from producer.local.rates import estimate, rates_file, read_rates
     from producer.planning.resolution import PlanOptions
     from producer.planning.submission import survey
+    from producer.planning.tables import columns_of
     from producer.report import show_json, show_survey
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
     stores = tuple(sorted(settings.input_stores))
-    wanted = PlanOptions(model=model, limit=limit, local_files=True, stores=stores, n=n)
+    columns = columns_of(map)
+    wanted = PlanOptions(0, model, "jpeg", limit, False, True, stores, n, columns)
     with display(quiet) as shown:
         found = survey(manifest, table, wanted, shown.planning)
     rates = read_rates(rates_file())

@@ -14,7 +14,7 @@ DEPLOYMENT = "Deployment"
 OUTPUT = "Output"
 
 Manifest = Annotated[
-    str, typer.Argument(metavar="MANIFEST", help="JSONL file or URI, plain or .gz.")
+    str, typer.Argument(metavar="MANIFEST", help="JSONL, plain or .gz, or a table; a file or URI.")
 ]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id, or its output location.")]
 Dataset = Annotated[str, typer.Argument(metavar="OUT", help="Output location of a finished run.")]
@@ -59,6 +59,16 @@ Images = Annotated[
         max=10_000,
         metavar="N",
         help="Images of each line that does not say.",
+        rich_help_panel=REQUESTS,
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="FIELD=COLUMN",
+        help="Column of a table that stands for a field; may be repeated.",
+        show_default="columns of the fields' names",
         rich_help_panel=REQUESTS,
     ),
 ]

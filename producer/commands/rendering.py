@@ -23,6 +23,7 @@ def run(
     seed: options.Seed = 0,
     format: options.Format = "jpeg",
     n: options.Images = 1,
+    map: options.Columns = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     devices: options.Devices = "auto",
@@ -39,11 +40,14 @@ def run(
     from producer.local.whole import render
     from producer.planning.resolution import PlanOptions
     from producer.planning.submission import Job
+    from producer.planning.tables import columns_of
     from producer.report import say
 
     settings = load_settings(models=models_file)
     stores = tuple(sorted(settings.input_stores))
-    plan_options = PlanOptions(seed, model, format, limit, skip_invalid, True, stores, n)
+    plan_options = PlanOptions(
+        seed, model, format, limit, skip_invalid, True, stores, n, columns_of(map)
+    )
     job = Job(manifest, out, load_models(settings.models), plan_options)
     try:
         with display(quiet) as shown:
@@ -61,6 +65,7 @@ def submit(
     seed: options.Seed = 0,
     format: options.Format = "jpeg",
     n: options.Images = 1,
+    map: options.Columns = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
@@ -78,12 +83,15 @@ def submit(
     from producer.local.whole import Outcome
     from producer.planning.resolution import PlanOptions
     from producer.planning.submission import Job, identify, launch, prepare
+    from producer.planning.tables import columns_of
     from producer.report import say, show, show_json
 
     started = time.monotonic()
     settings = load_settings(broker, models_file)
     stores = tuple(sorted(settings.input_stores))
-    plan_options = PlanOptions(seed, model, format, limit, skip_invalid, True, stores, n)
+    plan_options = PlanOptions(
+        seed, model, format, limit, skip_invalid, True, stores, n, columns_of(map)
+    )
     known = installation(settings)
     known.ping()
     submission = identify(Job(manifest, out, load_models(settings.models), plan_options))

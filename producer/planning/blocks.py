@@ -251,7 +251,7 @@ def plan_blocks(
         UsageError, FatalError: the manifest, or a model that it names, cannot be read; its lines
             stand for more than MAX_EXPANDED images.
     """
-    blocks = read_blocks(manifest, options.limit, options.n)
+    blocks = read_blocks(manifest, options.limit, options.n, dict(options.columns))
     head = list(islice(blocks, PARALLEL_BLOCKS))
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))

@@ -1,4 +1,4 @@
-"""Reads a manifest: JSONL, plain or .gz, local or any fsspec URI; one request a line.
+"""Reads a manifest: JSONL, plain or .gz, or a table; local or any fsspec URI; one request a line.
 
 Two forms, also mixed: OpenAI Batch lines ({"custom_id", "method", "url", "body"}) and bare bodies
 with an optional "custom_id". Blank lines are skipped.
@@ -27,6 +27,7 @@ from jobs.output.storage import open_file
 from jobs.requests import STRICT, Body, ImageInput, Input, Task
 from producer.planning.recipes import KEYS, MAX_CUSTOM_ID, Recipe
 from producer.planning.strict_json import MAX_MARKS, check_marks, parse_json
+from producer.planning.tables import kind_of, table_lines
 
 MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
 BLOCK_BYTES = 16 << 20  # of lines with images: what a block holds beside its last line
@@ -241,16 +242,23 @@ def _got(value: Any) -> str:
     return f" (got {text if len(text) <= 60 else text[:57] + '...'})"
 
 
-def read_blocks(uri: str, limit: int | None = None, n: int = 1) -> Iterator[Block]:
+def read_blocks(
+    uri: str, limit: int | None = None, n: int = 1, columns: Mapping[str, str] | None = None
+) -> Iterator[Block]:
     """The manifest's lines, at most SHARD_LINES / n or BLOCK_BYTES a block, `limit` in all.
 
+    columns: of a table, as producer.planning.tables takes them.
+
     Raises:
-        UsageError: there is no such file. FatalError: it cannot be read.
+        UsageError: there is no such file or column. FatalError: it cannot be read.
     """
     most = max(1, SHARD_LINES // n)
     with _open(uri) as stream:
         block, size, requests = Block(1), 0, 0
-        for raw in iter(lambda: stream.readline(MAX_LINE + 1), b""):
+        lines = iter(lambda: stream.readline(MAX_LINE + 1), b"")
+        if kind_of(uri):
+            lines = table_lines(stream, uri, columns or {})
+        for raw in lines:
             number = block.first + len(block.lines)
             if len(raw) > MAX_LINE:
                 block.errors.append(LineError(number, "", "", f"is longer than {MAX_LINE} bytes"))

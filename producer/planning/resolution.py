@@ -21,7 +21,8 @@ class PlanOptions:
     """What a submission decides for all its lines.
 
     seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read; n:
-    images of each combination of a line that does not say, 1 to 10,000;
+    images of each combination of a line that does not say, 1 to 10,000; columns: of a table that
+    stand for fields, as (field, column), sorted;
     local_files: whether inputs may be files of this machine; stores: see jobs.inputs.stores.
     """
 
@@ -33,6 +34,7 @@ class PlanOptions:
     local_files: bool = False
     stores: tuple[str, ...] = ()
     n: int = 1
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 class UnknownFingerprint(Exception):

@@ -1,0 +1,102 @@
+"""Tables are manifests: each row is a line, whatever the file's form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pytest
+from pyarrow import csv, ipc, parquet
+
+from jobs.errors import FatalError, ImagemillError, UsageError
+from jobs.models.table import load_models
+from jobs.requests import MAX_PROMPT
+from producer.planning.blocks import plan_blocks
+from producer.planning.manifest import read_blocks
+from producer.planning.resolution import PlanOptions
+from producer.planning.tables import columns_of
+
+COLUMNS = {"prompt": "caption", "custom_id": "id"}
+
+
+def lines(uri: str, columns: dict[str, str] = COLUMNS) -> list[object]:
+    return [
+        orjson.loads(raw)
+        for block in read_blocks(uri, columns=columns)
+        for _, raw in block.numbered()
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = pa.table(
+        {
+            "id": [1, 2, 3],
+            "caption": ["a, b", 'c\n"d"', "42"],
+            "seed": pa.array([1, 2**64 - 1, None], pa.uint64()),
+            "guidance_scale": [1.5, None, 3],
+            "n": [None, 2, None],
+            "else": ["x", "y", "z"],
+        }
+    )
+    parquet.write_table(table, "m.parquet", row_group_size=2)
+    with ipc.new_stream("stream.arrow", table.schema) as stream:
+        stream.write_table(table)
+    with ipc.new_file("file.arrow", table.schema) as file:
+        file.write_table(table)
+    csv.write_csv(table, "m.csv")
+    csv.write_csv(table, "m.tsv", csv.WriteOptions(delimiter="\t"))
+    Path("m.txt").write_text("a, b\n\n  c\r\n" + "x" * (9 * MAX_PROMPT) + "\nd")
+
+
+@pytest.mark.parametrize("name", ["m.parquet", "stream.arrow", "file.arrow", "m.csv", "m.tsv"])
+def test_rows_are_lines(name: str) -> None:
+    assert lines(name) == [
+        {"custom_id": "1", "prompt": "a, b", "seed": 1, "guidance_scale": 1.5},
+        {"custom_id": "2", "prompt": 'c\n"d"', "seed": 2**64 - 1, "n": 2},
+        {"custom_id": "3", "prompt": "42", "guidance_scale": 3.0},
+    ]
+    options = PlanOptions(model="null", columns=tuple(COLUMNS.items()))
+    (block,) = plan_blocks(name, load_models(), options, {"null": "n"})
+    assert (block.errors, block.requests) == ([], 4)
+
+
+def test_lines_of_text_are_prompts_and_one_that_is_too_long_is_refused() -> None:
+    (block,) = plan_blocks("m.txt", load_models(), PlanOptions(model="null"), {"null": "n"})
+    assert [(error.line, error.field) for error in block.errors] == [(4, "prompt")]
+    assert [number for number, _ in next(read_blocks("m.txt")).numbered()] == [1, 3, 4, 5]
+    assert block.requests == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "kind", "reason"),
+    [
+        ("m.csv", None, {}, UsageError, "no column of m.csv is called prompt"),
+        ("m.csv", None, {"prompt": "text"}, UsageError, "m.csv has no column 'text'"),
+        ("bad.parquet", "x", {}, FatalError, "bad.parquet cannot be read: Parquet file size is"),
+        ("bad.arrow", "x", {}, FatalError, "bad.arrow cannot be read"),
+        ("bad.csv", "prompt,seed\na,b\n", {}, FatalError, "conversion error to uint64"),
+        ("bad.txt", b"\xff\n", {}, FatalError, "bad.txt cannot be read"),
+        ("none.csv", None, {}, UsageError, "none.csv does not exist"),
+    ],
+)
+def test_what_is_no_table_is_named(
+    name: str,
+    content: str | bytes | None,
+    columns: dict[str, str],
+    kind: type[ImagemillError],
+    reason: str,
+) -> None:
+    if content is not None:
+        Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(kind, match=reason):
+        lines(name, columns)
+
+
+def test_columns_are_named_once_and_stand_for_fields() -> None:
+    assert columns_of(["prompt=a=b", "custom_id=id"]) == (("custom_id", "id"), ("prompt", "a=b"))
+    for wrong in (["prompt"], ["prompt="], ["promt=a"], ["prompt=a", "prompt=b"]):
+        with pytest.raises(UsageError, match=wrong[-1]):
+            columns_of(wrong)
