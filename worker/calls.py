@@ -46,7 +46,8 @@ def serve_calls(shop: Workshop) -> bool:
         try:
             model, storage = calls[0].request.key.model, open_storage(calls[0].out)
             loader = shop.loader(storage, model, shop.call_inputs)
-            shop.stage.run(model, loader.load([one.request for one in calls]), answers)
+            batch = loader.load([one.request for one in calls])
+            shop.stage.run(model, batch, answers, bulk=False)
         except redis.RedisError:
             raise
         except Unfit as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jobs.broker.fleet import UNFIT_SECONDS, Fleet
 from jobs.errors import FatalError
+
+LIKE_FAILURES = 32  # in a row, and a run is no longer rendered here
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,41 @@ def own_fault(model: str, whole: bool) -> Iterator[None]:
         raise
     except FatalError as error:
         raise Unfit(model, whole, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Streak:
+    """text: "" if the last request did not fail; broken_until: in monotonic seconds."""
+
+    text: str = ""
+    times: int = 0
+    broken_until: float = 0.0
+
+
+@dataclass
+class Streaks:
+    """Failures in a row that read alike, by route: the sign of a model that fails every request.
+
+    So a million rows do not fail one by one of what is no fault of theirs.
+    """
+
+    _last: dict[str, _Streak] = field(default_factory=dict)
+
+    def note(self, route: str, failures: Iterable[str]) -> str | None:
+        """Note what became of a batch, in order: a failure's text, "" for all else.
+
+        Returns the text once it has come LIKE_FAILURES times in a row, and for UNFIT_SECONDS each
+        time that it comes again before anything else does; then it is counted anew.
+        """
+        last = self._last.get(route, _Streak())
+        for text in failures:
+            last = last if text == last.text else _Streak(text)
+            last = replace(last, times=last.times + 1)
+        now = time.monotonic()
+        if last.times >= LIKE_FAILURES:
+            last = _Streak(last.text, 0, now + UNFIT_SECONDS)
+        self._last[route] = last
+        return last.text if last.text and now < last.broken_until else None
 
 
 @dataclass

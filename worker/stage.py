@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from worker.faults import own_fault
+from jobs.errors import FatalError
+from worker.faults import LIKE_FAILURES, Streaks, Unfit, own_fault
 from worker.inputs import Loading
 from worker.process.watchdog import watchdog
 from worker.render import Rendered, failed
@@ -49,13 +50,18 @@ class Stage:
     renderers: Renderers
     batch_seconds: float
     after: Sequence[Callable[[Rendered], Rendered]] = (refuse_broken,)
+    streaks: Streaks = field(default_factory=Streaks)
 
-    def run(self, model: str, batch: Loading, sink: Sink) -> None:
+    def run(self, model: str, batch: Loading, sink: Sink, bulk: bool = True) -> None:
         """Render a batch and hand it to the sink.
+
+        bulk: of a run, which gives up a model that fails every request. Callers are told of each
+        failure, and none of them must stop the others.
 
         Raises:
             TransientError, FatalError: inputs or storage are not to be had.
-            Unfit: the model is not, on this worker.
+            Unfit: the model is not, on this worker; or it fails request after request, and then
+                this batch has no records, so that it is rendered again.
         """
         prepared = batch.wait()  # before the clock starts: slow inputs are no hung device
         renderer = self.renderers.get(model)
@@ -64,4 +70,18 @@ class Stage:
             rendered = renderer.render(prepared)
         for step in self.after:
             rendered = [step(one) for one in rendered]
+        if bulk:
+            self._check_streak(model, rendered)
         sink.take(rendered)
+
+    def _check_streak(self, model: str, rendered: list[Rendered]) -> None:
+        # Requests that are too large follow each other, and are no fault of the model.
+        faults = (one.status == "failed" and one.code != "out_of_memory" for one in rendered)
+        texts = (f"{one.code}: {one.message}" for one in rendered)
+        failures = [text if bad else "" for bad, text in zip(faults, texts, strict=True)]
+        if text := self.streaks.note(rendered[0].request.key.route, failures):
+            error = FatalError(
+                f"{LIKE_FAILURES} requests in a row failed alike: {text}",
+                "Mend what is wrong with the model, then resume the run; or leave such lines out.",
+            )
+            raise Unfit(model, False, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.broker.fleet import UNFIT_SECONDS
 from jobs.errors import FatalError
 from jobs.models.table import load_models
 from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
 from worker import stage as staging
-from worker.faults import Unfit
+from worker.faults import LIKE_FAILURES, Unfit
 from worker.inputs import Prepared
 from worker.render import Rendered
 from worker.renderers import Renderers
@@ -126,3 +128,42 @@ def test_a_device_that_does_not_render_is_this_workers_fault(adapter: str, whole
     with pytest.raises(Unfit) as unfit:
         Stage(scene, 1.0).run("m", scene, scene)
     assert (unfit.value.model, unfit.value.whole) == ("m", whole)
+
+
+def test_a_model_that_fails_every_request_is_given_up_for_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene: Any = Scene()
+    outcome = ["failed"]
+    code, text = ["c"], "weights of NaN"
+
+    def render(batch: list[Prepared]) -> list[Rendered]:
+        one = rendered(8, 16, 3)
+        if outcome[0] != "done":
+            one = replace(one, pixels=None, status=outcome[0], code=code[0], message=text)
+        return [replace(one, request=asked.request) for asked in batch]
+
+    scene.render = render
+    stage = Stage(scene, 1.0)
+
+    def run_often(bulk: bool = True) -> None:
+        for _ in range(LIKE_FAILURES):
+            stage.run("m", scene, scene, bulk)
+
+    def run_until_it_stops() -> int:
+        scene.taken.clear()
+        with pytest.raises(Unfit, match=f"{LIKE_FAILURES} requests in a row .*weights of NaN") as e:
+            run_often()
+        assert not e.value.whole  # other runs of the model go on
+        return len(scene.taken)
+
+    run_often(bulk=False)  # calls do not count
+    assert run_until_it_stops() == LIKE_FAILURES - 2  # the last batch has no records
+    assert run_until_it_stops() == 0  # it still fails: no more rows are lost to it
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + UNFIT_SECONDS + 1)
+    assert run_until_it_stops() == LIKE_FAILURES - 4  # counted anew, from the last batch on
+    for outcome[0], code[0] in (("done", ""), ("rejected", "c"), ("failed", "out_of_memory")):
+        run_often()
+    outcome[0], code[0] = "failed", "c"
+    assert run_until_it_stops() == LIKE_FAILURES - 2
