@@ -850,7 +850,8 @@ def test_blocks_that_diffusers_does_not_name_are_compiled_too(
     monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by(counter))
     compiled = one(studio.load("sd3", "options = { compile = true }", width=1), ask())
     assert counter.frame_count > 0
-    np.testing.assert_allclose(compiled, one(studio.load("sd3", width=1), ask()), atol=1e-4)
+    plain = one(studio.load("sd3", width=1), ask())
+    np.testing.assert_allclose(compiled, plain, atol=1e-4 if studio.dtype == "float32" else 0.05)
     sana = diffusers.SanaTransformer2DModel(
         num_layers=1, num_attention_heads=1, attention_head_dim=8, num_cross_attention_heads=1,
         cross_attention_head_dim=8, cross_attention_dim=8, caption_channels=8, sample_size=8,
