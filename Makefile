@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test browser chaos gpu clients check lint types imports clean
+.PHONY: demo test browser chaos gpu clients monitoring check lint types imports clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,9 @@ clients: .venv/installed .venv/clients/installed ## examples of NeMo Data Design
 
 browser: .venv/browser/installed ## the page in Chromium, which must be installed
 	$(BIN)/pytest tests/browser -m browser
+
+monitoring: .venv/installed ## alert rules and metrics, checked by promtool (apt install prometheus)
+	$(BIN)/pytest tests/unit/test_metrics.py -m 'promtool or not promtool'
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from jobs.errors import UsageError
+from jobs.logs import LogFormat
 
 
 def _check_public_url(url: str) -> str:
@@ -76,6 +77,9 @@ class Settings(BaseSettings):
     batch_seconds: Annotated[
         float, Field(gt=0, description="Seconds until a batch counts as hung and its process ends")
     ] = 900.0
+    log_format: Annotated[
+        LogFormat, Field(description="What processes write to stderr: text, or json a line")
+    ] = "text"
     models_kept: Annotated[
         int, Field(ge=1, description="Models that stay loaded in a device process")
     ] = 2
@@ -92,6 +96,9 @@ class Settings(BaseSettings):
     api_keys: Annotated[
         SecretStr | None,
         Field(description="Keys of the HTTP facade: TOKEN or TOKEN@team+team, separated by commas"),
+    ] = None
+    metrics_token: Annotated[
+        SecretStr | None, Field(description="What whoever reads /metrics of the facade must send")
     ] = None
     keys_file: Path = Field(
         default_factory=lambda: user_config_path("imagemill") / "keys.json",
@@ -153,7 +160,7 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these same settings, but no secrets."""
-        secrets = {"api_keys", "broker_secret"}
+        secrets = {"api_keys", "broker_secret", "metrics_token"}
         values = self.model_dump(mode="json", exclude_none=True, exclude=secrets)
         return {
             f"IMAGEMILL_{name.upper()}": value
@@ -163,13 +170,15 @@ class Settings(BaseSettings):
         }
 
 
-def load_settings(broker: str | None = None, models: Path | None = None) -> Settings:
+def load_settings(
+    broker: str | None = None, models: Path | None = None, log_format: LogFormat | None = None
+) -> Settings:
     """Settings with the given options on top.
 
     Raises:
         UsageError: a setting has a wrong type or range, its name is unknown, or the file is broken.
     """
-    options = {"broker": broker, "models": models}
+    options = {"broker": broker, "models": models, "log_format": log_format}
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:

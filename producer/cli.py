@@ -60,9 +60,12 @@ def make_cli() -> typer.Typer:
             watching.resume,
             scheduling.inbox,
             serving.serve,
+            serving.exporter,
         ],
         LOOK: [
+            checking.doctor,
             inspecting.plan,
+            watching.usage,
             inspecting.sheet,
             inspecting.page,
             exporting.export,

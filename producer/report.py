@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from producer.schedules.history import Entry, Overview, Upcoming
     from producer.schedules.news import News
     from producer.upkeep.comparison import Comparison
+    from producer.upkeep.doctor import Finding
     from producer.upkeep.export.job import Outcome as Export
     from producer.upkeep.fsck import Damage
+    from producer.upkeep.usage import Usage
     from producer.upkeep.verification import Verdict
 
 SHOWN_PATHS = 20
@@ -200,6 +203,29 @@ def show_damage(damage: Damage) -> None:
             show(f"{state}: … and {len(paths) - SHOWN_PATHS:,} more")
     counts = ", ".join(f"{len(paths):,} {state}" for state, paths in damage.found.items() if paths)
     show(f"{_count(damage.images, 'image')} on record: {counts or 'all are there and whole'}")
+
+
+def show_finding(finding: Finding) -> None:
+    """One thing that `imagemill doctor` has looked at."""
+    show(f"{finding.state:5}  {finding.what}: {finding.detail}")
+    if finding.hint:
+        show(f"       {finding.hint}")
+
+
+def show_usage(by: str, found: Sequence[Usage]) -> None:
+    """A table of what was used."""
+    table = _table(by, "device seconds", "images", "rejected", "failed", "bytes")
+    for one in found:
+        counts = [f"{count:,}" for count in (one.images, one.rejected, one.failed, one.bytes)]
+        table.add_row(Text(one.name), f"{one.device_seconds:,.1f}", *counts)
+    _console().print(table)
+
+
+def show_csv(found: Sequence[Usage]) -> None:
+    """The same as CSV on stdout."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["name", "device_seconds", "images", "rejected", "failed", "bytes"])
+    writer.writerows(astuple(one) for one in found)
 
 
 def show_schedules(schedules: Sequence[Overview]) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from jobs.children import EXIT_FATAL
 from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
+from jobs.logs import LogFormat, log_to_stderr
 from jobs.models.table import load_models
 from jobs.settings import load_settings
 from worker.process.devices import choose_devices
@@ -46,6 +47,12 @@ def worker(
         Path | None,
         typer.Option(help="A models.toml.", show_default="the built-in one"),
     ] = None,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            help="What is written to stderr.", show_default="IMAGEMILL_LOG_FORMAT, or text"
+        ),
+    ] = None,
 ) -> None:
     """Render what producers queue, with one process a device.
 
@@ -53,7 +60,8 @@ def worker(
     back; a second one stops at once. A process that dies is started again.
     """
     try:
-        settings = load_settings(broker, models_file)
+        settings = load_settings(broker, models_file, log_format)
+        log_to_stderr(settings.log_format)
         table = load_models(settings.models)
         served = models.split(",") if models else table.usual
         # Only models that were asked for must be there: a table may list more than is downloaded.

@@ -13,6 +13,7 @@ from jobs.calls.call import Answer, Call
 from jobs.calls.claims import Claims
 from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.storage import open_storage
+from worker.counts import Counts
 from worker.faults import Unfit
 from worker.render import Rendered
 from worker.storing import Shelf
@@ -42,7 +43,7 @@ def serve_calls(shop: Workshop) -> bool:
         return False
     own: Unfit | None = None
     with shop.claims.keep(calls):
-        answers = Answers(shop.claims, shop.executor, shop.name, calls)
+        answers = Answers(shop.claims, shop.executor, shop.name, calls, shop.counts)
         try:
             model, storage = calls[0].request.key.model, open_storage(calls[0].out)
             loader = shop.loader(storage, model, shop.call_inputs)
@@ -71,6 +72,7 @@ class Answers:
     executor: Executor
     worker: str
     calls: Sequence[Call]
+    counts: Counts
 
     def take(self, batch: list[Rendered]) -> None:
         """Answer every call of the batch. Raises redis.RedisError when Redis is away."""
@@ -90,7 +92,7 @@ class Answers:
 
     def _answer(self, call: Call, one: Rendered) -> None:
         try:
-            record = Shelf(open_storage(call.out), self.worker, 1).put(one, call.path)
+            record = Shelf(open_storage(call.out), self.worker, 1, self.counts).put(one, call.path)
         except Exception as error:  # of whatever kind: the others have their images
             _note(f"Call {call.id}", error)
             self._fail(call, error)

@@ -10,18 +10,33 @@ import logging
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from threading import Lock
 from typing import Any
 
+import redis
+
 from jobs.broker.fleet import Worker
+from jobs.broker.heartbeat import heartbeat
+from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
 from jobs.children import die_with_parent
 from jobs.errors import ImagemillError
-from worker.process.logs import log_plainly
+from jobs.logs import PROCESS_TEXT, about, log_to_stderr
+from jobs.settings import load_settings
+from worker.counts import REPORT_SECONDS
 from worker.process.pool import MOST_HELD, STOP, Word
 from worker.tasks import TASKS, PutBack
 from worker.workshop import Workshop, make_workshop
+
+# What the arguments of a message are called in logs.
+IDS = {
+    RENDER: ("run", "epoch", "shard", "chunk"),
+    FEED: ("run", "epoch", "shard", "model"),
+    FINALIZE: ("run", "epoch"),
+    WAKE: (),
+}
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +75,8 @@ class Device:
     def do(self, name: str, task: str, arguments: list[Any]) -> None:
         """Do what a message asks for, and say what becomes of it."""
         try:
-            TASKS[task](self.shop, lambda: self.say("next", name), *arguments)
+            with about(**dict(zip(IDS[task], arguments, strict=True))):
+                TASKS[task](self.shop, lambda: self.say("next", name), *arguments)
         except PutBack:
             self.say("back", name)
         except BaseException:
@@ -84,6 +100,10 @@ def work(connection: Connection, worker: Worker) -> None:
     """The life of a device process."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
-    log_plainly()
-    Device(make_workshop(worker), connection).serve()
+    log_to_stderr(load_settings().log_format, PROCESS_TEXT)
+    shop = make_workshop(worker)
+    with heartbeat("counts", REPORT_SECONDS, shop.report):
+        Device(shop, connection).serve()
+    with suppress(redis.RedisError):
+        shop.report()
     os._exit(0)  # all messages have ended: no thread is worth waiting for, such as one that loads

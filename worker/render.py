@@ -146,7 +146,8 @@ class BatchRenderer:
             code, message = "out_of_memory", str(error)
         except Exception as error:
             if len(batch) == 1:
-                log.exception("Request %s failed", batch[0].request.job_id)
+                job = batch[0].request.job_id
+                log.exception("Request %s failed", job, extra={"job": job})
             code, message = "render_error", f"{type(error).__name__}: {error}"
         else:
             return self._done(batch, images, slots, started)

@@ -12,6 +12,7 @@ from functools import partial
 from jobs.errors import FatalError, ImagemillError
 from jobs.models.fingerprints import fingerprint
 from jobs.models.table import NULL_REPO, ModelTable
+from worker.counts import Counts
 from worker.faults import own_fault
 from worker.render import BatchRenderer, Renderer
 
@@ -25,6 +26,7 @@ class Renderers:
     table: ModelTable
     device: str
     kept: int
+    counts: Counts = field(default_factory=Counts)
     _loaded: OrderedDict[str, BatchRenderer] = field(default_factory=OrderedDict)
 
     def get(self, name: str) -> BatchRenderer:
@@ -35,11 +37,12 @@ class Renderers:
         """
         if name not in self._loaded:
             while len(self._loaded) >= self.kept:
-                self._loaded.popitem(last=False)
+                self._drop(next(iter(self._loaded)))
             gc.collect()  # pipelines are cycles
             started = time.perf_counter()
-            with own_fault(name, whole=True):
+            with own_fault(name, whole=True), self.counts.timed(name, "load"):
                 renderer = self._fit(name)
+            self.counts.once("model_loads", name)
             self._loaded[name] = BatchRenderer(renderer, partial(self._make_room, name))
             log.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
         self._loaded.move_to_end(name)
@@ -72,9 +75,13 @@ class Renderers:
         others = [other for other in self._loaded if other != name]
         for other in others:
             log.warning("Dropping model %s: %s needs the memory", other, name)
-            del self._loaded[other]
+            self._drop(other)
         give_back()
         return bool(others)
+
+    def _drop(self, name: str) -> None:
+        del self._loaded[name]
+        self.counts.once("model_drops", name)
 
     def _load(self, name: str) -> Renderer:
         model = self.table.get(name)

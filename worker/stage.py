@@ -65,9 +65,15 @@ class Stage:
         """
         prepared = batch.wait()  # before the clock starts: slow inputs are no hung device
         renderer = self.renderers.get(model)
-        whole = not batch.requests[0].key.adapter
-        with own_fault(model, whole), watchdog(self.batch_seconds):
+        adapter, counts = batch.requests[0].key.adapter, self.renderers.counts
+        with (
+            own_fault(model, whole=not adapter),
+            watchdog(self.batch_seconds),
+            counts.timed(model, "render"),
+        ):
             rendered = renderer.render(prepared)
+        calls = {one.started: one.stack.batch_width for one in rendered if one.together}
+        counts.batch(model, adapter, list(calls.values()))
         for step in self.after:
             rendered = [step(one) for one in rendered]
         if bulk:

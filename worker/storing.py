@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from threading import Lock, Semaphore
 
+from jobs.errors import FatalError, TransientError
 from jobs.output import layout
 from jobs.output.dataset import now
 from jobs.output.records import Record, RecordStatus, Timings
 from jobs.output.storage import Storage
 from jobs.requests import Request
+from worker.counts import Counts
 from worker.encode import encode
 from worker.meter import Meter
 from worker.render import Rendered, failed
@@ -30,6 +32,7 @@ class Shelf:
     storage: Storage
     worker: str
     attempt: int
+    counts: Counts = field(default_factory=Counts)
 
     def put(self, one: Rendered, path: str) -> Record:
         """Encode and store one image; a failure, also of the encoding, only becomes a record.
@@ -47,9 +50,9 @@ class Shelf:
                 one = failed(one, "render_error", reason)
             encoded = stored = time.perf_counter()
         if data:
-            self.storage.write(path, data, durable=False)
+            self._write(path, data, request)
             stored = time.perf_counter()
-        return Record(
+        record = Record(
             request=request,
             status=one.status,
             stack=one.stack,
@@ -71,6 +74,15 @@ class Shelf:
             message=one.message,
             prompt_tokens_cut=one.tokens_cut,
         )
+        self.counts.record(record)
+        return record
+
+    def _write(self, path: str, data: bytes, request: Request) -> None:
+        try:
+            self.storage.write(path, data, durable=False)
+        except (TransientError, FatalError):
+            self.counts.once("storage_errors", request.key.model)
+            raise
 
 
 @dataclass
@@ -78,8 +90,8 @@ class Output:
     """What one chunk has rendered, on its way into storage. Made anew for each attempt.
 
     worker: the name of this process; attempt: 1 for the chunk's first; flow: taken for each batch
-    until it is stored; meter: counts each batch; taken: requests so far; settled: job id → status
-    of those whose images are stored.
+    until it is stored; meter: counts each batch; counts: what is told of images; taken: requests so
+    far; settled: job id → status of those whose images are stored.
     """
 
     storage: Storage
@@ -89,6 +101,7 @@ class Output:
     attempt: int
     flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
     meter: Meter = field(default_factory=Meter)
+    counts: Counts = field(default_factory=Counts)
     taken: int = 0
     settled: dict[str, RecordStatus] = field(default_factory=dict)
     _under_way: deque[Future[list[Record]]] = field(default_factory=deque)
@@ -130,7 +143,7 @@ class Output:
         self.settled |= {record.request.job_id: record.status for record in records}
 
     def _store_all(self, batch: list[Rendered]) -> list[Record]:
-        shelf = Shelf(self.storage, self.worker, self.attempt)
+        shelf = Shelf(self.storage, self.worker, self.attempt, self.counts)
         return [shelf.put(one, self._path(one.request)) for one in batch]
 
     def _path(self, request: Request) -> str:

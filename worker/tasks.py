@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 
 import redis
@@ -76,7 +77,9 @@ def render(
         work = Work(run, shop.shards, shard, chunk)
         todo = work.todo()
         try:
-            drawn = shop.device.submit(draw, shop, work, todo, make_way).result()
+            drawn = shop.device.submit(
+                copy_context().run, draw, shop, work, todo, make_way
+            ).result()
         except Interrupted:
             if shop.stopping.is_set():
                 raise PutBack from None
@@ -99,7 +102,7 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
     shop.at_work.enter()
     output = Output(
         work.run.storage, shop.executor, work.shard, shop.name, work.attempt.number, shop.flow,
-        shop.clock.start(work.run_id, work.run.epoch),
+        shop.clock.start(work.run_id, work.run.epoch), shop.counts,
     )  # fmt: skip
     try:
         if work.attempt.number > 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from threading import Condition, Event, Lock, Semaphore
 
 from jobs.broker.connection import connect
+from jobs.broker.counters import Counters
 from jobs.broker.dispatch import Dispatcher
 from jobs.broker.fleet import Fleet, Worker
 from jobs.broker.runs import Runs
@@ -20,6 +21,7 @@ from jobs.models.table import load_models
 from jobs.output.storage import Storage
 from jobs.settings import load_settings
 from worker.chunks import LiveRun, Shards, open_run
+from worker.counts import Counts
 from worker.faults import Fitness
 from worker.inputs import Loader
 from worker.meter import Clock
@@ -41,7 +43,8 @@ class Workshop:
     time; policy, stores: what inputs may be and where from; device: the one thread that touches
     models; flow: how many rendered batches may be on their way into storage; at_work: chunks that
     have begun; pace: seconds a request, by model, of the last batch; clock: when the device was
-    last at work; stopping: set when it is to end after its batch.
+    last at work; counts: what it did, reported to counters; stopping: set when it is to end after
+    its batch.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Workshop:
     call_inputs: ThreadPoolExecutor
     policy: InputPolicy
     stores: frozenset[str]
+    counts: Counts
+    counters: Counters
     device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "device"))
     decoding: Decoding = field(default_factory=Decoding)
     flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
@@ -68,6 +73,10 @@ class Workshop:
     stopping: Event = field(default_factory=Event)
     _lock: Lock = field(default_factory=Lock)
     _open: OrderedDict[tuple[str, int, str], LiveRun] = field(default_factory=OrderedDict)
+
+    def report(self) -> None:
+        """Say what was done since the last report. Raises redis.RedisError when Redis is away."""
+        self.counts.report(self.counters)
 
     def loader(self, storage: Storage, model: str, executor: Executor) -> Loader:
         """What loads the inputs of a model's requests whose stored inputs lie in `storage`."""
@@ -117,7 +126,8 @@ def make_workshop(worker: Worker) -> Workshop:
     settings = load_settings()
     client, seal = connect(settings), make_seal(settings)
     table = load_models(settings.models)
-    renderers = Renderers(table, worker.device, settings.models_kept)
+    counts = Counts(table.models)
+    renderers = Renderers(table, worker.device, settings.models_kept, counts)
     return Workshop(
         name=worker.name,
         models=list(worker.models),
@@ -135,4 +145,6 @@ def make_workshop(worker: Worker) -> Workshop:
         call_inputs=ThreadPoolExecutor(CALL_INPUTS, thread_name_prefix="load-call"),
         policy=InputPolicy(hosts=settings.input_hosts),
         stores=settings.input_stores,
+        counts=counts,
+        counters=Counters(client, settings.key_prefix),
     )

@@ -3,7 +3,8 @@
 Everything here can be rebuilt from a run's storage; that is what `imagemill resume` does.
 
     <prefix>runs                   sorted set: run id → time of submission
-    <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, …
+    <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, …;
+                                   models: JSON, of each how many requests the chunks have
     <prefix>run:<id>:chunks        bitmap: chunk number → complete
     <prefix>run:<id>:busy          hash: chunk number → "<done> <failed> <attempt>" while it renders
     <prefix>run:<id>:attempts      hash: chunk number → how often a worker began it
@@ -14,6 +15,7 @@ Everything here can be rebuilt from a run's storage; that is what `imagemill res
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from typing import Any, Literal, cast
 import orjson
 import redis
 
+from jobs.broker.counters import count
 from jobs.broker.seals import Seal
 from jobs.errors import FatalError
 from jobs.output.plan import Plan
@@ -136,7 +139,7 @@ class Runs:
                 key,
                 mapping={
                     "out": out,
-                    "models": orjson.dumps(plan.models),
+                    "models": orjson.dumps(_requests_by_model(plan)),
                     "seal": self.seal.sign(plan.run_id, out),
                     "state": "running",
                     "requests": plan.requests,
@@ -293,8 +296,10 @@ class Runs:
             ended, deaths = pipe.execute()
             if number > 1:
                 pipe.hincrby(key, "retries", 1)
+                count(pipe, self.prefix, ("chunk_retries",))
             if not ended:  # its entry was still there
                 pipe.hincrby(key, "deaths", 1)
+                count(pipe, self.prefix, ("chunk_deaths",))
                 pipe.hincrby(f"{key}:deaths", str(chunk), 1)
             self._touch(pipe, key)
             pipe.execute()
@@ -370,6 +375,30 @@ class Runs:
         found = self.client.zrevrange(f"{self.prefix}runs", 0, most - 1)
         return [run_id.decode() for run_id in cast("list[bytes]", found)]
 
+    def outstanding(self) -> tuple[Counter[str], Counter[str]]:
+        """How many runs are in each state, and requests of running runs without a record, by model.
+
+        Those of chunks under way count whole; of a run with several models each has its share of
+        what is left. Two round trips, however many runs there are.
+        """
+        found = cast("list[bytes]", self.client.zrange(f"{self.prefix}runs", 0, -1))
+        with self.client.pipeline(transaction=False) as pipe:
+            for run_id in found:
+                fields = ("state", "requests", "done", "failed", "models")
+                pipe.hmget(self._key(run_id.decode("utf-8", "replace")), *fields)
+            answers = pipe.execute(raise_on_error=False)
+        states, left = Counter[str](), Counter[str]()
+        for answer in answers:
+            with suppress(ValueError, TypeError, AttributeError):  # gone, or not of our writing
+                state, requests, done, failed, models = answer
+                states[state.decode()] += 1
+                pending = max(0, int(requests) - int(done) - int(failed))
+                if state == b"running" and pending:
+                    shares = {str(model): int(n) for model, n in orjson.loads(models).items()}
+                    for model, share in shares.items():
+                        left[model] += round(pending * share / max(1, sum(shares.values())))
+        return states, left
+
     def live(self) -> list[tuple[str, int]]:
         """(run id, epoch) of every run that is to go on."""
         found = self.client.zrange(f"{self.prefix}runs", 0, -1)
@@ -391,3 +420,11 @@ class Runs:
     def _touch(pipe: redis.client.Pipeline, key: str) -> None:
         for name in ("", ":chunks", ":busy", ":attempts", ":deaths"):
             pipe.expire(f"{key}{name}", KEEP_SECONDS)
+
+
+def _requests_by_model(plan: Plan) -> dict[str, int]:
+    found = Counter[str]()
+    for shard in plan.shards:
+        for chunk in shard.chunks:
+            found[chunk.model] += chunk.stop - chunk.start
+    return dict(found)

@@ -78,11 +78,15 @@ def _s3_code(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Storage:
-    """A location that paths are relative to. Safe to share between threads."""
+    """A location that paths are relative to. Safe to share between threads.
+
+    patience: seconds that what fails is tried again for.
+    """
 
     uri: str
     filesystem: fsspec.AbstractFileSystem = field(repr=False)
     root: str
+    patience: float = RETRY_SECONDS
 
     @property
     def local_root(self) -> str | None:
@@ -231,6 +235,32 @@ class Storage:
     def exists(self, path: str) -> bool:
         return self.attempt(path, lambda: bool(self.filesystem.exists(self._full(path))))
 
+    def modified(self, path: str) -> float:
+        """When `path` was written, in Unix seconds by the store's clock.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        return self.attempt(
+            path, lambda: float(self.filesystem.modified(self._full(path)).timestamp())
+        )
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly in `folder`, sorted."""
+
+        def names() -> list[str]:
+            try:
+                found = self.filesystem.ls(self._full(folder), detail=True, refresh=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return sorted(
+                one["name"].rstrip("/").rsplit("/", 1)[-1]
+                for one in found
+                if one["type"] == "directory"
+            )
+
+        return self.attempt(folder, names)
+
     def list(self, folder: str) -> list[str]:
         """The names directly in `folder`, sorted; empty if there is no such folder."""
 
@@ -305,7 +335,7 @@ class Storage:
 
         retrying = Retrying(
             retry=retry_if_exception_type(TransientError),
-            stop=stop_after_delay(RETRY_SECONDS),
+            stop=stop_after_delay(self.patience),
             wait=wait_random_exponential(multiplier=0.2, max=10),
             reraise=True,
         )

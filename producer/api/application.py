@@ -30,7 +30,7 @@ from jobs.inputs.images import InputPolicy
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_storage
 from jobs.settings import Settings
-from producer.api import health, manual
+from producer.api import health, manual, metrics
 from producer.api.access.keys import make_ring
 from producer.api.access.signing import read_signer
 from producer.api.admission import Access
@@ -40,6 +40,7 @@ from producer.api.files.downloads import Downloads
 from producer.api.files.shelf import Shelf
 from producer.api.friendli import endpoints as friendli
 from producer.api.friendli.bodies import ContainerImageEditBody, DedicatedImageEditBody
+from producer.api.metrics import Metrics
 from producer.api.openai import batches as batching
 from producer.api.openai import files, images, models
 from producer.api.openai.batch.steps import Steps
@@ -57,6 +58,7 @@ from producer.api.wire.parts import provide
 from producer.api.wire.reading import BodyLimits
 from producer.api.wire.schema import document
 from producer.control.installation import installation
+from producer.control.metrics import make_registry
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +124,11 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
         Board(known, storage),
         Gallery(),
         Thumbnails(),
+        Metrics(make_registry(known, table), settings.metrics_token),
     )
     handle_errors(app)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     manual.add(app)
     app.include_router(friendli.router)
     app.include_router(images.router)
@@ -193,7 +197,10 @@ class AccessLog:
         finally:
             seconds = time.perf_counter() - started
             path = scope["path"].encode("unicode_escape").decode()
-            log.info("%s %s %d %.0f ms %s", scope["method"], path, status, 1000 * seconds, name)
+            log.info(
+                "%s %s %d %.0f ms %s", scope["method"], path, status, 1000 * seconds, name,
+                extra={"request": name, "status": status, "seconds": round(seconds, 6)},
+            )  # fmt: skip
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from jobs.errors import ImagemillError, UsageError
+from jobs.logs import log_to_stderr
 from jobs.models.table import load_models
 from jobs.settings import Settings
 from producer.api.access.keys import make_ring
@@ -42,7 +42,7 @@ def run_server(
         UsageError: the address is taken, or it would be open to everybody.
     """
     check_exposure(settings, host, insecure)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr(settings.log_format)
     api = make_api(settings, load_models(settings.models))
     listener = _listen(host, port)
     drain = settings.call_seconds if settings.drain_seconds is None else settings.drain_seconds

@@ -1,4 +1,4 @@
-"""The command fsck."""
+"""Commands that look whether all is well: doctor, fsck."""
 
 from __future__ import annotations
 
@@ -7,6 +7,52 @@ from typing import Annotated
 import typer
 
 from producer.commands import options
+
+
+def doctor(
+    out: Annotated[
+        list[str] | None,
+        typer.Option("--out", "-o", metavar="URI", help="A location to try; several may be named."),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="The facade's store.", show_default="IMAGEMILL_STORE"),
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Models whose weights must be on this machine, separated by commas.",
+            show_default="the table's default",
+        ),
+    ] = None,
+    devices: options.Devices = "auto",
+    broker: options.Broker = None,
+    models_file: options.ModelsFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Look at broker, storage, devices, models and versions. Exits with 1 if anything is wrong.
+
+    The first thing to run when something does not work.
+    """
+    from jobs.models.table import load_models
+    from jobs.settings import load_settings
+    from producer.report import show_finding, show_json
+    from producer.upkeep.doctor import Wanted, examine
+
+    settings = load_settings(broker, models_file)
+    wanted = Wanted(
+        [*(out or []), *([store] if store else [])], devices, models.split(",") if models else []
+    )
+    found = []
+    for finding in examine(settings, load_models(settings.models), wanted):
+        found.append(finding)
+        if not as_json:
+            show_finding(finding)
+    if as_json:
+        show_json(found)
+    if any(finding.state == "wrong" for finding in found):
+        raise typer.Exit(1)
 
 
 def fsck(

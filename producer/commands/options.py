@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -110,6 +110,15 @@ ModelsFile = Annotated[
         metavar="FILE",
         help="A models.toml.",
         show_default="the built-in one",
+        rich_help_panel=DEPLOYMENT,
+    ),
+]
+
+LogFormat = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(
+        help="What is written to stderr.",
+        show_default="IMAGEMILL_LOG_FORMAT, or text",
         rich_help_panel=DEPLOYMENT,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Commands of the HTTP facade: serve, up, keys."""
+"""Commands that serve HTTP: serve, up, exporter, keys."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ def serve(
     broker: options.Broker = None,
     models_file: options.ModelsFile = None,
     insecure: Insecure = False,
+    log_format: options.LogFormat = None,
 ) -> None:
     """Answer HTTP calls with the workers of a running installation, until Ctrl-C."""
     from producer.api.server import run_server
 
-    run_server(_settings(store, broker, models_file), host, port, insecure)
+    run_server(_settings(store, broker, models_file, log_format), host, port, insecure)
 
 
 def up(
@@ -56,6 +57,7 @@ def up(
     workers: options.Workers = None,
     models_file: options.ModelsFile = None,
     insecure: Insecure = False,
+    log_format: options.LogFormat = None,
 ) -> None:
     """Start all on this machine, until Ctrl-C: private broker, workers, HTTP facade."""
     from jobs.models.table import load_models
@@ -64,7 +66,7 @@ def up(
     from producer.local.sharing import Guest, HostLeft, shared
     from producer.report import say
 
-    settings = _settings(store, None, models_file)
+    settings = _settings(store, None, models_file, log_format)
     check_exposure(settings, host, insecure)
     table = load_models(settings.models)
     served = models.split(",") if models else table.usual
@@ -78,6 +80,24 @@ def up(
             return
         except HostLeft as left:
             say(f"{left.message}; this one goes on with a broker of its own")
+
+
+def exporter(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks one.")] = 9464,
+    broker: options.Broker = None,
+    models_file: options.ModelsFile = None,
+) -> None:
+    """Tell Prometheus what the installation does, until Ctrl-C. It asks for no token."""
+    from jobs.models.table import load_models
+    from jobs.settings import load_settings
+    from producer.control.installation import installation
+    from producer.control.metrics import make_registry, serve_metrics
+    from producer.report import say
+
+    settings = load_settings(broker, models_file)
+    registry = make_registry(installation(settings), load_models(settings.models))
+    serve_metrics(registry, host, port, lambda url: say(f"Ready: {url} (Ctrl-C stops)"))
 
 
 def make_keys() -> typer.Typer:
@@ -129,9 +149,12 @@ def revoke(key: Annotated[str, typer.Argument(metavar="ID", help="A key's id.")]
 
 
 def _settings(
-    store: str | None = None, broker: str | None = None, models_file: options.ModelsFile = None
+    store: str | None = None,
+    broker: str | None = None,
+    models_file: options.ModelsFile = None,
+    log_format: options.LogFormat = None,
 ) -> Settings:
     from jobs.settings import load_settings
 
-    settings = load_settings(broker, models_file)
+    settings = load_settings(broker, models_file, log_format)
     return settings.model_copy(update={"store": store}) if store else settings

@@ -1,9 +1,9 @@
-"""Commands about runs of an installation: status, watch, pause, cancel, resume."""
+"""Commands about runs: status, watch, pause, cancel, resume, usage."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,8 @@ from producer.commands.rendering import end, wait_for
 
 if TYPE_CHECKING:
     from producer.control.status import Status
+
+Sorting = Literal["team", "model", "run", "day"]
 
 
 def status(
@@ -86,6 +88,31 @@ def resume(run: options.Run, broker: options.Broker = None, as_json: options.Jso
     from producer.control.stopping import resume as restart
 
     _show(restart(run, installation(load_settings(broker))), as_json)
+
+
+def usage(
+    locations: Annotated[
+        list[str],
+        typer.Argument(metavar="URI...", help="Outputs of runs, or what lies above them."),
+    ],
+    by: Annotated[Sorting, typer.Option(help="What a line is about.")] = "model",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Tell who used how much: device seconds, images, failures, bytes, from storage alone.
+
+    Teams are those of batches in a facade's store.
+    """
+    from producer.report import show_csv, show_json, show_usage
+    from producer.upkeep.usage import used
+
+    found = used(locations, by)
+    if as_json:
+        show_json(found)
+    elif as_csv:
+        show_csv(found)
+    else:
+        show_usage(by, found)
 
 
 def _show(status: Status, as_json: bool) -> None:

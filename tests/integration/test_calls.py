@@ -27,6 +27,7 @@ from jobs.requests import BatchKey, Request
 from jobs.settings import Settings
 from tests.support import eventually
 from worker.calls import serve_calls
+from worker.counts import Counts
 from worker.faults import Fitness, Unfit
 from worker.render import Rendered
 
@@ -207,6 +208,7 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
         sink.take([Rendered(make_call("a").request, None, 0.1, None)])  # type: ignore[arg-type]
 
     shop: Any = SimpleNamespace(
+        counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
         slots={"null": 1},
         name="w",
@@ -235,6 +237,7 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
         raise Unfit("null", whole, FatalError("no weights"))
 
     shop: Any = SimpleNamespace(
+        counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
         slots={"null": 1},
         name="w",
@@ -268,6 +271,7 @@ def test_what_lies_amiss_where_calls_wait_stops_no_bulk_run(
     client.delete(key)
     client.hset(key, "not", "ours")
     shop: Any = SimpleNamespace(
+        counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
         slots={"null": 1},
         fitness=Fitness(Fleet(client, "t:"), "w"),

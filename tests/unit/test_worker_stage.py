@@ -20,7 +20,7 @@ from worker import stage as staging
 from worker.faults import LIKE_FAILURES, Unfit
 from worker.inputs import Prepared
 from worker.render import Rendered
-from worker.renderers import Renderers
+from worker.renderers import Counts, Renderers
 from worker.stage import Stage, refuse_broken
 
 KEY = BatchKey("generate", "m", "", 16, 8, 8)
@@ -41,6 +41,7 @@ class Scene:
 
     happened: list[str] = field(default_factory=list)
     taken: list[Rendered] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
 
     requests: list[Request] = field(default_factory=lambda: [request(i) for i in range(2)])
 

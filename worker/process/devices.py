@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jobs.errors import FatalError, UsageError
+import orjson
+
+from jobs.errors import FatalError, ImagemillError, UsageError
 from worker.process.gpus import Gpu, Machine
 from worker.versions import TorchBuild, torch_build
 
@@ -136,3 +139,17 @@ def _hides_all(entries: str | None) -> bool:
 def _versions(machine: Machine, build: TorchBuild) -> str:
     driver = machine.driver() or "unknown"
     return f"driver {driver}; torch {build.version} is built for CUDA {build.cuda or 'none'}"
+
+
+def tell(wanted: str) -> int:
+    """Print the names of the devices as JSON, or why there are none; for `imagemill doctor`."""
+    try:
+        sys.stdout.write(orjson.dumps([one.name for one in choose_devices(wanted)]).decode())
+    except ImagemillError as error:
+        sys.stderr.write(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tell(sys.argv[1]))

@@ -16,9 +16,9 @@ from celery.signals import setup_logging
 from jobs.broker.app import make_app, make_queues
 from jobs.broker.fleet import Worker
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
+from jobs.logs import PROCESS_TEXT, log_to_stderr
 from jobs.settings import load_settings
 from worker.process.leases import Leases
-from worker.process.logs import log_plainly
 from worker.process.maintenance import Maintenance
 from worker.process.pool import MOST_HELD
 from worker.process.reading import Reading
@@ -30,7 +30,9 @@ def serve(device: str, kind: str, models: list[str]) -> int:
     The first of the models is loaded at once. The worker reports itself before that.
     """
     settings = load_settings()
-    setup_logging.connect(log_plainly)
+    # In the place of Celery's own.
+    log_to_stderr(settings.log_format, PROCESS_TEXT)
+    setup_logging.connect(_set_up, weak=False)
     host = socket.gethostname()
     name = f"{device}-{os.getpid()}@{host}"
     # A container's only user is often root, and messages are JSON: nothing to warn about.
@@ -57,6 +59,10 @@ def serve(device: str, kind: str, models: list[str]) -> int:
     )
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def _set_up(**_: object) -> None:
+    """Logging is set up already; Celery leaves it alone as somebody listens."""
 
 
 def _done_elsewhere(*_: object) -> None:

@@ -1,0 +1,100 @@
+"""Who used how much: summed up from the records in storage, so that a wiped broker loses nothing.
+
+Counts work, not results: what was rendered twice counts twice, and a record that a run took over
+from an earlier one does not count again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.ids import RUN_ID
+from jobs.output import layout
+from jobs.output.records import Row, read_part
+from jobs.output.storage import Storage, open_storage
+
+Sorting = Literal["team", "model", "run", "day"]
+
+DEEPEST = 6  # folders below a location in which outputs are looked for
+NOBODY = "none"  # the team of runs that were not asked for over HTTP
+_NO_OUTPUTS = {"images", "files", "parts"}
+_BATCH = re.compile(r".*/batches/(?P<team>[A-Za-z0-9][A-Za-z0-9_-]{0,63})/batch_[0-9a-f]{32}/out")
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one team, model, run or day used. device_seconds: of pipeline calls, summed over
+    devices; bytes: of images that were stored."""
+
+    name: str
+    device_seconds: float = 0.0
+    images: int = 0
+    rejected: int = 0
+    failed: int = 0
+    bytes: int = 0
+
+    def add(self, row: Row) -> None:
+        """Count one record."""
+        self.device_seconds += row["seconds_render"]
+        self.images += row["status"] == "done"
+        self.rejected += row["status"] == "rejected"
+        self.failed += row["status"] == "failed"
+        self.bytes += row.get("bytes", 0)
+
+
+def used(locations: Iterable[str], by: Sorting) -> list[Usage]:
+    """What the runs used whose outputs lie at or below these locations, most first; days in order.
+
+    Raises:
+        TransientError, FatalError: an output cannot be read.
+    """
+    found: defaultdict[str, Usage] = defaultdict(lambda: Usage(""))
+    for uri in sorted({one.uri for start in locations for one in outputs(open_storage(start))}):
+        storage = open_storage(uri)
+        for run_id, row in _records(storage):
+            name = _name(by, uri, run_id, row)
+            found[name].name = name
+            found[name].add(row)
+    for one in found.values():
+        one.device_seconds = round(one.device_seconds, 3)
+    if by == "day":
+        return sorted(found.values(), key=lambda one: one.name)
+    return sorted(found.values(), key=lambda one: (-one.device_seconds, one.name))
+
+
+def outputs(storage: Storage, deepest: int = DEEPEST) -> Iterator[Storage]:
+    """The outputs of runs at or below a location; what lies below one of them is not looked at."""
+    folders = storage.folders("")
+    if "_run" in folders:
+        yield storage
+    elif deepest:
+        for name in folders:
+            if name not in _NO_OUTPUTS and not name.startswith((".", "_")):
+                yield from outputs(open_storage(storage.name(name)), deepest - 1)
+
+
+def _records(storage: Storage) -> Iterator[tuple[str, Row]]:
+    """What workers have written of every run that an output has held, with the run's id."""
+    for run_id in storage.folders("_run"):
+        if not RUN_ID.fullmatch(run_id):
+            continue
+        folder = layout.parts(run_id)
+        for name in storage.list(folder):
+            if layout.shard_of_part(name) is not None and ".reused." not in name:
+                for row in read_part(storage, f"{folder}/{name}"):
+                    yield run_id, row
+
+
+def _name(by: Sorting, uri: str, run_id: str, row: Row) -> str:
+    if by == "run":
+        return run_id
+    if by == "model":
+        return row["model"]
+    if by == "day":
+        return row["created_at"][:10]
+    batch = _BATCH.fullmatch(uri)
+    return batch["team"] if batch else NOBODY
