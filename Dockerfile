@@ -14,5 +14,9 @@ COPY producer producer
 COPY worker worker
 COPY configs configs
 RUN pip install --no-cache-dir --no-deps .
+# Nobody in particular. Named volumes take over who owns these folders.
+RUN useradd --uid 10001 --create-home imagemill \
+ && install --directory --owner imagemill /home/imagemill/.cache /keys
+USER 10001
 ENTRYPOINT []
 CMD ["imagemill", "worker"]

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test browser chaos gpu clients monitoring check lint types imports clean
+.PHONY: demo test browser chaos gpu clients monitoring kubernetes check lint types imports clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,12 @@ browser: .venv/browser/installed ## the page in Chromium, which must be installe
 
 monitoring: .venv/installed ## alert rules and metrics, checked by promtool (apt install prometheus)
 	$(BIN)/pytest tests/unit/test_metrics.py -m 'promtool or not promtool'
+
+# ScaledObject is KEDA's, and kustomization.yaml is no object.
+kubernetes: .venv/installed ## configs/kubernetes, checked by the schemas of Kubernetes
+	$(BIN)/pip install --quiet --target .venv/kubernetes kubernetes-validate==1.37.0
+	PYTHONPATH=.venv/kubernetes $(BIN)/python -m kubernetes_validate -k 1.33 --strict --quiet \
+		$(filter-out %/kustomization.yaml %/scaling.yaml,$(wildcard configs/kubernetes/*.yaml))
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
 """Facts of a deployment, read once at an entry point and passed down.
 
-Sources, first wins: command-line options, `IMAGEMILL_*` environment variables, `imagemill.toml` in
-the working directory (or the file that `IMAGEMILL_SETTINGS` names), the defaults below.
+Sources, first wins: command-line options, `IMAGEMILL_*` environment variables, files of that name
+in lower case in /run/secrets, `imagemill.toml` in the working directory (or the file that
+`IMAGEMILL_SETTINGS` names), the defaults below.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     SettingsError,
     TomlConfigSettingsSource,
@@ -26,6 +28,9 @@ from pydantic_settings import (
 
 from jobs.errors import UsageError
 from jobs.logs import LogFormat
+
+# Where Compose and Kubernetes put them; `imagemill_api_keys` is the setting api_keys.
+SECRETS = Path("/run/secrets")
 
 
 def _check_public_url(url: str) -> str:
@@ -156,7 +161,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file())
+        toml = TomlConfigSettingsSource(settings_cls, _file())
+        if not SECRETS.is_dir():
+            return init_settings, env_settings, toml
+        secrets = SecretsSettingsSource(settings_cls, SECRETS)
+        return init_settings, env_settings, secrets, toml
 
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these same settings, but no secrets."""

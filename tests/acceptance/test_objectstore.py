@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import orjson
+import pytest
 
 from jobs.output import layout
 from jobs.output.records import read_part
@@ -23,7 +24,8 @@ def test_dataset_on_s3(cli: Cli, bucket: str) -> None:
     source.write("manifest.jsonl", b"\n".join(orjson.dumps(line) for line in circles(20)))
     out = f"{bucket}/datasets/circles"
     command = ("run", f"{bucket}/manifest.jsonl", "--out", out, "--model", "null")
-    assert cli.json(*command)["summary"]["done"] == 20
+    summary = cli.json(*command)["summary"]
+    assert summary["done"] == 20
     storage = open_storage(out)
     rows = list(read_part(storage, layout.METADATA))
     assert [row["custom_id"] for row in rows] == [f"circle-{i}" for i in range(20)]
@@ -31,6 +33,9 @@ def test_dataset_on_s3(cli: Cli, bucket: str) -> None:
         assert sha256(storage.read(row["file_name"])).hexdigest() == row["sha256"]
     assert not cli.json(*command)["rendered"]
     assert cli.json("status", out, "--broker", "redis://127.0.0.1:1")["state"] == "finished"
+    (used,) = cli.json("usage", bucket)
+    assert (used["name"], used["images"]) == ("null", 20)
+    assert used["device_seconds"] == pytest.approx(summary["device_seconds"], rel=0.02)
     assert cli("sheet", out).stdout.strip() == f"{out}-sheet.png"
     assert source.read("datasets/circles-sheet.png").startswith(b"\x89PNG")
 

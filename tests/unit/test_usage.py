@@ -62,10 +62,3 @@ def test_csv(runs: Path) -> None:
         "sdxl,10.5,2,1,1,200",
         "flux,0.5,1,0,0,7",
     ]
-
-
-def test_an_output_in_a_bucket(bucket: str, runs: Path) -> None:
-    source, target = open_storage(str(runs)), open_storage(bucket)
-    for path in source.sizes("a"):
-        target.write(path, source.read(path))
-    assert [one.images for one in used([bucket], "model")] == [2]
