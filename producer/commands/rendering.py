@@ -167,6 +167,14 @@ def worker(context: typer.Context) -> None:
 def verify(
     out: options.Dataset,
     sample: Annotated[int, typer.Option(min=1, metavar="N", help="Images to render again.")] = 16,
+    count_in: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Redis of an installation, whose metrics are to tell the verdict.",
+            rich_help_panel=options.DEPLOYMENT,
+        ),
+    ] = None,
     models_file: options.ModelsFile = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -174,13 +182,17 @@ def verify(
     """Render a sample of finished images again, compare bytes. Exits with 1 if any differ."""
     from jobs.models.table import load_models
     from jobs.settings import load_settings
+    from producer.control.installation import installation
     from producer.control.progress import display
     from producer.report import show_json, show_verdict
+    from producer.upkeep.verification import count_verdict
     from producer.upkeep.verification import verify as compare
 
     settings = load_settings(models=models_file)
     with display(quiet) as shown:
         verdict = compare(out, sample, settings, load_models(settings.models), shown)
+    if count_in:
+        count_verdict(installation(load_settings(count_in)), verdict)
     if as_json:
         show_json(verdict)
     elif not quiet:

@@ -53,6 +53,11 @@ COUNTED = (
     Counted("adapter_switches", ("model",), "Batches with another adapter than the one before."),
     Counted("chunk_retries", (), "Attempts at chunks beyond the first."),
     Counted("chunk_deaths", (), "Attempts at chunks that no worker has ended."),
+    Counted("schedule_begun", (), "Nominal times of schedules whose runs have begun."),
+    Counted("schedule_lag_seconds", (), "Seconds from those nominal times to the beginning."),
+    Counted("schedule_failures", (), "Nominal times that failed, as schedules count failures."),
+    Counted("verified_images", (), "Images that imagemill verify has rendered again."),
+    Counted("verify_mismatches", (), "Those of them whose bytes were others."),
 )
 _PUBLIC = {"seconds": "stage_seconds"}  # names that mean nothing without their labels' names
 

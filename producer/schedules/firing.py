@@ -6,9 +6,14 @@ neither loses nor doubles one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import redis
+
+from jobs.broker.counters import Counters, Series
 from jobs.broker.runs import Progress
 from jobs.errors import (
     USAGE_ERRORS,
@@ -145,6 +150,8 @@ class Firing:
             if end is None and progress is None:
                 self._launch(fire)
                 self._tell(journal, fire.nominal, "begun", fire=fire)
+                lag = time.time() - moment_of(fire.nominal).timestamp()
+                self._count({("schedule_begun",): 1, ("schedule_lag_seconds",): max(0.0, lag)})
             if end is None:
                 return False
             journal.write_end(fire.nominal, end)
@@ -156,6 +163,8 @@ class Firing:
         row = 0 if fire.decision == "skipped" else journal.count_failure(fire.nominal, failed)
         most = journal.schedule.pause_after_failures
         pause = most is not None and row >= most
+        if failed:
+            self._count({("schedule_failures",): 1})
         if pause:
             journal.pause(Pause(now(), f"{row} failures in a row"))
         journal.close(fire.nominal)
@@ -196,6 +205,10 @@ class Firing:
             write_summary(storage, planned(plan))  # of two that planned, one was not decided on
         with self.known.reached():
             launch(plan, storage, self.known.runs, self.known.dispatcher)
+
+    def _count(self, sums: Mapping[Series, float]) -> None:
+        with suppress(redis.RedisError):  # a run is worth more than its figure
+            Counters(self.known.runs.client, self.known.runs.prefix).add(sums)
 
     def _tell(
         self, journal: Journal, nominal: str, what: str, text: str = "", fire: Fire | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from jobs.broker.counters import Counters, Series
 from jobs.errors import UsageError
 from jobs.ids import STORED_INPUT
 from jobs.models.table import ModelTable
@@ -19,6 +20,7 @@ from jobs.output.dataset import read_summary
 from jobs.output.records import STACK_FIELDS, Row, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import Settings
+from producer.control.installation import Installation
 from producer.control.progress import Display
 from producer.local.embedded import Crew
 from producer.local.whole import render
@@ -69,6 +71,20 @@ def verify(
         options = PlanOptions(stores=tuple(sorted(settings.input_stores)))
         render(Job(str(manifest), again, table, options), settings, Crew(), display)
         return compare(rows, _rows_by_index(open_storage(again)))
+
+
+def count_verdict(known: Installation, verdict: Verdict) -> None:
+    """Add a verdict to what an installation tells Prometheus.
+
+    Raises:
+        TransientError: its broker cannot be reached.
+    """
+    sums: dict[Series, float] = {
+        ("verified_images",): verdict.compared,
+        ("verify_mismatches",): len(verdict.differences),
+    }
+    with known.reached():
+        Counters(known.runs.client, known.runs.prefix).add(sums)
 
 
 def draw_sample(storage: Storage, sample: int) -> list[Row]:

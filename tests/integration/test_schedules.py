@@ -10,6 +10,7 @@ from threading import Event
 
 import pytest
 
+from jobs.broker.counters import Counters
 from jobs.errors import UsageError
 from jobs.output.dataset import read_summary
 from jobs.output.storage import open_storage
@@ -77,6 +78,11 @@ class Plant:
         """(time, state), oldest first."""
         return [(e.nominal[11:16], e.state) for e in reversed(self.history())]
 
+    def counted(self, name: str) -> float:
+        """What metrics tell."""
+        counters = Counters(self.site.client, self.site.settings.key_prefix)
+        return counters.read([(name,)])[(name,)]
+
     def finish(self, entry: Entry) -> None:
         """Have the run of a nominal time end."""
         cancel(entry.run_id, installation(self.site.settings))
@@ -119,6 +125,7 @@ def test_what_is_due_is_rendered(plant: Plant) -> None:
     plant.tick()
     assert plant.journal.opened() == []
     assert [one.what for one in plant.told if one.subject == "s"] == ["begun", "finished"]
+    assert plant.counted("schedule_begun") == 1
     assert (plant.history()[0].done, overview(plant.journal, plant.now).paused) == (1, "")
 
 
@@ -221,6 +228,7 @@ def test_failures_in_a_row_pause_a_schedule_and_resume_makes_nothing_up(plant: P
     for _ in range(4):
         plant.tick(MINUTE)
     assert plant.states() == [("12:00", "refused"), ("12:01", "refused")]
+    assert plant.counted("schedule_failures") == 2
     assert "absent.jsonl does not exist" in plant.history()[0].reason
     assert overview(plant.journal, plant.now).paused.startswith("2 failures in a row")
     plant.write(catchup="all")

@@ -23,6 +23,7 @@ from producer.api.metrics import Metrics
 from producer.api.wire.errors import ApiError
 from producer.control.installation import installation
 from producer.control.metrics import make_registry
+from producer.upkeep.verification import Difference, Verdict, count_verdict
 from tests.sites import MODELS
 from worker.counts import Counts
 
@@ -90,6 +91,14 @@ def test_what_is_outstanding_is_by_model(settings: Settings, registry: Collector
     assert value(registry, "chunk_deaths_total") == value(registry, "chunk_retries_total") == 1
     known.runs.set_state(plan.run_id, "paused")
     assert value(registry, "outstanding_requests", **bulk) == 0
+
+
+def test_verdicts_are_counted(settings: Settings, registry: CollectorRegistry) -> None:
+    changed = Difference("images/00000/a.png", "", "other bytes", {})
+    for differences in ([], [changed]):
+        count_verdict(installation(settings), Verdict(8, differences))
+    assert value(registry, "verified_images_total") == 16
+    assert value(registry, "verify_mismatches_total") == 1
 
 
 def test_a_scrape_costs_the_same_whatever_lies_in_the_broker(
