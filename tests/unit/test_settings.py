@@ -30,6 +30,20 @@ def test_options_go_before_variables_before_the_file(
     )  # fmt: skip
 
 
+def test_secrets_are_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.settings.SECRETS", folder)
+    (folder / "imagemill_api_keys").write_text("token@red\n")
+    (folder / "imagemill_key_prefix").write_text("secret:")
+    (folder / "aws_credentials").write_text("of somebody else")
+    (folder / "imagemill.toml").write_text('key_prefix = "file:"')
+    found = load_settings()
+    assert found.api_keys is not None
+    assert (found.api_keys.get_secret_value(), found.key_prefix) == ("token@red", "secret:")
+    assert "token" not in str(found.environment())
+    monkeypatch.setenv("IMAGEMILL_KEY_PREFIX", "variable:")
+    assert load_settings().key_prefix == "variable:"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
