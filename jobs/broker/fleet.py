@@ -24,7 +24,8 @@ UNFIT_SECONDS = 120  # after that a worker tries again what it could not do
 class Worker:
     """One device process. `name` is unique; `models` are the names of the queues it reads.
 
-    unfit: of these the ones that it does not read for now, as it cannot render them, and why.
+    unfit: of these the ones that it does not read for now, as it cannot render them, and why;
+    ready: it has loaded the first of its models, or found that it cannot.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Worker:
     host: str
     pid: int
     unfit: dict[str, str] = field(default_factory=dict)
+    ready: bool = True
 
     @property
     def serves(self) -> list[str]:

@@ -32,7 +32,7 @@ async def alive() -> Health:
 
 @router.get("/readyz", responses=declared(ErrorBody, 400, 401, 403, 404, 413, 415, 422, 429, 500))
 async def ready(calls: UsedCalls) -> Health:
-    """Broker, storage and at least one worker are there, and it is not stopping."""
+    """Broker, storage and a worker with the default model are there, and it is not stopping."""
     if calls.draining:
         raise ApiError(503, "stopping", "this server is stopping", "", RETRY_SECONDS)
     await calls.queue.ping()
@@ -42,6 +42,6 @@ async def ready(calls: UsedCalls) -> Health:
         log.warning("The store: %s", error)
         message = "the store does not answer; the facade's log says why"
         raise ApiError(503, "no_storage", message, "", RETRY_SECONDS) from error
-    if not any([await calls.roster.workers(model) for model in calls.table.models]):
-        raise ApiError(503, "no_worker", "no worker is there", "", RETRY_SECONDS)
+    if awaited := await calls.roster.awaited(calls.table.route(None).model):
+        raise ApiError(503, "no_worker", awaited, "", RETRY_SECONDS)
     return Health()

@@ -42,6 +42,21 @@ class Roster:
             await self._look()
         return self._workers
 
+    async def awaited(self, model: str) -> str | None:
+        """What must still happen before the first call of a model is served fast; None if nothing.
+
+        Workers that load it at once count, if there are any; else all that serve it, else all.
+        """
+        workers = [worker for worker in await self.all() if worker.serves]
+        if not workers:
+            return "no worker is there"
+        serving = [worker for worker in workers if model in worker.serves]
+        first = [worker for worker in serving if worker.models[0] == model]
+        chosen = first or serving or workers
+        if any(worker.ready for worker in chosen):
+            return None
+        return f"a worker is loading {chosen[0].models[0]}"
+
     async def require(self, model: str) -> int:
         """How many workers serve a model.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
+import redis
 import uvicorn
 from fastapi import FastAPI
 
@@ -23,6 +24,7 @@ from producer.api.protocol import BoundedProtocol
 from producer.report import say
 
 STOP_SECONDS = 10  # uploads and downloads under way may take so long to end
+READY_SECONDS = 600.0  # after that it says so, whatever is still awaited
 TICKS = 10  # of a tenth of a second: how often the children are looked at
 
 
@@ -100,6 +102,8 @@ class _Server(uvicorn.Server):
         self._url = url
         self._check = check
         self._announced = False
+        self._awaited = "no worker is there"  # as usual for the first seconds
+        self._patient_until = time.monotonic() + READY_SECONDS
         self._drain = drain
         self._drained_by: float | None = None
 
@@ -130,13 +134,24 @@ class _Server(uvicorn.Server):
             if time.monotonic() > self._drained_by:
                 self._calls.give_up()
             self.should_exit = self.should_exit or not self._calls.under_way
-        elif not self._announced and (not self._check or await self._has_worker()):
-            self._announced = True
-            say(f"Ready: {self._url} (Ctrl-C stops)")
+        elif not self._announced:
+            await self._announce()
         return await super().on_tick(counter)
 
-    async def _has_worker(self) -> bool:
-        return any([await self._calls.roster.workers(model) for model in self._calls.table.models])
+    async def _announce(self) -> None:
+        """Say that it is ready, once it is; `serve` does not wait for workers of other machines."""
+        awaited = None
+        if self._check:
+            try:
+                awaited = await self._calls.roster.awaited(self._calls.table.route(None).model)
+            except redis.RedisError:
+                awaited = "the broker does not answer"
+        if awaited is None or time.monotonic() > self._patient_until:
+            self._announced = True
+            say(f"Ready: {self._url} (Ctrl-C stops)" + (f"; still, {awaited}" if awaited else ""))
+        elif awaited != self._awaited:
+            self._awaited = awaited
+            say(f"Not ready yet: {awaited}")
 
 
 def _listen(host: str, port: int) -> socket.socket:

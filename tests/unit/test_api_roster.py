@@ -43,3 +43,26 @@ def test_who_waits_for_a_worker_is_told_so_and_who_waits_in_vain_as_well(
     assert status() == 503  # its worker starts again
     monkeypatch.setattr(rosters, "RETURN_SECONDS", 0)
     assert status() == 404
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        ([], "no worker is there"),
+        ([("a", False)], "a worker is loading a"),
+        ([("a", False), ("b", True)], "a worker is loading a"),
+        ([("a", False), ("a", True)], None),
+        ([("ba", True)], None),  # it loads the model when it is asked for
+        ([("b", False)], "a worker is loading b"),
+        ([("b", True)], None),
+    ],
+)
+def test_ready_is_that_the_default_model_is_loaded(
+    workers: list[tuple[str, bool]], expected: str | None
+) -> None:
+    class Hall(Fleet):
+        def workers(self) -> list[Worker]:
+            return [Worker("w", tuple(one), "cpu", "", 1, ready=ready) for one, ready in workers]
+
+    roster = Roster(Hall(None, ""))  # type: ignore[arg-type]
+    assert asyncio.run(roster.awaited("a")) == expected

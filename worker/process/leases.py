@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -20,6 +21,7 @@ from jobs.broker.fleet import Fleet, Worker
 from jobs.settings import Settings
 
 RENEW_SECONDS = 2.0
+TELL_SECONDS = 0.2  # until others know that it is ready
 CLOCK_SECONDS = 2.0  # clocks may differ by so much without a warning
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Leases(StartStopStep):  # type: ignore[misc]
         self.fleet = Fleet(self.client, settings.key_prefix)
         self.worker = worker
         self.timer: Any = None
+        self.teller: Any = None
 
     def start(self, consumer: Any) -> None:
         """Begin to renew; called again after each reconnection."""
@@ -44,6 +47,9 @@ class Leases(StartStopStep):  # type: ignore[misc]
             self.timer.cancel()
         self.timer = consumer.timer.call_repeatedly(RENEW_SECONDS, self.renew, (consumer,))
         self.renew(consumer)
+        if self.teller:
+            self.teller.cancel()
+        self.teller = consumer.timer.call_repeatedly(TELL_SECONDS, self.tell, (consumer,))
         self._compare_clocks()
 
     def stop(self, consumer: Any) -> None:
@@ -51,8 +57,8 @@ class Leases(StartStopStep):  # type: ignore[misc]
 
     def shutdown(self, _: Any) -> None:
         """The worker has ended, perhaps before it ever reached Redis."""
-        if self.timer:
-            self.timer.cancel()
+        for timer in filter(None, (self.timer, self.teller)):
+            timer.cancel()
         with suppress(redis.RedisError):  # then its sign of life expires
             self.fleet.forget(self.worker)
 
@@ -64,8 +70,19 @@ class Leases(StartStopStep):  # type: ignore[misc]
                 self.client.zadd(self.index, dict.fromkeys(held, time.time()), xx=True)
         except redis.RedisError as error:
             log.warning("Leases were not renewed: %s", error)
-        try:  # apart: whatever is wrong with the one must not keep the other from being done
-            self.fleet.report(self.worker)
+        # Apart: whatever is wrong with the one must not keep the other from being done.
+        self._report(consumer)
+
+    def tell(self, consumer: Any) -> None:
+        """Say at once when the device process is ready, or is not any more."""
+        if self.worker.ready != consumer.pool.ready:
+            self._report(consumer)
+
+    def _report(self, consumer: Any) -> None:
+        worker = replace(self.worker, ready=consumer.pool.ready)
+        try:
+            self.fleet.report(worker)
+            self.worker = worker
         except redis.RedisError as error:
             log.warning("This worker could not say that it lives: %s", error)
 
