@@ -6,6 +6,8 @@ refused manifest. 130: interrupted.
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -91,8 +93,20 @@ def main() -> None:
     """The entry point."""
     # Whoever stops us politely gets what Ctrl-C gets: children that end first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
-        make_cli()(prog_name="imagemill")
+        try:
+            make_cli()(prog_name="imagemill")
+        finally:
+            if sys.stdout:  # None if it is closed: then nothing is printed
+                sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:  # of all others Storage speaks
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is not written at exit either
+        print(f"Error: {error.strerror}: the output cannot be written", file=sys.stderr)
+        sys.exit(1)
     except ImagemillError as error:
         from producer.report import show_error
 

@@ -49,7 +49,7 @@ def show(text: str) -> None:
 def show_json(value: Any) -> None:
     """A dataclass or plain data, as JSON on stdout."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    sys.stdout.write(orjson.dumps(value, option=options).decode())
+    print(orjson.dumps(value, option=options).decode(), end="")
 
 
 def say_news(news: News) -> None:
@@ -60,8 +60,7 @@ def say_news(news: News) -> None:
 def show_news(news: News) -> None:
     """The same as a line of JSON on stdout, at once."""
     event = {"at": datetime.now(UTC).isoformat(timespec="seconds")} | asdict(news)
-    sys.stdout.write(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE).decode())
-    sys.stdout.flush()
+    print(orjson.dumps(event).decode(), flush=True)
 
 
 def show_error(error: ImagemillError) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import cast
 
 import redis
@@ -17,6 +18,8 @@ from jobs.broker import messages
 from jobs.broker.messages import Message
 from jobs.broker.queues import BULK, FEEDS
 from jobs.broker.runs import Runs
+
+PAGE = 256  # messages that are read at a time
 
 Live = tuple[str, int]  # a run and its epoch
 
@@ -64,9 +67,17 @@ class Backlog:
             for queue in self.client.scan_iter(
                 match=f"{self.prefix}{kind}.*", count=1000, _type="LIST"
             ):
-                for raw in cast("list[bytes]", self.client.lrange(queue, 0, -1)):
+                for raw in self._page_by_page(queue):
                     with suppress(ValueError):
                         yield messages.parse(raw)
-        for held in cast("list[bytes]", self.client.hvals(f"{self.prefix}unacked")):
+        for _, held in self.client.hscan_iter(f"{self.prefix}unacked", count=PAGE):
             with suppress(ValueError):
                 yield messages.parse_held(held)
+
+    def _page_by_page(self, queue: bytes) -> Iterator[bytes]:
+        """A queue's messages, from the end where new ones come in, so that none is passed over."""
+        for start in count(0, PAGE):
+            page = cast("list[bytes]", self.client.lrange(queue, start, start + PAGE - 1))
+            yield from page
+            if len(page) < PAGE:
+                return

@@ -51,18 +51,24 @@ class TooLarge(Exception):
     """There is more content than allowed."""
 
 
-def fetch(url: str, max_bytes: int, hosts: frozenset[str] = frozenset()) -> bytes:
+def fetch(
+    url: str,
+    max_bytes: int,
+    hosts: frozenset[str] = frozenset(),
+    seconds: float = TOTAL_SECONDS,
+) -> bytes:
     """The content behind an http(s) URL.
 
     hosts: if not empty, only these may be fetched, and their addresses may be private.
+    seconds: of all attempts together.
 
     Raises:
         Unreachable, Forbidden, TooLarge: see there. Messages never hold what the other side said.
     """
-    guard = _Guard(frozenset(map(str.lower, hosts)), time.monotonic() + TOTAL_SECONDS)
+    guard = _Guard(frozenset(map(str.lower, hosts)), time.monotonic() + seconds)
     retrying = Retrying(
         retry=retry_if_exception_type(_Passing),
-        stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(TOTAL_SECONDS),
+        stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(seconds),
         wait=wait_random_exponential(multiplier=0.5, max=2),
         reraise=True,
     )
@@ -203,5 +209,5 @@ class _Bounded(httpcore.NetworkStream):
 def _until(deadline: float, timeout: float | None) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise httpcore.ReadTimeout(f"no complete answer within {TOTAL_SECONDS:.0f} s")
+        raise httpcore.ReadTimeout("no complete answer in time")
     return left if timeout is None else min(left, timeout)

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from jobs.errors import InvalidRequest
 from jobs.ids import STORED_INPUT
-from jobs.inputs.fetching import Forbidden, TooLarge, Unreachable, fetch
+from jobs.inputs.fetching import TOTAL_SECONDS, Forbidden, TooLarge, Unreachable, fetch
 from jobs.output import layout
 from jobs.output.storage import Storage
 
@@ -39,11 +39,12 @@ _URL = re.compile(r"https?:", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class InputPolicy:
-    """What an input may be. hosts: see jobs.inputs.fetching.fetch."""
+    """What an input may be. hosts, seconds: see jobs.inputs.fetching.fetch."""
 
     max_bytes: int = 50 * 2**20
     max_pixels: int = 2**26
     hosts: frozenset[str] = frozenset()
+    seconds: float = TOTAL_SECONDS
 
 
 def load_input(
@@ -169,7 +170,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _read(reference: str, policy: InputPolicy, field: str) -> bytes:
     if _URL.match(reference):
         try:
-            return fetch(reference, policy.max_bytes, policy.hosts)
+            return fetch(reference, policy.max_bytes, policy.hosts, policy.seconds)
         except Unreachable as error:
             raise InvalidRequest(
                 field, f"the URL cannot be fetched: {error}", "input_unreachable"

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from lzma import LZMAError
 from typing import IO, Any, TypeVar, cast
+from zipfile import BadZipFile
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -24,6 +28,8 @@ from jobs.errors import FatalError, ImagemillError, TransientError, UsageError
 T = TypeVar("T")
 
 RETRY_SECONDS = 60.0
+# What decompressors raise beside an OSError; the last two: a zip of another kind, or encrypted.
+DAMAGED = (EOFError, zlib.error, LZMAError, BadZipFile, NotImplementedError, RuntimeError)
 _PERMANENT_ERRNOS = {
     errno.ENOSPC: ("is full", "Free some space"),
     errno.EDQUOT: ("is over its quota", "Free some space or raise the quota"),
@@ -36,6 +42,8 @@ _PERMANENT_ERRNOS = {
     errno.ENAMETOOLONG: ("has too long a name", "Choose a shorter path"),
     errno.ELOOP: ("is a loop of links", "Choose another location"),
 }
+
+ARCHIVES = ("zip://", "tar://", "libarchive://")
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _TORN = {"BadDigest", "IncompleteBody", "InvalidDigest", "XAmzContentSHA256Mismatch"}  # on its way
@@ -353,6 +361,7 @@ def open_file(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]
         UsageError: there is no such file, or its protocol is unknown.
         TransientError, FatalError: it cannot be opened.
     """
+    _check_location(uri)
     with ExitStack() as stack:
         try:
             filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
@@ -363,14 +372,40 @@ def open_file(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]
                 Storage(uri, filesystem, remote).attempt(
                     "", lambda: filesystem.get_file(remote, path)
                 )
-            file = stack.enter_context(fsspec.open(path, "rb", compression=how))
+            file = stack.enter_context(_open_local(path, how))
+        except DAMAGED as error:
+            raise FatalError(f"{uri} cannot be read: {error}", "Check the file.") from error
         except FileNotFoundError as error:
             raise UsageError(f"{uri} does not exist", "Check the path.") from error
         except (ValueError, ImportError) as error:
             raise UsageError(f"{uri}: {error}", "Use a path, file:// or s3://.") from error
         except OSError as error:
             raise classify(error, uri) from error
-        yield cast("IO[bytes]", file)
+        yield file
+
+
+@contextmanager
+def _open_local(path: str, compression: str | None) -> Iterator[IO[bytes]]:
+    # A pipe, a device and what the kernel makes up may be waited for for ever.
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is a pipe or a device, which cannot be read twice")
+        if compression is None:
+            yield file
+        else:
+            with fsspec.compression.compr[compression](file, mode="rb") as plain:
+                yield plain
+
+
+def _check_location(uri: str) -> None:
+    """Refuse what fsspec would take for something else than it says.
+
+    Raises:
+        UsageError: it has "::", or names an archive.
+    """
+    if "::" in uri or uri.startswith(ARCHIVES):
+        reason = "archives and '::' are not taken"
+        raise UsageError(f"location {uri!r}: {reason}", "Use a path, file:// or s3://.")
 
 
 def _sync(file: IO[bytes]) -> None:
@@ -406,8 +441,9 @@ def open_storage(uri: str, **options: Any) -> Storage:
     Credentials and endpoints come the ecosystem's way: AWS_* and FSSPEC_* variables, profiles.
 
     Raises:
-        UsageError: the URI's protocol is unknown or its package is not installed.
+        UsageError: the URI's protocol is unknown, its package is not installed, it is an archive.
     """
+    _check_location(uri)
     try:
         # Others write there too: what a listing said once is no longer true.
         filesystem, root = fsspec.core.url_to_fs(uri, use_listings_cache=False, **options)

@@ -40,9 +40,15 @@ class Display(Protocol):
 
 
 def follow(
-    runs: Runs, run_id: str, display: Display, check: Callable[[], None] = lambda: None
+    runs: Runs,
+    run_id: str,
+    display: Display,
+    check: Callable[[], None] = lambda: None,
+    advice: str = "The run goes on when it is back: imagemill watch {run_id}.",
 ) -> Progress:
     """Wait until a run is finished or cancelled; `check` may raise what ended it otherwise.
+
+    advice: what to do when the broker is away.
 
     Raises:
         FatalError: a worker paused the run; the message is its reason.
@@ -57,7 +63,7 @@ def follow(
             check()  # knows better why, if the broker is our own
             raise TransientError(
                 f"run {run_id}: the broker went away: {error}",
-                f"The run goes on when it is back: imagemill watch {run_id}.",
+                advice.format(run_id=run_id),
             ) from error
         if progress is None:
             raise TransientError(

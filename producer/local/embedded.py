@@ -24,6 +24,7 @@ from jobs.settings import Settings
 
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0  # on top of what a worker may take to finish its batch
+GO_ON = "What is rendered is stored. Run the same command again to go on."
 SOCKET_PATH_BYTES = 107  # the kernel's limit for a Unix socket's address, less its final zero
 
 
@@ -66,7 +67,8 @@ class Embedded:
             # -P: a folder called "worker" in the working directory is not ours.
             [sys.executable, "-P", "-m", "worker", *command],
             self.folder / "workers.log",
-            self.settings.environment(),
+            # There goes what they leave behind when they are killed.
+            self.settings.environment() | {"TMPDIR": str(self.folder)},
         )
 
     def check(self) -> None:
@@ -74,14 +76,14 @@ class Embedded:
         if self.broker and (code := self.broker.poll()) is not None:
             raise FatalError(
                 f"the private broker ended ({reason(code)})\n{self._log('broker.log')}".rstrip(),
-                "What is rendered is stored. Run the same command again to go on.",
+                GO_ON,
             )
         if self.workers and (code := self.workers.poll()) is not None:
             # A worker that cannot go on says why itself.
             ended = "" if code == EXIT_FATAL else f"the workers ended ({reason(code)})\n"
             raise FatalError(
                 f"{ended}{self._log('workers.log')}".rstrip(),
-                "What is rendered is stored. Run the same command again to go on.",
+                GO_ON,
             )
 
     def stop(self) -> None:

@@ -13,7 +13,7 @@ from jobs.output.storage import Storage
 from jobs.settings import Settings
 from producer.control.installation import installation
 from producer.control.progress import Display, follow
-from producer.local.embedded import Crew, Embedded, embedded
+from producer.local.embedded import GO_ON, Crew, Embedded, embedded
 from producer.local.rates import measure, rates_file
 from producer.planning.submission import Job, identify, launch, prepare
 
@@ -96,5 +96,5 @@ def _render(plan: Plan, storage: Storage, children: Embedded, display: Display) 
     with own.reached():
         if launch(plan, storage, own.runs, own.dispatcher):
             return False
-        follow(own.runs, plan.run_id, display, children.check)
+        follow(own.runs, plan.run_id, display, children.check, GO_ON)
         return True

@@ -7,7 +7,6 @@ with an optional "custom_id". Blank lines are skipped.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from jobs.errors import FatalError, LineError, printable
 from jobs.output.plan import SHARD_LINES
-from jobs.output.storage import open_file
+from jobs.output.storage import DAMAGED, open_file
 from jobs.requests import STRICT, Body, ImageInput, Input, Task
 from producer.planning.recipes import KEYS, MAX_CUSTOM_ID, Recipe
 from producer.planning.strict_json import MAX_MARKS, check_marks, parse_json
@@ -243,11 +242,17 @@ def _got(value: Any) -> str:
 
 
 def read_blocks(
-    uri: str, limit: int | None = None, n: int = 1, columns: Mapping[str, str] | None = None
+    uri: str,
+    limit: int | None = None,
+    n: int = 1,
+    columns: Mapping[str, str] | None = None,
+    max_line: int = MAX_LINE,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Block]:
-    """The manifest's lines, at most SHARD_LINES / n or BLOCK_BYTES a block, `limit` in all.
+    """The manifest's lines, at most SHARD_LINES / n or block_bytes a block, `limit` in all.
 
-    columns: of a table, as producer.planning.tables takes them.
+    columns: of a table, as producer.planning.tables takes them; max_line: bytes; what is longer is
+    an error.
 
     Raises:
         UsageError: there is no such file or column. FatalError: it cannot be read.
@@ -255,13 +260,13 @@ def read_blocks(
     most = max(1, SHARD_LINES // n)
     with _open(uri) as stream:
         block, size, requests = Block(1), 0, 0
-        lines = iter(lambda: stream.readline(MAX_LINE + 1), b"")
+        lines = iter(lambda: stream.readline(max_line + 1), b"")
         if kind_of(uri):
             lines = table_lines(stream, uri, columns or {})
         for raw in lines:
             number = block.first + len(block.lines)
-            if len(raw) > MAX_LINE:
-                block.errors.append(LineError(number, "", "", f"is longer than {MAX_LINE} bytes"))
+            if len(raw) > max_line:
+                block.errors.append(LineError(number, "", "", f"is longer than {max_line} bytes"))
                 _skip_line(stream, raw)
                 requests += 1
                 raw = b"\n"
@@ -271,7 +276,7 @@ def read_blocks(
                 requests += not raw.isspace()
                 if requests == limit:
                     break
-            if len(block.lines) == most or size > BLOCK_BYTES:
+            if len(block.lines) == most or size > block_bytes:
                 yield block
                 block, size = Block(number + 1), 0
         if block.lines:
@@ -294,7 +299,7 @@ def _open(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]]:
             # A compressed file does not know how to read at most so much of a line.
             with BufferedReader(cast("RawIOBase", file), READ_BYTES) as stream:
                 yield cast("IO[bytes]", stream)
-        except (OSError, EOFError, zlib.error) as error:  # the last two: a torn .gz
+        except (OSError, *DAMAGED) as error:
             raise FatalError(
                 f"manifest {uri} cannot be read: {error}", "Check the file."
             ) from error
@@ -302,4 +307,4 @@ def _open(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]]:
 
 def _skip_line(stream: IO[bytes], raw: bytes) -> None:
     while raw and not raw.endswith(b"\n"):
-        raw = stream.readline(MAX_LINE)
+        raw = stream.readline(READ_BYTES)

@@ -152,6 +152,8 @@ def survey(manifest: str, table: ModelTable, options: PlanOptions, on_lines: OnL
         invalid += len({error.line for error in block.errors})
         errors += block.errors[: SHOWN_ERRORS - len(errors)]
         on_lines(requests + invalid)
+    if not requests and not invalid:
+        invalid, errors = 1, [LineError(1, "", "", "the manifest is empty")]
     return Survey(lines, requests, invalid, errors, groups)
 
 

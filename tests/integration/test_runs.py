@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.broker.backlog import Backlog
 from jobs.broker.connection import connect
+from jobs.broker.dispatch import Dispatcher
 from jobs.broker.runs import KEEP_SECONDS, Attempt, Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.output.plan import Chunk, Plan, Shard
@@ -149,3 +151,15 @@ def test_runs_are_listed_newest_first(runs: Runs) -> None:
     runs.open(PLAN, "out", [])
     runs.open(replace(PLAN, run_id="def"), "out", [])
     assert runs.listed() == ["def", "abc"]
+
+
+def test_messages_are_looked_through_page_by_page(runs: Runs) -> None:
+    """The run whose only message waits behind a thousand others is not lost."""
+    dispatcher = Dispatcher(runs.client, runs.prefix, NO_SEAL)
+    epoch = runs.open(PLAN, "out", [])
+    dispatcher.render("abc", epoch, 0, "null", [0])
+    dispatcher.render("other", 1, 0, "null", range(1000))
+    backlog = Backlog(runs.client, runs.prefix)
+    assert [backlog.lost(runs, 10) for _ in range(2)] == [set(), set()]
+    runs.client.rpop(f"{runs.prefix}bulk.null")
+    assert [backlog.lost(runs, 10) for _ in range(2)] == [set(), {("abc", epoch)}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -120,6 +122,14 @@ def test_refusal_shows_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     assert "line 7: prompt: is required (got '[bold]x[/]')" in said
     assert "… and 8 more" in said
     assert "/out/report.jsonl" in said
+
+
+@pytest.mark.parametrize(("stdout", "status"), [(">/dev/full", 1), (">&-", 0)])
+def test_a_result_that_nobody_can_read_is_no_traceback(stdout: str, status: int) -> None:
+    command = f"{sys.executable} -m producer models --json {stdout}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    said = "Error: No space left on device: the output cannot be written\n" if status else ""
+    assert (done.returncode, done.stderr) == (status, said)
 
 
 def test_captions_stay_inside_their_tiles() -> None:

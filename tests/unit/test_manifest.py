@@ -1,6 +1,7 @@
 """Every way in which a manifest can be wrong is named by line, field and reason."""
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,9 @@ def test_all_reasons_of_a_line_are_given() -> None:
 
 
 def read_all(
-    path: Path, limit: int | None = None
+    path: Path, limit: int | None = None, max_line: int = MAX_LINE
 ) -> tuple[list[tuple[int, bytes]], list[LineError]]:
-    blocks = list(read_blocks(str(path), limit))
+    blocks = list(read_blocks(str(path), limit, max_line=max_line))
     return [line for b in blocks for line in b.numbered()], [e for b in blocks for e in b.errors]
 
 
@@ -111,24 +112,20 @@ def test_blocks_are_as_long_as_shards(tmp_path: Path) -> None:
     assert [len(block.lines) for block in read_blocks(str(manifest))] == [SHARD_LINES, 1]
 
 
-def test_blocks_of_long_lines_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.planning.manifest.BLOCK_BYTES", 100)
+def test_blocks_of_long_lines_are_short(tmp_path: Path) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_bytes(b'{"prompt": "%s"}\n' % (b"a" * 60) * 5)
-    assert [len(block.lines) for block in read_blocks(str(manifest))] == [2, 2, 1]
+    assert [len(b.lines) for b in read_blocks(str(manifest), block_bytes=100)] == [2, 2, 1]
 
 
 def test_a_50_mib_image_fits_in_a_line() -> None:
     assert MAX_LINE > 50 * 2**20 * 4 / 3
 
 
-def test_an_over_long_line_is_an_error_and_the_next_one_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("producer.planning.manifest.MAX_LINE", 1000)
+def test_an_over_long_line_is_an_error_and_the_next_one_is_read(tmp_path: Path) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_bytes(b"x" * 3000 + b'\n{"prompt": "b"}\n')
-    lines, errors = read_all(manifest)
+    lines, errors = read_all(manifest, max_line=1000)
     assert [number for number, _ in lines] == [2]
     assert [str(error) for error in errors] == ["line 1: is longer than 1000 bytes"]
 
@@ -143,3 +140,17 @@ def test_a_torn_gzip_is_named(tmp_path: Path) -> None:
     manifest.write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 1000)[:-20])
     with pytest.raises(FatalError, match=r"torn\.jsonl\.gz cannot be read"):
         read_all(manifest)
+
+
+@pytest.mark.parametrize("name", ["m.jsonl.gz", "m.jsonl.xz", "m.jsonl.bz2", "m.jsonl.zip"])
+def test_what_is_not_compressed_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"junk")
+    with pytest.raises(FatalError, match=f"{name} cannot be read"):
+        read_all(tmp_path / name)
+
+
+def test_nothing_is_waited_for_that_never_ends(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UsageError, match="it is a pipe or a device"):
+            read_all(endless)

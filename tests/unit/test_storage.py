@@ -108,6 +108,12 @@ def test_an_unknown_protocol_is_refused() -> None:
         open_storage("nope://bucket")
 
 
+@pytest.mark.parametrize("location", ["zip://x", "zip://x::a.zip", "tar://x", "out/a::b"])
+def test_what_means_something_else_to_fsspec_is_refused(location: str) -> None:
+    with pytest.raises(UsageError, match="archives and '::' are not taken"):
+        open_storage(location)
+
+
 def test_a_file_where_a_folder_is_needed_is_fatal(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(FatalError, match="file where a folder is needed"):
