@@ -1,4 +1,7 @@
-"""docker-compose.yml and configs/kubernetes: well-formed, and true to the commands and settings."""
+"""docker-compose.yml and configs/kubernetes: well-formed, and true to the commands and settings.
+
+compose-spec.json is the Compose specification's own schema (Apache License 2.0).
+"""
 
 from __future__ import annotations
 

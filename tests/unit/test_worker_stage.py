@@ -17,10 +17,11 @@ from jobs.models.table import load_models
 from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
 from worker import stage as staging
+from worker.counts import Counts
 from worker.faults import LIKE_FAILURES, Unfit
 from worker.inputs import Prepared
 from worker.render import Rendered
-from worker.renderers import Counts, Renderers
+from worker.renderers import Renderers
 from worker.stage import Stage, refuse_broken
 
 KEY = BatchKey("generate", "m", "", 16, 8, 8)
