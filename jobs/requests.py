@@ -70,7 +70,8 @@ class BatchKey:
 
     width and height are pixels; guidance_scale and strength are None where the pipeline's own
     default stands; `negative` says whether negative prompts are passed at all, which differs from
-    passing empty ones (SDXL encodes "" but zeroes an absent one); inputs counts images a request.
+    passing empty ones (SDXL encodes "" but zeroes an absent one); inputs counts images a request;
+    slots is how many of them the call has room for, 0 where that is the model's batch_width.
     """
 
     task: Task
@@ -84,11 +85,16 @@ class BatchKey:
     strength: float | None = None
     controlnet_weights: tuple[float, ...] = ()
     inputs: int = 0
+    slots: Annotated[int, Field(ge=0)] = 0
 
     @property
     def route(self) -> str:
         """ "model" or "model:adapter", as a user writes it."""
         return f"{self.model}:{self.adapter}" if self.adapter else self.model
+
+    def slots_within(self, width: int) -> int:
+        """The slots of a call, of a worker whose model has room for `width` requests."""
+        return min(self.slots or width, width)
 
 
 class Request(NamedTuple):

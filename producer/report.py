@@ -133,7 +133,9 @@ def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
     """What a manifest would become, and how long one device would take."""
     if survey.lines != survey.requests:
         show(f"{_count(survey.lines, 'line')} for {_count(survey.requests, 'request')}")
-    table = _table("model", "size", "steps", "guidance", "images", "device time", "measured on")
+    table = _table(
+        "model", "size", "steps", "guidance", "slots", "images", "device time", "measured on"
+    )
     total = 0.0
     for key, images in survey.groups.most_common():
         guess = estimate(key, images, models, rates)
@@ -143,9 +145,10 @@ def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
             f"{key.width} x {key.height}",
             str(key.steps),
             "" if key.guidance_scale is None else f"{key.guidance_scale:g}",
+            str(key.slots_within(models.get(key.model).batch_width)),
             f"{images:,}",
             _duration(guess.seconds),
-            guess.device or "a guess (models.toml)",
+            guess.device or "a guess",
         )
     _console().print(table)
     show(f"{_count(survey.requests, 'request')}, about {_duration(total)} on one device")

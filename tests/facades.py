@@ -25,6 +25,7 @@ aliases = { gpt-image-1 = "null", dall-e-2 = "null", dall-e-3 = "null:ink", "org
 repo = "null:"
 takes = ["generate", "edit", "negative_prompt", "guidance_scale", "strength"]
 batch_width = 4
+call_slots = [1, 4]
 max_inputs = 16
 size = [64, 64]
 steps = 8

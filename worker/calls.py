@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import redis
 
@@ -13,6 +13,7 @@ from jobs.calls.call import Answer, Call
 from jobs.calls.claims import Claims
 from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.storage import open_storage
+from jobs.requests import Request
 from worker.counts import Counts
 from worker.faults import Unfit
 from worker.render import Rendered
@@ -33,21 +34,25 @@ def serve_calls(shop: Workshop) -> bool:
     Raises:
         redis.RedisError: Redis is away; the calls are taken again later.
     """
-    slots = {model: n for model, n in shop.slots.items() if shop.fitness.is_fit(model)}
+    most = {model: max(n) for model, n in shop.call_slots.items() if shop.fitness.is_fit(model)}
     try:
-        calls = shop.claims.take(slots)
+        calls = shop.claims.take(most)
     except redis.ResponseError as error:  # something else lies where calls wait
         log.error("Interactive calls cannot be taken: %s", error)
         return False
     if not calls:
         return False
+    slots = fill(len(calls), shop.call_slots[calls[0].request.key.model])
+    if surplus := calls[slots:]:
+        shop.claims.hand_back(surplus, 0.0)
+    calls = calls[:slots]
     own: Unfit | None = None
     with shop.claims.keep(calls):
         answers = Answers(shop.claims, shop.executor, shop.name, calls, shop.counts)
         try:
             model, storage = calls[0].request.key.model, open_storage(calls[0].out)
             loader = shop.loader(storage, model, shop.call_inputs)
-            batch = loader.load([one.request for one in calls])
+            batch = loader.load([within(one.request, slots) for one in calls])
             shop.stage.run(model, batch, answers, bulk=False)
         except redis.RedisError:
             raise
@@ -62,6 +67,16 @@ def serve_calls(shop: Workshop) -> bool:
         # A model that it has given up it does not take again; of others it must leave the calls.
         shop.claims.hand_back(calls, 0.0 if own.whole else ELSEWHERE_SECONDS)
     return True
+
+
+def fill(waiting: int, choice: Sequence[int]) -> int:
+    """The most slots that so many calls fill; the fewest if they fill none."""
+    return max((slots for slots in choice if slots <= waiting), default=min(choice))
+
+
+def within(request: Request, slots: int) -> Request:
+    """The same request, to be rendered by a pipeline call of so many slots."""
+    return request._replace(key=replace(request.key, slots=slots))
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ class NullRenderer:
         shape = (len(batch), key.height, key.width, 3)
         return np.broadcast_to(colours[:, None, None, :], shape)
 
-    def slots(self, _: BatchKey) -> int:
+    def slots(self, key: BatchKey) -> int:
         """Requests of one call."""
-        return self.stack.batch_width
+        return key.slots_within(self.stack.batch_width)
 
     def fits_inputs(self) -> bool:
         """As most models do."""

@@ -37,19 +37,19 @@ CALL_INPUTS = 4  # threads
 class Workshop:
     """The tools of one device process.
 
-    name: the worker's; models: what it serves, the first of them loaded at once; slots: requests
-    that one call of each has room for; fitness: what it cannot render for now; stage renders,
-    executor stores, inputs loads what runs name, call_inputs what calls do; decoding: how much at a
-    time; policy, stores: what inputs may be and where from; device: the one thread that touches
-    models; flow: how many rendered batches may be on their way into storage; at_work: chunks that
-    have begun; pace: seconds a request, by model, of the last batch; clock: when the device was
-    last at work; counts: what it did, reported to counters; stopping: set when it is to end after
-    its batch.
+    name: the worker's; models: what it serves, the first of them loaded at once; call_slots: those
+    that pipeline calls for interactive calls may have, by model; fitness: what it cannot render for
+    now; stage renders, executor stores, inputs loads what runs name, call_inputs what calls do;
+    decoding: how much at a time; policy, stores: what inputs may be and where from; device: the one
+    thread that touches models; flow: how many rendered batches may be on their way into storage;
+    at_work: chunks that have begun; pace: seconds a request, by model, of the last batch; clock:
+    when the device was last at work; counts: what it did, reported to counters; stopping: set when
+    it is to end after its batch.
     """
 
     name: str
     models: list[str]
-    slots: Mapping[str, int]
+    call_slots: Mapping[str, tuple[int, ...]]
     runs: Runs
     claims: Claims
     dispatcher: Dispatcher
@@ -131,7 +131,7 @@ def make_workshop(worker: Worker) -> Workshop:
     return Workshop(
         name=worker.name,
         models=list(worker.models),
-        slots={name: table.get(name).batch_width for name in worker.models},
+        call_slots={name: table.get(name).call_slots for name in worker.models},
         runs=Runs(client, settings.key_prefix, seal),
         claims=Claims(client, settings.key_prefix, seal),
         dispatcher=Dispatcher(client, settings.key_prefix, seal),

@@ -59,6 +59,7 @@ class Model(BaseModel):
     repo: a repository, or a folder relative to the models.toml that names it.
     batch_width: requests a pipeline call; a power of two, because only at those widths a pixel
         was found not to depend on its neighbours.
+    call_slots: those of pipeline calls for interactive calls: the most that the waiting ones fill.
     family: an entry of jobs.models.families; without one the pipeline's class tells it.
     takes, size_multiple, max_inputs, strength: those of the family, unless the row says less.
     size: default (width, height) in pixels; size_multiple: what both must be a multiple of.
@@ -85,6 +86,7 @@ class Model(BaseModel):
     adapters: dict[str, Adapter] = {}
     adapters_mib: Annotated[int, Field(ge=1)] = 1024
     batch_width: Annotated[int, Field(ge=1, le=256)] = 1
+    call_slots: tuple[int, ...] = (1,)
     size: tuple[PixelSize, PixelSize] = (1024, 1024)
     size_multiple: Annotated[int, Field(ge=1)] = 8
     max_size: PixelSize = 2048
@@ -117,6 +119,8 @@ class Model(BaseModel):
         """Refuse what would make pixels depend on their neighbours, or what the family cannot."""
         if self.batch_width & (self.batch_width - 1):
             raise ValueError(f"batch_width must be a power of two, not {self.batch_width}")
+        if not self.call_slots or not all(self.takes_slots(slots) for slots in self.call_slots):
+            raise ValueError("call_slots must be powers of two, at most batch_width")
         if any(side % self.size_multiple for side in self.size):
             raise ValueError(f"size {self.size} is no multiple of {self.size_multiple}")
         if self.options.step_cache and self.batch_width > 1:
@@ -126,6 +130,10 @@ class Model(BaseModel):
                 raise ValueError(f"family must be one of {', '.join(FAMILIES)}")
             self.check_family(family_named(self.family), self.family)
         return self
+
+    def takes_slots(self, slots: int) -> bool:
+        """Whether a pipeline call may have so many slots."""
+        return 1 <= slots <= self.batch_width and not slots & (slots - 1)
 
     def check_family(self, family: Family, name: str) -> None:
         """Refuse what pipelines of the family cannot do.

@@ -50,7 +50,7 @@ def rates_file() -> Path:
 
 
 def read_rates(file: Path) -> Rates:
-    """The newest rates by model, size and steps; none if the file is missing or unreadable."""
+    """The newest rates by model, size, steps and slots; none if the file cannot be read."""
     try:
         return _RATES.validate_json(file.read_bytes())
     except (OSError, ValidationError):
@@ -61,7 +61,7 @@ def measure(storage: Storage, file: Path) -> None:
     """Remember the rates of a finished run."""
     seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for row in islice(read_part(storage, layout.METADATA), SAMPLE):
-        size = (row["width"], row["height"], row["num_inference_steps"])
+        size = (row["width"], row["height"], row["num_inference_steps"], row["batch_width"])
         name = _name(row["model"], row["adapter"], *size)
         seconds[name, row["device_name"]].append(row["seconds_render"])
     new = {name: Rate(fmean(values), device) for (name, device), values in seconds.items()}
@@ -72,11 +72,12 @@ def measure(storage: Storage, file: Path) -> None:
 
 def estimate(key: BatchKey, images: int, table: ModelTable, rates: Rates) -> Estimate:
     """Device time of some images with the same batch key."""
-    rate = rates.get(_name(key.model, key.adapter, key.width, key.height, key.steps))
+    slots = key.slots_within(table.get(key.model).batch_width)
+    rate = rates.get(_name(key.model, key.adapter, key.width, key.height, key.steps, slots))
     if rate:
         return Estimate(images * rate.seconds, rate.device)
     return Estimate(images * table.get(key.model).seconds_per_image)
 
 
-def _name(model: str, adapter: str, width: int, height: int, steps: int) -> str:
-    return f"{model}:{adapter} {width}x{height} {steps} steps"
+def _name(model: str, adapter: str, width: int, height: int, steps: int, slots: int) -> str:
+    return f"{model}:{adapter} {width}x{height} {steps} steps {slots} slots"

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from multiprocessing import get_context
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from producer.planning.intake import Intake, local_folder
 from producer.planning.manifest import Block, Line, parse_line, read_blocks
 from producer.planning.recipes import MAX_IMAGES, Recipe, as_recipe
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
+from producer.planning.slots import cost, fit
 
 CHUNK_SECONDS = 30.0  # device time that one message stands for
 CHUNK_BATCHES = 4  # at least: the time of an image is mostly a guess, and often too long
@@ -107,7 +109,8 @@ class Planner:
                     if images > SHARD_LINES and lines:
                         return replace(_planned([], (), b"", []), images=_count(block, n))
                 else:
-                    found = (resolver.resolve(number - 1, line.task, line.body, name),)
+                    slots = line.slots or 0
+                    found = (resolver.resolve(number - 1, line.task, line.body, name, slots=slots),)
             except InvalidRequest as error:
                 errors.append(LineError(number, name, error.field, error.reason))
             except UnknownFingerprint as unknown:
@@ -121,7 +124,8 @@ class Planner:
                     rows[id(request.key)].append(request)
         if missing:
             return _planned([], (), b"", errors, missing=frozenset(missing))
-        grouped = sorted(rows.values(), key=_order)
+        fitted = (self._fit(group) for group in rows.values())
+        grouped = sorted(chain.from_iterable(fitted), key=_order)
         groups = Counter({group[0].key: len(group) for group in grouped})
         raw_lines = gzip.compress(b"".join(block.lines), compresslevel=1, mtime=0)
         requests = list(chain.from_iterable(grouped))
@@ -163,17 +167,48 @@ class Planner:
         """
         most = groups.total() // self.share
         start = 0
-        sizes: dict[str, int] = {}
-        for key, count in groups.items():
-            sizes[key.model] = sizes.get(key.model, 0) + count
-        for model, count in sizes.items():
-            spec = self.table.get(model)
-            least = CHUNK_BATCHES * spec.batch_width
-            wanted = min(most, max(least, int(CHUNK_SECONDS / spec.seconds_per_image)))
-            size = max(1, wanted // spec.batch_width) * spec.batch_width
-            for first in range(start, start + count, size):
-                yield Chunk(model, first, min(first + size, start + count))
-            start += count
+        for name, keys in groupby(groups, attrgetter("model")):
+            model = self.table.get(name)
+            least = CHUNK_BATCHES * model.batch_width
+            wanted = min(most, max(least, int(CHUNK_SECONDS / model.seconds_per_image)))
+            stop, left = start, float(wanted)
+            for key in keys:
+                slots = key.slots_within(model.batch_width)
+                worth = cost(slots, model.batch_width) / cost(model.batch_width, model.batch_width)
+                for first in range(0, groups[key], slots):
+                    stop += min(slots, groups[key] - first)
+                    left -= worth * model.batch_width
+                    if left < model.batch_width:
+                        yield Chunk(name, start, stop)
+                        start, left = stop, float(wanted)
+            if stop > start:
+                yield Chunk(name, start, stop)
+                start = stop
+
+    def _fit(self, group: list[Request]) -> list[list[Request]]:
+        """Requests of one key by the slots of their calls, which their new keys say.
+
+        The same requests get the same slots in whatever order they stand.
+        """
+        key = group[0].key
+        model = self.table.get(key.model)
+        width = model.batch_width
+        rest = len(group) % width
+        # Each other number of slots would have to be compiled first.
+        if key.slots or not rest or model.options.compile:
+            return [group]
+        last = sorted(group, key=attrgetter("job_id"))[:rest]
+        chosen = {request.job_id for request in last}
+        full = [one for one in group if one.job_id not in chosen]
+        fitted = [full]
+        for slots in fit(rest, width):
+            some, last = last[:slots], last[slots:]
+            if slots == width:
+                full += some
+            else:
+                narrow = replace(key, slots=slots)
+                fitted.append([request._replace(key=narrow) for request in some])
+        return [one for one in fitted if one]
 
 
 def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
@@ -182,9 +217,9 @@ def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
     Raises: as Resolver.resolve.
     """
     recipe = line.body if isinstance(line.body, Recipe) else as_recipe(line.body)
-    seed, n = resolver.options.seed, resolver.options.n
+    seed, n, slots = resolver.options.seed, resolver.options.n, line.slots or 0
     return [
-        resolver.resolve(number - 1, line.task, image.body, image.custom_id, image.number)
+        resolver.resolve(number - 1, line.task, image.body, image.custom_id, image.number, slots)
         for image in recipe.images(line.custom_id or "", seed, n)
     ]
 

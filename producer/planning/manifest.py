@@ -37,14 +37,19 @@ SHOWN_NAME = 64  # characters of a field's name
 _SHORT = Repr()
 _KEYS = re.compile(rb'"\s*:')
 
+Slots = Annotated[int, Field(ge=1)]
 CustomId = Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)]
 
 
 class BareLine(Body):
-    """A body with an optional custom_id; an edit if it has an `image`."""
+    """A body with an optional custom_id; an edit if it has an `image`.
+
+    slots: of the pipeline call that renders it; None if the plan is to decide.
+    """
 
     has_recipe: ClassVar[bool] = False
     custom_id: CustomId | None = None
+    slots: Slots | None = None
 
     @property
     def body(self) -> Body:
@@ -65,6 +70,7 @@ class BatchLine(BaseModel):
     method: Literal["POST"]
     url: Literal["/v1/images/generations", "/v1/images/edits"]
     body: Body
+    slots: ClassVar[None] = None  # OpenAI's form has no such field
 
     @property
     def task(self) -> Task:
@@ -76,6 +82,7 @@ class BareRecipe(Recipe):
 
     has_recipe: ClassVar[bool] = True
     custom_id: CustomId | None = None
+    slots: Slots | None = None
 
     @property
     def body(self) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import orjson
@@ -48,6 +48,7 @@ class UnknownFingerprint(Exception):
 _OF_ONE_LINE = frozenset(
     ("prompt", "custom_id", "seed", "negative_prompt", "image", "control_images")
 )
+_OF_THE_IMAGE = tuple(one.name for one in fields(BatchKey) if one.name != "slots")
 _Key = tuple[BatchKey, ImageFormat, bytes]  # …, their canonical form
 _Inputs = tuple[tuple[str, ...], tuple[str, ...]]  # images, control images
 
@@ -68,12 +69,12 @@ class Resolver:
     _taken: dict[_Inputs, _Inputs] = field(default_factory=dict, init=False, repr=False)
 
     def resolve(
-        self, index: int, task: Task, body: Body, custom_id: str, number: int = 0
+        self, index: int, task: Task, body: Body, custom_id: str, number: int = 0, slots: int = 0
     ) -> Request:
         """The request that a body stands for.
 
         index: of its line, from 0; number: of the image among the line's that differ only in their
-        seeds, from 0, which the custom_id tells already.
+        seeds, from 0, which the custom_id tells already; slots: see BatchKey.
 
         Raises:
             InvalidRequest: the model does not take what the body asks for.
@@ -84,12 +85,13 @@ class Resolver:
         # What was not given is the same for all bodies, and most give little.
         given = sorted(body.model_fields_set - _OF_ONE_LINE)
         parameters = (
-            task, len(images), len(controls), body.negative_prompt is None,
+            task, slots, len(images), len(controls), body.negative_prompt is None,
             *[(name, str(getattr(body, name))) for name in given],
         )  # fmt: skip
         found = self._keys.get(parameters)
         if found is None:
-            found = self._keys[parameters] = self._make_key(task, body, len(images), len(controls))
+            found = self._make_key(task, body, len(images), len(controls), slots)
+            self._keys[parameters] = found
         key, image_format, content = found
         if key.task != task:  # a model that edits takes control images as its inputs
             images, controls = controls, ()
@@ -121,7 +123,7 @@ class Resolver:
             self._taken[given] = known
         return known
 
-    def _make_key(self, task: Task, body: Body, images: int, controls: int) -> _Key:
+    def _make_key(self, task: Task, body: Body, images: int, controls: int, slots: int) -> _Key:
         route = self.table.route(body.model or self.options.model)
         model = self.table.get(route.model)
         if task == "generate" and controls and not model.controlnets and "edit" in model.takes:
@@ -133,6 +135,9 @@ class Resolver:
         _check(body, model, _Shape(route.model, task, images, controls))
         if strength is not None and strength * steps < 1:
             raise InvalidRequest("strength", f"{strength} of {steps} steps is less than one step")
+        if slots and not model.takes_slots(slots):
+            most = f"up to {model.batch_width}, {route.model}'s batch_width"
+            raise InvalidRequest("slots", f"{slots} is no power of two {most}")
         guidance = model.guidance_scale if body.guidance_scale is None else body.guidance_scale
         key = BatchKey(
             task=task,
@@ -146,18 +151,24 @@ class Resolver:
             strength=None if strength is None else float(strength),
             controlnet_weights=tuple(map(float, body.controlnet_weights or [1.0] * controls)),
             inputs=images,
+            slots=slots,
         )
         fingerprint = self.fingerprints.get(key.route)
         if fingerprint is None:
             raise UnknownFingerprint(key.route)
         key = self._interned.setdefault(key, key)
         image_format = _format(body, self.options.format)
-        content = orjson.dumps((replace(key, model=""), image_format, fingerprint))
+        content = orjson.dumps((_identity(key), image_format, fingerprint))
         return key, image_format, content
 
 
 def _suffix(number: int) -> bytes:
     return b"#%d" % number if number else b""
+
+
+def _identity(key: BatchKey) -> dict[str, Any]:
+    """What of a key makes another image: its fingerprint says the model, its record the slots."""
+    return {name: getattr(key, name) for name in _OF_THE_IMAGE} | {"model": ""}
 
 
 def _references(inputs: Input | list[Input] | tuple[Input, ...]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="imagemill-verify-") as name:
         folder = Path(name)
         manifest = folder / "manifest.jsonl"
-        manifest.write_bytes(b"\n".join(orjson.dumps(as_line(row)) for row in rows))
+        manifest.write_bytes(b"\n".join(orjson.dumps(_again(row, table)) for row in rows))
         again = str(folder / "again")
         _copy_inputs(rows, open_storage(out), open_storage(again))
         options = PlanOptions(stores=tuple(sorted(settings.input_stores)))
@@ -120,7 +120,15 @@ def as_line(row: Row) -> dict[str, Any]:
     if row["task"] == "edit":
         line["image"] = row["input_images"]
     model = f"{row['model']}:{row['adapter']}" if row["adapter"] else row["model"]
-    return line | {"model": model, "seed": int(row["seed"])}
+    return line | {"model": model, "seed": int(row["seed"]), "slots": row["batch_width"]}
+
+
+def _again(row: Row, table: ModelTable) -> dict[str, Any]:
+    """The line as this machine's table can render it: with other slots if it must."""
+    line, model = as_line(row), table.models.get(row["model"])
+    if model and not model.takes_slots(row["batch_width"]):
+        line["slots"] = model.batch_width
+    return line
 
 
 def compare(before: Iterable[Row], after: dict[int, Row]) -> Verdict:

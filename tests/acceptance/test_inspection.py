@@ -19,7 +19,7 @@ def test_plan_counts_and_enqueues_nothing(cli: Cli) -> None:
         (4, 3, ""),
         (8, 5, ""),
     ]
-    assert "a guess (models.toml)" in cli("plan", "manifest.jsonl").stdout
+    assert "a guess" in cli("plan", "manifest.jsonl").stdout
     assert {path.name for path in cli.folder.iterdir()} <= {"manifest.jsonl", "cache"}
 
 

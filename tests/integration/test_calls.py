@@ -210,7 +210,7 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
     shop: Any = SimpleNamespace(
         counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
-        slots={"null": 1},
+        call_slots={"null": (1,)},
         name="w",
         fitness=Fitness(Fleet(client, "t:"), "w"),
         loader=broken if where == "loader" else lambda *_: SimpleNamespace(load=lambda _: None),
@@ -239,7 +239,7 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
     shop: Any = SimpleNamespace(
         counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
-        slots={"null": 1},
+        call_slots={"null": (1,)},
         name="w",
         fitness=Fitness(fleet, "w"),
         loader=lambda *_: SimpleNamespace(load=lambda _: None),
@@ -273,7 +273,7 @@ def test_what_lies_amiss_where_calls_wait_stops_no_bulk_run(
     shop: Any = SimpleNamespace(
         counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
-        slots={"null": 1},
+        call_slots={"null": (1,)},
         fitness=Fitness(Fleet(client, "t:"), "w"),
     )
     assert not serve_calls(shop)

@@ -38,7 +38,7 @@ def resolved(line: bytes) -> Request:
     assert isinstance(parsed, Line)
     weights = {"null": route_digest(TABLE, "null")}
     return Resolver(TABLE, PlanOptions(model="null"), weights).resolve(
-        0, parsed.task, parsed.body, parsed.custom_id or ""
+        0, parsed.task, parsed.body, parsed.custom_id or "", slots=parsed.slots or 0
     )
 
 
@@ -55,7 +55,7 @@ def test_a_record_asks_for_its_own_request_again(line: bytes) -> None:
     request = resolved(line)
     row = Record(request, "done", STACK, "w", 1, "2026-01-01", file_name="x").row()
     again = resolved(encode_part([as_line(row)]))
-    assert again.key == request.key
+    assert again.key == replace(request.key, slots=STACK.batch_width)
     assert again.job_id == request.job_id
 
 
@@ -92,13 +92,15 @@ def test_rates_replace_guesses(tmp_path: Path) -> None:
     file = tmp_path / "cache" / "rates.json"
     assert estimate(key, 100, TABLE, read_rates(file)).device == ""
     row = {"model": "null", "adapter": "", "width": 64, "height": 64, "num_inference_steps": 8}
-    row |= {"device_name": "a card", "seconds_render": 0.5, "status": "done"}
+    row |= {"device_name": "a card", "seconds_render": 0.5, "status": "done", "batch_width": 16}
     row |= {"job_id": "0" * 32, "file_name": f"images/00000/{'0' * 32}.png"}
     storage = open_storage(str(tmp_path / "out"))
     storage.write("metadata.jsonl", encode_part([row, row | {"seconds_render": 1.5}]))
     measure(storage, file)
     found = estimate(key, 100, TABLE, read_rates(file))
     assert (found.seconds, found.device) == (100.0, "a card")
+    narrow = replace(key, slots=1)  # an image's share of such a call is another
+    assert estimate(narrow, 100, TABLE, read_rates(file)).device == ""
 
 
 def test_unreadable_rates_are_no_rates(tmp_path: Path) -> None:

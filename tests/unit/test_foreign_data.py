@@ -145,7 +145,7 @@ def test_verify_copies_no_input_from_or_to_anywhere_else(storage: Storage, tmp_p
     row = ROW | {
         "prompt": "p", "task": "edit", "model": "null", "adapter": "", "seed": "1",
         "input_images": [reference], "sha256": "0", "width": 64, "height": 64,
-        "num_inference_steps": 1, "response_format": "png",
+        "num_inference_steps": 1, "response_format": "png", "batch_width": 1,
     }  # fmt: skip
     storage.write(layout.METADATA, orjson.dumps(row) + b"\n")
     summary = {

@@ -24,7 +24,7 @@ def resolve(
     line = parse_line(1, json.dumps({"prompt": "a red circle"} | body).encode())
     assert not isinstance(line, list), line
     return Resolver(table, options, FINGERPRINTS).resolve(
-        0, line.task, line.body, line.custom_id or ""
+        0, line.task, line.body, line.custom_id or "", slots=line.slots or 0
     )
 
 
@@ -86,6 +86,8 @@ def test_spelling_a_default_out_changes_nothing() -> None:
         ({"controlnet_weights": [1.0]}, "controlnet_weights"),
         ({"strength": 0.5}, "strength"),
         ({"response_format": "raw"}, "response_format"),
+        ({"slots": 3}, "slots"),
+        ({"slots": 32}, "slots"),
     ],
 )
 def test_what_the_model_does_not_take_is_refused(body: dict[str, Any], field: str) -> None:

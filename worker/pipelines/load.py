@@ -90,7 +90,7 @@ class PipelineRenderer:
     def slots(self, key: BatchKey) -> int:
         """Requests of one call."""
         alone = key.inputs and self.variants.family.inputs > 1
-        return 1 if alone else self.stack.batch_width
+        return 1 if alone else key.slots_within(self.stack.batch_width)
 
     def fits_inputs(self) -> bool:
         """Only where an edit takes one image."""
