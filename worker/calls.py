@@ -14,10 +14,9 @@ from jobs.calls.claims import Claims
 from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.storage import open_storage
 from jobs.requests import Request
-from worker.counts import Counts
 from worker.faults import Unfit
 from worker.render import Rendered
-from worker.storing import Shelf
+from worker.storing import Put, Shelf
 from worker.workshop import Workshop
 
 ELSEWHERE_SECONDS = 1.0  # a call that this worker cannot render is left to others for so long
@@ -48,7 +47,7 @@ def serve_calls(shop: Workshop) -> bool:
     calls = calls[:slots]
     own: Unfit | None = None
     with shop.claims.keep(calls):
-        answers = Answers(shop.claims, shop.executor, shop.name, calls, shop.counts)
+        answers = Answers(shop.claims, shop.executor, shop.put, shop.name, calls)
         try:
             model, storage = calls[0].request.key.model, open_storage(calls[0].out)
             loader = shop.loader(storage, model, shop.call_inputs)
@@ -85,9 +84,9 @@ class Answers:
 
     claims: Claims
     executor: Executor
+    put: Put
     worker: str
     calls: Sequence[Call]
-    counts: Counts
 
     def take(self, batch: list[Rendered]) -> None:
         """Answer every call of the batch. Raises redis.RedisError when Redis is away."""
@@ -107,7 +106,8 @@ class Answers:
 
     def _answer(self, call: Call, one: Rendered) -> None:
         try:
-            record = Shelf(open_storage(call.out), self.worker, 1, self.counts).put(one, call.path)
+            shelf = Shelf(open_storage(call.out), self.worker, attempt=1)
+            (record,) = self.put(shelf, [(one, call.path)])
         except Exception as error:  # of whatever kind: the others have their images
             _note(f"Call {call.id}", error)
             self._fail(call, error)

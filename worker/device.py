@@ -27,6 +27,7 @@ from jobs.logs import PROCESS_TEXT, about, log_to_stderr
 from jobs.settings import load_settings
 from worker.counts import REPORT_SECONDS
 from worker.process.pool import MOST_HELD, STOP, Word
+from worker.storehouse import Storehouse
 from worker.tasks import TASKS, PutBack
 from worker.workshop import Workshop, make_workshop
 
@@ -101,7 +102,8 @@ def work(connection: Connection, worker: Worker) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     log_to_stderr(load_settings().log_format, PROCESS_TEXT)
-    shop = make_workshop(worker)
+    storehouse = Storehouse(connection)  # it forks, so it comes before all threads
+    shop = make_workshop(worker, storehouse.put)
     with heartbeat("counts", REPORT_SECONDS, shop.report):
         Device(shop, connection).serve()
     with suppress(redis.RedisError):

@@ -6,13 +6,13 @@ import time
 from hashlib import blake2b
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jobs.models.fingerprints import Fingerprint
 from jobs.models.table import Model
 from jobs.output.records import Stack
 from jobs.requests import BatchKey
 from worker.inputs import Prepared
+from worker.render import Image
 from worker.versions import installed
 
 
@@ -30,7 +30,7 @@ class NullRenderer:
             fingerprint=weights.digest,
             pipeline="NullRenderer",
             scheduler="none",
-            dtype="float32",  # of its pixels, whatever the row says
+            dtype="uint8",  # of its pixels, whatever the row says
             device="cpu",
             device_name="none",
             batch_width=model.batch_width,
@@ -38,13 +38,13 @@ class NullRenderer:
             versions=installed("pillow", "imagemill"),
         )
 
-    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
-        """Flat colours: (requests, height, width, 3) in [0, 1]."""
+    def render(self, batch: list[Prepared]) -> list[Image]:
+        """Flat colours."""
         time.sleep(self.sleep)
         key = batch[0].request.key
-        colours = np.array([_colour(one.request.seed) for one in batch], np.float32) / 255
+        colours = np.array([_colour(one.request.seed) for one in batch], np.uint8)
         shape = (len(batch), key.height, key.width, 3)
-        return np.broadcast_to(colours[:, None, None, :], shape)
+        return list(np.broadcast_to(colours[:, None, None, :], shape))
 
     def slots(self, key: BatchKey) -> int:
         """Requests of one call."""

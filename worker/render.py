@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
@@ -21,13 +21,27 @@ from worker.inputs import Prepared
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """Why a request has no image although its call succeeded."""
+
+    status: RecordStatus
+    code: str
+    message: str
+
+
+NON_FINITE = Flaw("failed", "non_finite", "the image has NaN pixels")
+NSFW = Flaw("rejected", "nsfw", "refused by the model's safety checker")
+
+Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
+Image = Pixels | Flaw
+
+
 class Renderer(Protocol):
     """A loaded model."""
 
-    def render(self, batch: list[Prepared]) -> Iterable[NDArray[np.float32] | None]:
-        """Images of requests that share a batch key: (height, width, 3) each, RGB in [0, 1].
-
-        None takes the place of an image that the model's own safety checker has refused.
+    def render(self, batch: list[Prepared]) -> Sequence[Image]:
+        """What became of requests that share a batch key.
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
@@ -55,7 +69,7 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One request's pixels, (height, width, 3) in [0, 1], or the code and message of its failure.
+    """One request's pixels, or the code and message of its failure.
 
     stack: what rendered it; its batch_width counts the padding. seconds: the call's share; started:
     of the call, in monotonic seconds; together: how many images it made.
@@ -64,7 +78,7 @@ class Rendered:
     request: Request
     stack: Stack
     seconds: float
-    pixels: NDArray[np.float32] | None = None
+    pixels: Pixels | None = None
     status: RecordStatus = "done"
     code: str = ""
     message: str = ""
@@ -172,7 +186,7 @@ class BatchRenderer:
     def _done(
         self,
         batch: list[Prepared],
-        images: Iterable[NDArray[np.float32] | None],
+        images: Sequence[Image],
         slots: int,
         started: float,
     ) -> list[Rendered]:
@@ -190,10 +204,8 @@ class BatchRenderer:
                 started=started,
                 together=len(batch),
             )
-            if pixels is not None
-            else self.ended(
-                one, "rejected", "nsfw", "refused by the model's safety checker", started
-            )
+            if not isinstance(pixels, Flaw)
+            else self.ended(one, pixels.status, pixels.code, pixels.message, started)
             for one, pixels in zip(batch, images, strict=False)
         ]
 

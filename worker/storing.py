@@ -25,6 +25,9 @@ IN_FLIGHT = 3  # batches of a process: one being stored, one waiting, the one th
 SMALL_PIXELS = 256 * 256  # on a local disk, fewer cost less than handing them to another thread
 
 
+Placed = tuple[Rendered, str]  # and where its file goes, below its storage
+
+
 @dataclass(frozen=True)
 class Shelf:
     """Where images go, and what their records say about whoever rendered them."""
@@ -32,7 +35,10 @@ class Shelf:
     storage: Storage
     worker: str
     attempt: int
-    counts: Counts = field(default_factory=Counts)
+
+    def put_all(self, images: Sequence[Placed]) -> list[Record]:
+        """As `put`, one after the other."""
+        return [self.put(one, path) for one, path in images]
 
     def put(self, one: Rendered, path: str) -> Record:
         """Encode and store one image; a failure, also of the encoding, only becomes a record.
@@ -50,9 +56,9 @@ class Shelf:
                 one = failed(one, "render_error", reason)
             encoded = stored = time.perf_counter()
         if data:
-            self._write(path, data, request)
+            self.storage.write(path, data, durable=False)
             stored = time.perf_counter()
-        record = Record(
+        return Record(
             request=request,
             status=one.status,
             stack=one.stack,
@@ -74,24 +80,37 @@ class Shelf:
             message=one.message,
             prompt_tokens_cut=one.tokens_cut,
         )
-        self.counts.record(record)
-        return record
 
-    def _write(self, path: str, data: bytes, request: Request) -> None:
+
+Put = Callable[[Shelf, Sequence[Placed]], list[Record]]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A way to put images that counts what becomes of them."""
+
+    put: Put
+    counts: Counts
+
+    def __call__(self, shelf: Shelf, images: Sequence[Placed]) -> list[Record]:
+        """Raises: as the other."""
         try:
-            self.storage.write(path, data, durable=False)
+            records = self.put(shelf, images)
         except (TransientError, FatalError):
-            self.counts.once("storage_errors", request.key.model)
+            self.counts.once("storage_errors", images[0][0].request.key.model)
             raise
+        for record in records:
+            self.counts.record(record)
+        return records
 
 
 @dataclass
 class Output:
     """What one chunk has rendered, on its way into storage. Made anew for each attempt.
 
-    worker: the name of this process; attempt: 1 for the chunk's first; flow: taken for each batch
-    until it is stored; meter: counts each batch; counts: what is told of images; taken: requests so
-    far; settled: job id → status of those whose images are stored.
+    put: stores some images, in a thread of the executor; worker: the name of this process;
+    attempt: 1 for the chunk's first; flow: taken for each batch until it is stored; meter: counts
+    each batch; taken: requests so far; settled: job id → status of those whose images are stored.
     """
 
     storage: Storage
@@ -101,9 +120,9 @@ class Output:
     attempt: int
     flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
     meter: Meter = field(default_factory=Meter)
-    counts: Counts = field(default_factory=Counts)
     taken: int = 0
     settled: dict[str, RecordStatus] = field(default_factory=dict)
+    put: Put = Shelf.put_all
     _under_way: deque[Future[list[Record]]] = field(default_factory=deque)
     _records: list[Record] = field(default_factory=list)
 
@@ -120,8 +139,12 @@ class Output:
         key = batch[0].request.key
         is_local = self.storage.local_root is not None
         together = max(1, SMALL_PIXELS // (key.width * key.height)) if is_local else 1
-        parts = [batch[start : start + together] for start in range(0, len(batch), together)]
-        stored = [self.executor.submit(self._store_all, part) for part in parts]
+        placed = [(one, self._path(one.request)) for one in batch]
+        shelf = Shelf(self.storage, self.worker, self.attempt)
+        stored = [
+            self.executor.submit(self.put, shelf, placed[start : start + together])
+            for start in range(0, len(batch), together)
+        ]
         _when_all_end(stored, self.flow.release)
         self._under_way.extend(stored)
         self.taken += len(batch)
@@ -141,10 +164,6 @@ class Output:
         records = self._under_way.popleft().result()
         self._records.extend(records)
         self.settled |= {record.request.job_id: record.status for record in records}
-
-    def _store_all(self, batch: list[Rendered]) -> list[Record]:
-        shelf = Shelf(self.storage, self.worker, self.attempt, self.counts)
-        return [shelf.put(one, self._path(one.request)) for one in batch]
 
     def _path(self, request: Request) -> str:
         return layout.image(self.shard, request.job_id, request.format)

@@ -102,7 +102,7 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
     shop.at_work.enter()
     output = Output(
         work.run.storage, shop.executor, work.shard, shop.name, work.attempt.number, shop.flow,
-        shop.clock.start(work.run_id, work.run.epoch), shop.counts,
+        shop.clock.start(work.run_id, work.run.epoch), put=shop.put,
     )  # fmt: skip
     try:
         if work.attempt.number > 1:

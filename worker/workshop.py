@@ -27,7 +27,7 @@ from worker.inputs import Loader
 from worker.meter import Clock
 from worker.renderers import Renderers
 from worker.stage import Stage
-from worker.storing import IN_FLIGHT
+from worker.storing import IN_FLIGHT, Counted, Put
 
 RUNS_KEPT = 8
 CALL_INPUTS = 4  # threads
@@ -39,12 +39,12 @@ class Workshop:
 
     name: the worker's; models: what it serves, the first of them loaded at once; call_slots: those
     that pipeline calls for interactive calls may have, by model; fitness: what it cannot render for
-    now; stage renders, executor stores, inputs loads what runs name, call_inputs what calls do;
-    decoding: how much at a time; policy, stores: what inputs may be and where from; device: the one
-    thread that touches models; flow: how many rendered batches may be on their way into storage;
-    at_work: chunks that have begun; pace: seconds a request, by model, of the last batch; clock:
-    when the device was last at work; counts: what it did, reported to counters; stopping: set when
-    it is to end after its batch.
+    now; stage renders, executor stores by means of put, inputs loads what runs name, call_inputs
+    what calls do; decoding: how much at a time; policy, stores: what inputs may be and where from;
+    device: the one thread that touches models; flow: how many rendered batches may be on their way
+    into storage; at_work: chunks that have begun; pace: seconds a request, by model, of the last
+    batch; clock: when the device was last at work; counts: what it did, reported to counters;
+    stopping: set when it is to end after its batch.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Workshop:
     fitness: Fitness
     stage: Stage
     executor: ThreadPoolExecutor
+    put: Put
     inputs: ThreadPoolExecutor
     call_inputs: ThreadPoolExecutor
     policy: InputPolicy
@@ -121,7 +122,7 @@ class AtWork:
             self._changed.wait_for(lambda: self._count <= 1)
 
 
-def make_workshop(worker: Worker) -> Workshop:
+def make_workshop(worker: Worker, put: Put) -> Workshop:
     """The tools of a worker's device process."""
     settings = load_settings()
     client, seal = connect(settings), make_seal(settings)
@@ -139,6 +140,7 @@ def make_workshop(worker: Worker) -> Workshop:
         fitness=Fitness(Fleet(client, settings.key_prefix), worker.name),
         stage=Stage(renderers, settings.batch_seconds),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
+        put=Counted(put, counts),
         # Apart from those that store: a slow host must not hold images up.
         inputs=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="load"),
         # A facade has fetched them: they wait for no URLs of a run.

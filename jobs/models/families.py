@@ -22,6 +22,7 @@ class Family:
     size_multiple: of width and height, in pixels.
     batches: whether one call may render several requests. Not where prompts are padded to the
         longest of the call, because then a pixel depends on its neighbours.
+    output: how it gives images back: "pt" where they lie on the device, in [0, 1].
     guidance: the argument that guidance_scale becomes.
     empty_negative: the negative prompt of requests without one, where guidance needs one to work.
     edits_itself: the model's own class edits; otherwise diffusers derives the class that does.
@@ -39,6 +40,7 @@ class Family:
     takes: tuple[Capability, ...] = ("generate", "negative_prompt", "guidance_scale")
     size_multiple: int = 8
     batches: bool = True
+    output: Literal["pt", "np"] = "pt"
     guidance: str = "guidance_scale"
     empty_negative: str | None = None
     edits_itself: bool = False
@@ -135,8 +137,9 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }  # fmt: skip
 
-# Whatever else diffusers loads. Nobody has proven that its pixels do not depend on neighbours.
-GENERIC = Family((), _ALL, batches=False, arguments={"use_resolution_binning": False})
+# Whatever else diffusers loads. Nobody has proven that its pixels do not depend on neighbours, and
+# some pipelines' tensors are in [-1, 1].
+GENERIC = Family((), _ALL, batches=False, output="np", arguments={"use_resolution_binning": False})
 
 
 def family_of(pipeline: str) -> str | None:

@@ -67,9 +67,9 @@ class Plant:
             device.resume()
 
     def device(self) -> psutil.Process:
-        """The process that renders."""
-        tree = psutil.Process(self.worker.pid).children(recursive=True)
-        (found,) = (p for p in tree if "spawn_main" in " ".join(p.cmdline()))
+        """The process that renders; its own child stores."""
+        (parent,) = psutil.Process(self.worker.pid).children()
+        (found,) = (p for p in parent.children() if "spawn_main" in " ".join(p.cmdline()))
         return found
 
     def waiting(self) -> int:

@@ -60,7 +60,7 @@ def test_the_same_seed_is_the_same_picture_on_both_devices(
     for first, second in zip(cpu, cuda, strict=True):
         assert first is not None
         assert second is not None
-        assert np.abs(first - second).max() < 0.02
+        assert np.abs(first.astype(np.int16) - second).max() <= 5
 
 
 def test_memory_that_runs_out_is_a_record_with_the_bytes(

@@ -27,9 +27,9 @@ from jobs.requests import BatchKey, Request
 from jobs.settings import Settings
 from tests.support import eventually
 from worker.calls import serve_calls
-from worker.counts import Counts
 from worker.faults import Fitness, Unfit
 from worker.render import Rendered
+from worker.storing import Shelf
 
 KEYS = CallKeys("t:")
 LIMITS = CallLimits(60, 7, 6)
@@ -208,11 +208,11 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
         sink.take([Rendered(make_call("a").request, None, 0.1, None)])  # type: ignore[arg-type]
 
     shop: Any = SimpleNamespace(
-        counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
         call_slots={"null": (1,)},
         name="w",
         fitness=Fitness(Fleet(client, "t:"), "w"),
+        put=Shelf.put_all,
         loader=broken if where == "loader" else lambda *_: SimpleNamespace(load=lambda _: None),
         call_inputs=None,
         stage=SimpleNamespace(run=broken if where == "stage" else run),
@@ -237,7 +237,6 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
         raise Unfit("null", whole, FatalError("no weights"))
 
     shop: Any = SimpleNamespace(
-        counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
         call_slots={"null": (1,)},
         name="w",
@@ -246,6 +245,7 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
         call_inputs=None,
         stage=SimpleNamespace(run=broken),
         executor=None,
+        put=None,
     )
     put(make_call("a"))
     assert serve_calls(shop)
@@ -271,7 +271,6 @@ def test_what_lies_amiss_where_calls_wait_stops_no_bulk_run(
     client.delete(key)
     client.hset(key, "not", "ours")
     shop: Any = SimpleNamespace(
-        counts=Counts(),
         claims=Claims(client, "t:", NO_SEAL),
         call_slots={"null": (1,)},
         fitness=Fitness(Fleet(client, "t:"), "w"),

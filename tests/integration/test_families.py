@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -36,9 +37,10 @@ from jobs.requests import BatchKey, Request
 from tests.pipelines import tiny
 from worker.inputs import Prepared
 from worker.pipelines.arguments import arguments
-from worker.pipelines.load import load_pipeline
+from worker.pipelines.load import PipelineRenderer, load_pipeline
+from worker.pipelines.pixels import to_8_bits
 from worker.pipelines.placement import tune
-from worker.render import BatchRenderer, Rendered, Renderer
+from worker.render import BatchRenderer, Flaw, Rendered, Renderer
 from worker.renderers import Renderers
 
 WIDTH = 4
@@ -81,7 +83,8 @@ class Studio:
         """A model with a row of its own; nobody else gets it."""
         table = self.table(name, row, parts, width)
         model = table.get(name)
-        return BatchRenderer(load_pipeline(table, model, fingerprint(table, model), self.device))
+        loaded = load_pipeline(table, model, fingerprint(table, model), self.device)
+        return BatchRenderer(Exact(loaded))
 
     def get(self, name: str) -> BatchRenderer:
         if name not in self.loaded:
@@ -118,6 +121,24 @@ def ask(
         key = replace(key, task="edit", inputs=len(images), steps=max(4, key.steps))
     request = Request(seed, str(seed), key, prompt, negative, seed, "png", f"{seed:032x}")
     return Prepared(request, images, controls)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A renderer that does not round its pixels, so that the least difference is seen."""
+
+    renderer: PipelineRenderer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.renderer, name)
+
+    def render(self, batch: list[Prepared]) -> list[Any]:
+        images, unsafe = self.renderer.draw(batch)
+        exact = images.float().cpu().numpy()
+        return [
+            made if isinstance(made, Flaw) else drawn
+            for made, drawn in zip(to_8_bits(images, unsafe), exact, strict=True)
+        ]
 
 
 def one(renderer: BatchRenderer, request: Prepared) -> NDArray[np.float32]:

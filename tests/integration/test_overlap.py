@@ -24,6 +24,7 @@ from worker import chunks
 from worker.chunks import Work
 from worker.inputs import Loader
 from worker.null import NullRenderer
+from worker.storing import Shelf
 from worker.tasks import PutBack, render
 from worker.workshop import Workshop, make_workshop
 
@@ -34,7 +35,7 @@ SECONDS = 20.0
 def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
     for name, value in site.settings.environment().items():
         monkeypatch.setenv(name, value)
-    shop = make_workshop(Worker("w", ("null",), "cpu", "host", 1))
+    shop = make_workshop(Worker("w", ("null",), "cpu", "host", 1), Shelf.put_all)
     yield shop
     for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
         threads.shutdown()

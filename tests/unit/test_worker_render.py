@@ -14,8 +14,7 @@ from jobs.errors import FatalError, InvalidRequest
 from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
 from worker.inputs import Prepared
-from worker.render import BatchRenderer, batches
-from worker.stage import refuse_broken
+from worker.render import NON_FINITE, NSFW, BatchRenderer, Flaw, Image, Pixels, batches
 
 KEY = BatchKey("generate", "m", "", 16, 16, 8)
 STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
@@ -29,8 +28,8 @@ def prepared(*seeds: int) -> list[Prepared]:
     return [Prepared(request(seed)) for seed in seeds]
 
 
-def image(seed: int) -> NDArray[np.float32]:
-    return np.full((16, 16, 3), seed / 100, np.float32)
+def image(seed: int) -> Pixels:
+    return np.full((16, 16, 3), seed, np.uint8)
 
 
 class Fake:
@@ -41,11 +40,11 @@ class Fake:
         self.calls: list[list[int]] = []
         self.savings: list[str] = []
 
-    def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
+    def render(self, batch: list[Prepared]) -> list[Image]:
         seeds = [one.request.seed for one in batch]
         self.calls.append(seeds)
         self.fault(seeds)
-        return np.stack([image(seed) for seed in seeds])
+        return [image(seed) for seed in seeds]
 
     def slots(self, key: BatchKey) -> int:
         return 1 if key.inputs else STACK.batch_width
@@ -155,17 +154,15 @@ def test_a_failed_call_holds_no_memory_during_the_next() -> None:
     assert len(used) == 6
 
 
-def test_pixels_that_are_no_numbers_are_no_image() -> None:
+@pytest.mark.parametrize("flaw", [NON_FINITE, NSFW])
+def test_a_flaw_costs_its_own_request_only(flaw: Flaw) -> None:
     class Broken(Fake):
-        def render(self, batch: list[Prepared]) -> NDArray[np.float32]:
-            images = super().render(batch)
-            images[1, 3, 3, 0] = np.nan
-            return images
+        def render(self, batch: list[Prepared]) -> list[Image]:
+            return [super().render(batch)[0], flaw]
 
-    rendered = BatchRenderer(Broken()).render(prepared(1, 2))
-    checked = [refuse_broken(one) for one in rendered]
-    assert [one.code for one in checked] == ["", "non_finite"]
-    assert checked[1].pixels is None
+    good, bad = BatchRenderer(Broken()).render(prepared(1, 2))
+    assert (good.status, good.together) == ("done", 2)
+    assert (bad.status, bad.code, bad.pixels) == (flaw.status, flaw.code, None)
 
 
 def test_other_weights_than_planned_are_refused() -> None:

@@ -33,7 +33,7 @@ def request(number: int) -> Request:
 
 
 def rendered(*shape: int) -> Rendered:
-    return Rendered(request(1), STACK, 0.5, np.zeros(shape, np.float32))
+    return Rendered(request(1), STACK, 0.5, np.zeros(shape, np.uint8))
 
 
 @dataclass

@@ -31,7 +31,7 @@ def arguments(
         "num_inference_steps": key.steps,
         # One a request, so that its noise does not depend on its neighbours.
         "generator": [generator(request.seed) for request in requests],
-        "output_type": "np",
+        "output_type": family.output,
         **{name: value for name, value in family.arguments.items() if name in accepted},
     }
     if "width" in accepted:  # else the pipeline takes the size of its input

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 
 from jobs.errors import FatalError, InvalidRequest
 from jobs.models.families import family_named, family_of
@@ -26,12 +23,14 @@ from worker.pipelines.adapters import Adapters
 from worker.pipelines.arguments import arguments, check
 from worker.pipelines.caching import step_cache
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
+from worker.pipelines.pixels import as_channels_last, to_8_bits
 from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
 from worker.pipelines.prompts import PromptLimit, prompt_limit
 from worker.pipelines.savings import Savings
 from worker.pipelines.variants import Variants
 from worker.pipelines.weights import dtype_for, load_parts, load_weights
 from worker.process.gpus import Machine
+from worker.render import Image
 from worker.versions import installed, torch_build
 
 log = logging.getLogger(__name__)
@@ -51,10 +50,14 @@ class PipelineRenderer:
     stack: Stack
     _stacks: dict[tuple[str, str, str], Stack] = field(default_factory=dict)
 
-    def render(self, batch: list[Prepared]) -> Iterable[NDArray[np.float32] | None]:
-        """Images of one batch: (height, width, 3) each, RGB in [0, 1].
+    def render(self, batch: list[Prepared]) -> list[Image]:
+        """What became of each request of a batch. Raises as `draw`."""
+        return to_8_bits(*self.draw(batch))
 
-        None takes the place of an image that the pipeline's safety checker has made black.
+    def draw(self, batch: list[Prepared]) -> tuple[torch.Tensor, list[bool]]:
+        """Images of one batch, (requests, height, width, 3), RGB in [0, 1], where they were made.
+
+        And of each whether the pipeline's safety checker has made it black.
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
@@ -80,12 +83,12 @@ class PipelineRenderer:
                 raise
             self.savings.note(key, error)
             raise out_of_memory(error) from error
-        pixels = np.asarray(made.images, np.float32)
+        pixels = as_channels_last(made.images)
         if pixels.shape[1:3] != (key.height, key.width):
             height, width = pixels.shape[1:3]
             raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
         unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(pixels)
-        return [None if bad else one for one, bad in zip(pixels, unsafe, strict=True)]
+        return pixels, unsafe
 
     def slots(self, key: BatchKey) -> int:
         """Requests of one call."""

@@ -72,9 +72,7 @@ class DevicePool(BasePool):  # type: ignore[misc]
         self.ready = False
         context = get_context("spawn")
         self.connection, other_end = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(other_end, self.worker), name="Device", daemon=True
-        )
+        self.process = context.Process(target=_work, args=(other_end, self.worker), name="Device")
         self.process.start()
         other_end.close()  # so that ours ends with the process
         if self.hub:
