@@ -198,17 +198,18 @@ class Planner:
         if key.slots or not rest or model.options.compile:
             return [group]
         last = sorted(group, key=attrgetter("job_id"))[:rest]
-        chosen = {request.job_id for request in last}
-        full = [one for one in group if one.job_id not in chosen]
-        fitted = [full]
+        keys: dict[str, BatchKey] = {}
         for slots in fit(rest, width):
-            some, last = last[:slots], last[slots:]
-            if slots == width:
-                full += some
-            else:
+            if slots < width:
                 narrow = replace(key, slots=slots)
-                fitted.append([request._replace(key=narrow) for request in some])
-        return [one for one in fitted if one]
+                keys |= dict.fromkeys((one.job_id for one in last[:slots]), narrow)
+            last = last[slots:]
+        fitted: defaultdict[int, list[Request]] = defaultdict(list)
+        for one in group:
+            if own := keys.get(one.job_id):
+                fitted[own.slots].append(one._replace(key=own))
+        full = [one for one in group if one.job_id not in keys]
+        return [full, *fitted.values()] if full else list(fitted.values())
 
 
 def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
