@@ -233,7 +233,7 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
     for name in ("w", "other"):
         fleet.report(Worker(name, ("null",), "cpu", "host", 1))
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise Unfit("null", whole, FatalError("no weights"))
 
     shop: Any = SimpleNamespace(
