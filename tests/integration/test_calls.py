@@ -200,10 +200,10 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
 ) -> None:
     """A bulk run that makes way for it must not be paused by it: nothing is raised."""
 
-    def broken(*_: object) -> Any:
+    def broken(*_: object, **__: object) -> Any:
         raise OSError("of a library")
 
-    def run(_: str, __: object, sink: Any) -> None:
+    def run(_: str, __: object, sink: Any, **___: object) -> None:
         # A location that no storage knows: the storing thread meets the error.
         sink.take([Rendered(make_call("a").request, None, 0.1, None)])  # type: ignore[arg-type]
 
