@@ -23,6 +23,7 @@ from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
 from jobs.broker.runs import Effort
 from jobs.errors import ImagemillError, TransientError
 from jobs.output.dataset import write_dataset
+from jobs.output.plan import Chunk
 from jobs.output.records import RecordStatus, chunks_done
 from worker.calls import serve_calls
 from worker.chunks import Todo, Work, count
@@ -35,6 +36,7 @@ PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
 RELEASE_SECONDS = 60.0  # a partition that ends within them counts as no death
 SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
 LOOK_SECONDS = 0.1  # while inputs are on their way, calls are looked for so often
+TURN_SECONDS = 5.0  # of each worker: a run's turn, if its chunks are shorter
 LEAD_SECONDS = 2.0  # before a chunk's end the next message is taken, to be made ready
 
 log = logging.getLogger(__name__)
@@ -216,18 +218,37 @@ def wake(shop: Workshop, make_way: MakeWay) -> None:
         log.warning("Interactive calls: %s", error)  # those who wait will wake us again
 
 
-def feed(shop: Workshop, _: MakeWay, run_id: str, epoch: int, shard: int, model: str) -> None:
-    """Queue the chunks of one plan shard, then the feed of the next."""
+def feed(
+    shop: Workshop, _: MakeWay, run_id: str, epoch: int, shard: int, chunk: int, model: str
+) -> None:
+    """Queue a turn's chunks of one plan shard, from `chunk` on, then the feed of what follows.
+
+    A turn gives each worker of the model one chunk, or some seconds' worth. Then it is another
+    run's, if one waits.
+    """
     with responsibly(shop, run_id, epoch):
         run = shop.open(run_id, epoch)
         if run is None:
             return
-        chunks = enumerate(run.plan.shards[shard].chunks)
-        todo = [i for i, chunk in chunks if chunk.model == model and (shard, i) not in run.done]
-        shop.dispatcher.render(run_id, epoch, shard, model, todo)
-        following = next_shard(run.plan, shard, model)
-        if following is not None:
+        chunks = run.plan.shards[shard].chunks
+        todo = [
+            number
+            for number, one in enumerate(chunks)
+            if number >= chunk and one.model == model and (shard, number) not in run.done
+        ]
+        most = turn(shop, model, chunks[todo[0]]) if todo else 0
+        shop.dispatcher.render(run_id, epoch, shard, model, todo[:most])
+        if later := todo[most:]:
+            shop.dispatcher.feed(run_id, epoch, shard, model, later[0])
+        elif (following := next_shard(run.plan, shard, model)) is not None:
             shop.dispatcher.feed(run_id, epoch, following, model)
+
+
+def turn(shop: Workshop, model: str, chunk: Chunk) -> int:
+    """How many chunks like this one a run gets before it is the turn of the next."""
+    workers = sum(model in worker.serves for worker in shop.fitness.fleet.workers())
+    seconds = shop.pace.get(model, TURN_SECONDS) * (chunk.stop - chunk.start)
+    return max(1, workers) * max(1, int(TURN_SECONDS / seconds))
 
 
 def finalize(shop: Workshop, make_way: MakeWay, run_id: str, epoch: int) -> None:

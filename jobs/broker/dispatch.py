@@ -1,7 +1,8 @@
 """Sending messages: about 1 KB each, ids and numbers only.
 
 A run is not poured into Redis. Each model of a run has one feed message; a worker that finds its
-bulk queues empty expands the next plan shard into chunk messages and sends the feed on.
+bulk queues empty expands it into the next few chunk messages and sends the feed on, to the end of
+its queue. So runs take turns.
 """
 
 from __future__ import annotations
@@ -40,15 +41,19 @@ class Dispatcher:
             queue, [Message(RENDER, (run_id, epoch, shard, chunk), queue) for chunk in chunks]
         )
 
-    def feed(self, run_id: str, epoch: int, shard: int, model: str) -> None:
-        """Queue the expansion of a shard."""
+    def feed(self, run_id: str, epoch: int, shard: int, model: str, chunk: int = 0) -> None:
+        """Queue the expansion of a shard, from one of its chunks on."""
         queue = queue_name(FEEDS, model)
-        self._send(queue, [Message(FEED, (run_id, epoch, shard, model), queue)])
+        self._send(queue, [Message(FEED, (run_id, epoch, shard, chunk, model), queue)])
 
     def finalize(self, run_id: str, epoch: int, model: str) -> None:
-        """Queue the writing of the dataset, on any queue that a worker of the run reads."""
+        """Queue the writing of the dataset, on any queue that a worker of the run reads.
+
+        It comes next: it needs no device, and whoever waits for the run has waited long enough.
+        """
         queue = queue_name(BULK, model)
-        self._send(queue, [Message(FINALIZE, (run_id, epoch), queue)])
+        message = make(Message(FINALIZE, (run_id, epoch), queue), self.seal)
+        self.client.rpush(f"{self.prefix}{queue}", message)
 
     def _send(self, queue: str, messages: list[Message]) -> None:
         for start in range(0, len(messages), TOGETHER):
