@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from lzma import LZMAError
 from typing import IO, Any, TypeVar, cast
 from zipfile import BadZipFile
@@ -444,6 +445,10 @@ def open_storage(uri: str, **options: Any) -> Storage:
         UsageError: the URI's protocol is unknown, its package is not installed, it is an archive.
     """
     _check_location(uri)
+    if uri.startswith(("s3://", "s3a://")):
+        options = {
+            "session": _s3_session(fsspec.config.conf.get("s3", {}).get("profile"))
+        } | options
     try:
         # Others write there too: what a listing said once is no longer true.
         filesystem, root = fsspec.core.url_to_fs(uri, use_listings_cache=False, **options)
@@ -452,3 +457,17 @@ def open_storage(uri: str, **options: Any) -> Storage:
     # A relative path means something else to a worker with another working directory.
     absolute = root if isinstance(filesystem, LocalFileSystem) else uri
     return Storage(absolute.rstrip("/"), filesystem, root.rstrip("/"))
+
+
+@cache
+def _s3_session(profile: str | None) -> Any:
+    """What s3fs makes clients with, but for "Expect: 100-continue".
+
+    With that header, each PUT takes a second round trip before its body is sent.
+    """
+    from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
+
+    session = AioSession(profile=profile)
+    session.unregister("before-call.s3", add_expect_header)
+    return session

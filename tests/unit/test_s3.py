@@ -1,0 +1,47 @@
+"""What goes over the wire to an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from jobs.output.storage import open_storage
+
+
+@pytest.fixture
+def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The headers of each PUT that a store got."""
+    found: list[Any] = []
+
+    class Store(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            found.append(self.headers)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        yield found
+        server.shutdown()
+
+
+def test_a_put_waits_for_one_round_trip(heads: list[Any]) -> None:
+    """botocore has a store say that it wants the body, and then sends it."""
+    open_storage("s3://bucket/out").write("a", b"content")
+    assert [head.get("Expect") for head in heads] == [None]
