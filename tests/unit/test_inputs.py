@@ -352,7 +352,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
 
 
 def test_decoding_ends_when_it_computes_too_long() -> None:
-    """A file within all other bounds: 100 scans of 2²⁶ pixels compute for more than a minute."""
+    """The last of a file's bounds: the CPU time of the thread that decodes it."""
     noise = encoded(Image.effect_noise((512, 512), 90).convert("RGB"))
     for decode in (open_image, check_pixels):
         decode(noise, seconds=10.0)

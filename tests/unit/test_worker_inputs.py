@@ -100,7 +100,7 @@ def test_equal_inputs_of_a_batch_are_loaded_once_and_scaled(
 
 
 def test_a_small_file_of_many_pixels_costs_a_worker_little() -> None:
-    """32 lines that name one palette PNG of 2 KB took 1.7 GB: two batches of whole pictures."""
+    """32 lines that name one palette PNG of 2 KB would be two batches of whole pictures."""
     script = """
 import resource, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
