@@ -16,8 +16,8 @@ demo: .venv/installed ## render the demo manifest and draw a contact sheet
 	$(BIN)/imagemill run configs/demo/manifest.jsonl --out out/demo
 	$(BIN)/imagemill sheet out/demo
 
-test: .venv/installed ## the whole test suite; three at a time, as many of them wait
-	$(BIN)/pytest -n 3 --dist loadfile
+test: .venv/installed ## the whole test suite; four at a time, as many of them wait
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 chaos: .venv/installed ## break everything, many times: about 40 minutes, ends with a table
 	$(BIN)/pytest tests/chaos -m 'chaos or not chaos' --timeout 3600

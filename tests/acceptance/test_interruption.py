@@ -42,7 +42,7 @@ def test_interrupted_run_stops_and_goes_on(
         running.send_signal(signal.SIGHUP)
         _, said = running.communicate(timeout=60)
         assert os.listdir(folder) == []
-    assert running.returncode == 130
+    assert running.returncode == 130, said
     assert "run the same command again to go on" in said
     assert "Traceback" not in said
     eventually(lambda: not cli.processes(), 5)
