@@ -17,6 +17,7 @@ from secrets import token_hex
 from typing import Any
 
 from jobs.children import die_with_parent
+from jobs.output import layout
 from jobs.output.records import Record
 from jobs.output.storage import open_storage
 from worker.storing import Placed, Shelf
@@ -32,8 +33,11 @@ class Clerk:
     """The other process's end. Each thread that calls has a thread of its own here."""
 
     def put(self, uri: str, worker: str, attempt: int, images: Sequence[Placed]) -> list[Record]:
-        """As Shelf.put_all."""
-        return Shelf(_open(uri), worker, attempt).put_all(images)
+        """As Shelf.put_all. Without images, storage is reached only."""
+        storage = _open(uri)
+        if not images:
+            storage.exists(layout.RUN)
+        return Shelf(storage, worker, attempt).put_all(images)
 
 
 class _Manager(BaseManager):

@@ -97,7 +97,8 @@ class Counted:
         try:
             records = self.put(shelf, images)
         except (TransientError, FatalError):
-            self.counts.once("storage_errors", images[0][0].request.key.model)
+            for one, _ in images[:1]:
+                self.counts.once("storage_errors", one.request.key.model)
             raise
         for record in records:
             self.counts.record(record)

@@ -27,7 +27,7 @@ from worker.inputs import Loader
 from worker.meter import Clock
 from worker.renderers import Renderers
 from worker.stage import Stage
-from worker.storing import IN_FLIGHT, Counted, Put
+from worker.storing import IN_FLIGHT, Counted, Put, Shelf
 
 RUNS_KEPT = 8
 CALL_INPUTS = 4  # threads
@@ -97,6 +97,8 @@ class Workshop:
                 while len(self._open) >= RUNS_KEPT:
                     self._open.popitem(last=False)
                 self._open[key] = open_run(run_id, epoch, out)
+                # No images yet: the first ones are not to wait until storage is reached.
+                self.executor.submit(self.put, Shelf(self._open[key].storage, self.name, 0), ())
             return self._open[key]
 
 
