@@ -2,8 +2,8 @@
 
     python -m benchmarks.mixes [--images 256] [--rounds 1]
 
-useful ÷ slots: images made, of those that the pipeline calls had room for. Device time is that of
-the pipeline calls alone, so images a device second compares manifests by what they make of it.
+useful ÷ slots: images made, of those that the pipeline calls had room for. work: pixels times steps
+a second of the pipeline calls, so it compares manifests by what they make of a device's time.
 job ÷ script: the same random guidance, by a script that renders and saves one at a time.
 """
 
@@ -96,8 +96,9 @@ def main() -> None:
                 records = rows(out)
                 seconds, slots = spent(records)
                 useful[name].append(len(records) / slots)
-                base = base or len(records) / seconds
-                pace[name].append(len(records) / seconds / base)
+                work = sum(r["width"] * r["height"] * r["num_inference_steps"] for r in records)
+                base = base or work / seconds
+                pace[name].append(work / seconds / base)
                 if mix is guidance:
                     saved = Path(folder) / f"saved{i}"
                     saved.mkdir()
@@ -107,7 +108,7 @@ def main() -> None:
         f"Mixed manifests, shapes, {options.images} images each",
         [
             f"{name:28} useful ÷ slots {spread(useful[name])}   "
-            f"images a device second ÷ one key's {spread(pace[name])}"
+            f"work a device second ÷ one key's {spread(pace[name])}"
             for name in mixes
         ]
         + [f"a guidance a line: job ÷ script {spread(against_script)}"],
