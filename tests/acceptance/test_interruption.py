@@ -36,7 +36,9 @@ def test_interrupted_run_stops_and_goes_on(
     cli.manifest(*circles(REQUESTS))
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # short enough for sockets in it
         monkeypatch.setenv("TMPDIR", folder)
+        usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
         running = cli.start(*COMMAND)
+        signal.signal(signal.SIGHUP, usual)
         eventually(lambda: _images(cli.folder / "out"))
         assert os.listdir(folder)
         running.send_signal(signal.SIGHUP)

@@ -8,6 +8,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
 from jobs.output.storage import open_storage
 
@@ -37,7 +38,10 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        # fsspec keeps one for each set of options, of which the endpoint's variable is none.
+        S3FileSystem.clear_instance_cache()
         yield found
+        S3FileSystem.clear_instance_cache()
         server.shutdown()
 
 
