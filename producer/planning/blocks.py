@@ -126,7 +126,9 @@ class Planner:
             return _planned([], (), b"", errors, missing=frozenset(missing))
         fitted = (self._fit(group) for group in rows.values())
         grouped = sorted(chain.from_iterable(fitted), key=_order)
-        groups = Counter({group[0].key: len(group) for group in grouped})
+        groups: Counter[BatchKey] = Counter()
+        for group in grouped:  # two may share a key: of lines that say the slots that others got
+            groups[group[0].key] += len(group)
         raw_lines = gzip.compress(b"".join(block.lines), compresslevel=1, mtime=0)
         requests = list(chain.from_iterable(grouped))
         planned = _planned(requests, tuple(self._chunks(groups)), raw_lines, errors, groups)

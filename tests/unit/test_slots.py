@@ -28,6 +28,8 @@ def planned(folder: Path, lines: list[dict[str, Any]]) -> list[Request]:
     job = Job(str(manifest), storage.uri, TABLE, PlanOptions())
     plan = prepare(identify(job), lambda *_: None)
     rows = read_shard(storage, plan.run_id, 0)
+    ends = [(chunk.start, chunk.stop) for chunk in plan.shards[0].chunks]
+    assert sum(stop - start for start, stop in ends) == len(rows) == len(lines)
     for chunk in plan.shards[0].chunks:  # no batch is cut in two by a chunk's end
         keys = Counter(row.key for row in rows[chunk.start : chunk.stop])
         for key, count in keys.items():
@@ -72,3 +74,10 @@ def test_a_line_may_say_its_slots_and_is_the_same_job(tmp_path: Path) -> None:
     assert {row.key.slots for row in rows} == {2}
     free = planned(tmp_path / "b", [{"prompt": f"p{i}"} for i in range(5)])
     assert {row.job_id for row in rows} == {row.job_id for row in free}
+
+
+def test_lines_that_say_slots_join_those_that_got_them(tmp_path: Path) -> None:
+    """One group's count took the other's place, once, and its rows were in no chunk."""
+    said = [{"prompt": f"said {i}", "slots": 8} for i in range(3)]
+    rows = planned(tmp_path / "a", [{"prompt": f"p{i}"} for i in range(5)] + said)
+    assert Counter(row.key.slots for row in rows) == {8: 8}
