@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from jobs.broker.connection import connect_async
-from jobs.broker.fleet import Worker
 from jobs.calls.call import Answer, Call
 from jobs.calls.waiting import CallLimits, CallQueue
 from jobs.output.records import Record
@@ -24,21 +23,10 @@ from worker import chunks
 from worker.chunks import Work
 from worker.inputs import Loader
 from worker.null import NullRenderer
-from worker.storing import Shelf
 from worker.tasks import PutBack, render
-from worker.workshop import Workshop, make_workshop
+from worker.workshop import Workshop
 
 SECONDS = 20.0
-
-
-@pytest.fixture
-def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
-    for name, value in site.settings.environment().items():
-        monkeypatch.setenv(name, value)
-    shop = make_workshop(Worker("w", ("null",), "cpu", "host", 1), Shelf.put_all)
-    yield shop
-    for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
-        threads.shutdown()
 
 
 @pytest.fixture

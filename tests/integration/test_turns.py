@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from jobs.broker.dispatch import start_run
 from jobs.broker.fleet import Worker
 from jobs.broker.messages import FINALIZE, RENDER, Message, parse
 from tests.sites import Site
-from worker.storing import Shelf
 from worker.tasks import feed
-from worker.workshop import Workshop, make_workshop
-
-
-@pytest.fixture
-def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
-    for name, value in site.settings.environment().items():
-        monkeypatch.setenv(name, value)
-    shop = make_workshop(Worker("w", ("null",), "cpu", "host", 1), Shelf.put_all)
-    yield shop
-    for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
-        threads.shutdown()
+from worker.workshop import Workshop
 
 
 def taken(site: Site) -> Message | None:

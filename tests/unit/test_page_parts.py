@@ -111,8 +111,8 @@ def test_a_record_becomes_a_manifest_line_and_a_call() -> None:
         3, "it's", replace(KEY, adapter="ink", negative=True), "a 'red' \"circle\"", "blur", 2**63,
         "png", "0" * 32,
     )  # fmt: skip
-    line = orjson.loads(manifest_line(request))
-    assert line.pop("custom_id") == "it's"
+    line = orjson.loads(manifest_line(request, 4))
+    assert (line.pop("custom_id"), line.pop("slots")) == ("it's", 4)
     body = Body.model_validate(line)
     assert (body.seed, body.model, body.guidance_scale) == (2**63, "null:ink", 3.0)
     words = shlex.split((curl(request, "http://host", True) or "").replace("\\\n", ""))

@@ -254,7 +254,7 @@ async def row(
         run=standing,
         row=row,
         entry=entry,
-        line=manifest_line(entry.request),
+        line=manifest_line(entry.request, entry.record["batch_width"]),
         curl=curl(entry.request, base, not access.is_open),
     )
 

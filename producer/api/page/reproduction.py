@@ -10,8 +10,8 @@ import orjson
 from jobs.requests import Request
 
 
-def manifest_line(request: Request) -> str:
-    """The manifest line that renders the same image."""
+def manifest_line(request: Request, slots: int) -> str:
+    """The manifest line that renders the same image. slots: of the call that made it."""
     key = request.key
     line: dict[str, Any] = {"custom_id": request.custom_id} if request.custom_id else {}
     line |= {
@@ -22,6 +22,7 @@ def manifest_line(request: Request) -> str:
         "width": key.width,
         "height": key.height,
         "response_format": request.format,
+        "slots": slots,
     }
     for name, value in (("guidance_scale", key.guidance_scale), ("strength", key.strength)):
         if value is not None:

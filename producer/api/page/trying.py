@@ -97,6 +97,7 @@ async def _show(
     seconds: float = 0.0,
 ) -> Response:
     made = picture.request if picture else None
+    slots = min(calls.table.get(made.key.model).call_slots) if made else 0  # it waited alone
     base, needs_key = str(request.base_url).rstrip("/"), not part_of(request, Access).is_open
     return pages.show(
         request,
@@ -109,7 +110,7 @@ async def _show(
         picture=picture,
         link=link,
         seconds=seconds,
-        line=manifest_line(made) if made else "",
+        line=manifest_line(made, slots) if made else "",
         curl=curl(made, base, needs_key) if made else None,
     )
 

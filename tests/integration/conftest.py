@@ -1,0 +1,23 @@
+"""What tests of the inside of a device process share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.broker.fleet import Worker
+from tests.sites import Site
+from worker.storing import Shelf
+from worker.workshop import Workshop, make_workshop
+
+
+@pytest.fixture
+def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    """The tools of a device process of the null model, in this process."""
+    for name, value in site.settings.environment().items():
+        monkeypatch.setenv(name, value)
+    shop = make_workshop(Worker("w", ("null",), "cpu", "host", 1), Shelf.put_all)
+    yield shop
+    for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
+        threads.shutdown()
