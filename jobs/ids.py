@@ -9,6 +9,7 @@ import re
 from hashlib import blake2b
 
 # What may become part of a path, wherever it was read.
+COMMIT = re.compile(r"[0-9a-f]{40}")  # of a repository
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 STORED_INPUT = re.compile(r"sha256:([0-9a-f]{64})")  # a reference to an input in storage

@@ -1,4 +1,7 @@
-"""A hub of Hugging Face in this process: folders as repositories, each at one commit."""
+"""A hub of Hugging Face in this process: folders as repositories, each at one commit.
+
+Whoever asks for another commit gets the same files under that one's name.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+
+from jobs.ids import COMMIT
 
 
 @dataclass
@@ -41,13 +46,14 @@ def serve_hub(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
             if parts[:2] == ["api", "models"]:
                 self._describe("/".join(parts[2:4]), parts[4:])
             else:
-                self._file("/".join(parts[:2]), "/".join(parts[4:]))
+                self._file("/".join(parts[:2]), "".join(parts[3:4]), "/".join(parts[4:]))
 
         def _describe(self, name: str, rest: list[str]) -> None:
             if name not in hub.repositories:
                 self._answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
                 return
-            commit, folder = hub.repositories[name]
+            newest, folder = hub.repositories[name]
+            commit = rest[1] if rest[:1] == ["revision"] and COMMIT.fullmatch(rest[1]) else newest
             files = sorted(p for p in folder.rglob("*") if p.is_file())
             names = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
             siblings = [{"rfilename": one} for one in names]
@@ -59,8 +65,9 @@ def serve_hub(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
                 ]
             self._answer(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-        def _file(self, name: str, file: str) -> None:
-            commit, folder = hub.repositories.get(name, ("", Path("/dev/null")))
+        def _file(self, name: str, revision: str, file: str) -> None:
+            newest, folder = hub.repositories.get(name, ("", Path("/dev/null")))
+            commit = revision if COMMIT.fullmatch(revision) else newest
             if name in hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self._answer(401, b"", {"X-Error-Code": "GatedRepo"})
             elif not (folder / file).is_file():

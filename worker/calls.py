@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import redis
 
@@ -50,9 +51,10 @@ def serve_calls(shop: Workshop) -> bool:
         answers = Answers(shop.claims, shop.executor, shop.put, shop.name, calls)
         try:
             model, storage = calls[0].request.key.model, open_storage(calls[0].out)
-            loader = shop.loader(storage, model, shop.call_inputs)
+            renderer = partial(shop.renderers.get, model)
+            loader = shop.loader(storage, renderer, shop.call_inputs)
             batch = loader.load([within(one.request, slots) for one in calls])
-            shop.stage.run(model, batch, answers, bulk=False)
+            shop.stage.run(model, batch, answers)
         except redis.RedisError:
             raise
         except Unfit as error:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
+from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError, UsageError
 from jobs.models.table import ModelTable, load_models
+from jobs.output.dataset import read_summary
+from jobs.output.plan import Plan, read_plan
+from jobs.output.storage import open_storage
 from jobs.settings import load_settings
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -25,6 +29,12 @@ def fetch(
             show_default="all of the models table",
         ),
     ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="OUT", help="An output location: the commits its run was planned with."
+        ),
+    ] = None,
     models_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A models.toml.", show_default="the built-in one"),
@@ -33,19 +43,31 @@ def fetch(
 ) -> None:
     """Download weights to this machine: only the files that are loaded, each once.
 
-    What models.toml does not pin is the newest commit, and this machine stays with it. Gated
+    What models.toml does not pin is the newest commit, and this machine stays with it. With --for
+    it is the one that a run was planned with, beside the one that this machine stays with. Gated
     repositories need HF_TOKEN. Run again, it goes on where it stopped.
     """
     try:
         table = load_models(load_settings(models=models_file).models)
-        for name in names or table.usual:
-            _fetch(name, table, quiet)
+        plan = _plan(out) if out else None
+        usual = [*plan.fingerprints] if plan else table.usual
+        for name in names or usual:
+            _fetch(name, table, plan.commits if plan else None, quiet)
     except ImagemillError as error:
         typer.echo(str(error), err=True)
         sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
 
 
-def _fetch(name: str, table: ModelTable, quiet: bool) -> None:
+def _plan(out: str) -> Plan:
+    storage = open_storage(out)
+    summary = read_summary(storage)
+    plan = read_plan(storage, summary.run_id) if summary else None
+    if plan is None:
+        raise UsageError(f"{storage.uri} has no run", "Name the output location of one.")
+    return plan
+
+
+def _fetch(name: str, table: ModelTable, planned: Mapping[str, str] | None, quiet: bool) -> None:
     model = table.get(table.route(name).model)
     from worker.pipelines.fetching import fetch_model  # takes seconds: names are checked before
 
@@ -53,7 +75,7 @@ def _fetch(name: str, table: ModelTable, quiet: bool) -> None:
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-    for source, commit in fetch_model(table, model).items():
+    for source, commit in fetch_model(table, model, planned).items():
         if not quiet:
             typer.echo(f"{name}: {source} {commit or 'is a folder here'}")
 

@@ -5,18 +5,34 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections import ChainMap, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from jobs.errors import FatalError, ImagemillError
-from jobs.models.fingerprints import fingerprint
+from jobs.models.fingerprints import fingerprint, unpinned
+from jobs.models.hub import cached_commit
 from jobs.models.table import NULL_REPO, ModelTable
 from worker.counts import Counts
 from worker.faults import own_fault
 from worker.render import BatchRenderer, Renderer
 
 log = logging.getLogger(__name__)
+
+
+_NONE: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A model, with other commits than this machine's own where a run was planned with others."""
+
+    model: str
+    commits: frozenset[tuple[str, str]] = frozenset()
+
+    def __str__(self) -> str:
+        return ", ".join([self.model, *(f"{name} at {commit}" for name, commit in self.commits)])
 
 
 @dataclass
@@ -27,31 +43,51 @@ class Renderers:
     device: str
     kept: int
     counts: Counts = field(default_factory=Counts)
-    _loaded: OrderedDict[str, BatchRenderer] = field(default_factory=OrderedDict)
+    _loaded: OrderedDict[Choice, BatchRenderer] = field(default_factory=OrderedDict)
 
-    def get(self, name: str) -> BatchRenderer:
+    def get(self, name: str, commits: Mapping[str, str] = _NONE) -> BatchRenderer:
         """The model of that name, loaded on first use.
+
+        commits: those that a run was planned with; of what they do not say, this machine's own.
 
         Raises:
             Unfit: its weights are missing or damaged, the device is not there or too small.
         """
-        if name not in self._loaded:
+        choice = Choice(name, self._foreign(name, commits))
+        if choice not in self._loaded:
             while len(self._loaded) >= self.kept:
                 self._drop(next(iter(self._loaded)))
             gc.collect()  # pipelines are cycles
             started = time.perf_counter()
-            with own_fault(name, whole=True), self.counts.timed(name, "load"):
-                renderer = self._fit(name)
+            with own_fault(name, whole=not choice.commits), self.counts.timed(name, "load"):
+                renderer = self._fit(choice)
             self.counts.once("model_loads", name)
-            self._loaded[name] = BatchRenderer(renderer, partial(self._make_room, name))
-            log.info("Loaded %s in %.1f s", name, time.perf_counter() - started)
-        self._loaded.move_to_end(name)
-        return self._loaded[name]
+            self._loaded[choice] = BatchRenderer(renderer, partial(self._make_room, choice))
+            log.info("Loaded %s in %.1f s", choice, time.perf_counter() - started)
+        self._loaded.move_to_end(choice)
+        return self._loaded[choice]
 
-    def _fit(self, name: str) -> Renderer:
+    def _foreign(self, name: str, commits: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+        """The planned commits of a model's weights that are not this machine's own.
+
+        Its own is the one that its cache has; where it has none, the first that a run names. It
+        stays so for the life of the process, as what is loaded does.
+        """
+        model, own = self.table.get(name), self.table.commits
+        foreign = set[tuple[str, str]]()
+        for weights, one in unpinned(self.table, model, model.adapters.values()).items():
+            planned = commits.get(weights)
+            if weights not in own and (mine := cached_commit(one.repo, one.revision) or planned):
+                own[weights] = mine
+            if planned and planned != own[weights]:
+                foreign.add((weights, planned))
+        return frozenset(foreign)
+
+    def _fit(self, choice: Choice) -> Renderer:
         """Load a model, without the others if it does not fit beside them."""
+        name = choice.model
         try:
-            return self._load(name)
+            return self._load(choice)
         except MemoryError as error:
             problem = str(error)
         except ImagemillError:
@@ -61,31 +97,33 @@ class Renderers:
                 f"model {name} does not load: {type(error).__name__}: {error}",
                 "The worker's log says where.",
             ) from error
-        if self._make_room(name):
-            return self._fit(name)
+        if self._make_room(choice):
+            return self._fit(choice)
         raise FatalError(
             f"model {name} does not fit into the device's memory: {problem}",
             "Give it a smaller dtype, offload or quantization (docs/04-models.md).",
         )
 
-    def _make_room(self, name: str) -> bool:
+    def _make_room(self, choice: Choice) -> bool:
         """Drop every model but one, and free what nothing refers to; false if there was none."""
         from worker.pipelines.memory import give_back
 
-        others = [other for other in self._loaded if other != name]
+        others = [other for other in self._loaded if other != choice]
         for other in others:
-            log.warning("Dropping model %s: %s needs the memory", other, name)
+            log.warning("Dropping model %s: %s needs the memory", other, choice)
             self._drop(other)
         give_back()
         return bool(others)
 
-    def _drop(self, name: str) -> None:
-        del self._loaded[name]
-        self.counts.once("model_drops", name)
+    def _drop(self, choice: Choice) -> None:
+        del self._loaded[choice]
+        self.counts.once("model_drops", choice.model)
 
-    def _load(self, name: str) -> Renderer:
-        model = self.table.get(name)
-        weights = fingerprint(self.table, model)
+    def _load(self, choice: Choice) -> Renderer:
+        model = self.table.get(choice.model)
+        # This machine's own stay looked up: it may get to know more of them.
+        table = replace(self.table, commits=ChainMap(dict(choice.commits), self.table.commits))
+        weights = fingerprint(table, model)
         if model.repo == NULL_REPO:
             from worker.null import NullRenderer
 
@@ -93,4 +131,4 @@ class Renderers:
         # Takes seconds: a worker that serves only the null model never imports torch.
         from worker.pipelines.load import load_pipeline
 
-        return load_pipeline(self.table, model, weights, self.device)
+        return load_pipeline(table, model, weights, self.device)

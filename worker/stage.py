@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from jobs.errors import FatalError
+from jobs.output.plan import Plan
 from worker.faults import LIKE_FAILURES, Streaks, Unfit, own_fault
 from worker.inputs import Loading
 from worker.process.watchdog import watchdog
@@ -48,10 +49,10 @@ class Stage:
     after: Sequence[Callable[[Rendered], Rendered]] = (refuse_broken,)
     streaks: Streaks = field(default_factory=Streaks)
 
-    def run(self, model: str, batch: Loading, sink: Sink, bulk: bool = True) -> None:
+    def run(self, model: str, batch: Loading, sink: Sink, plan: Plan | None = None) -> None:
         """Render a batch and hand it to the sink.
 
-        bulk: of a run, which gives up a model that fails every request. Callers are told of each
+        plan: of a run, which gives up a model that fails every request. Callers are told of each
         failure, and none of them must stop the others.
 
         Raises:
@@ -60,7 +61,7 @@ class Stage:
                 this batch has no records, so that it is rendered again.
         """
         prepared = batch.wait()  # before the clock starts: slow inputs are no hung device
-        renderer = self.renderers.get(model)
+        renderer = self.renderers.get(model, plan.commits if plan else {})
         adapter, counts = batch.requests[0].key.adapter, self.renderers.counts
         with (
             own_fault(model, whole=not adapter),
@@ -72,7 +73,7 @@ class Stage:
         counts.batch(model, adapter, list(calls.values()))
         for step in self.after:
             rendered = [step(one) for one in rendered]
-        if bulk:
+        if plan:
             self._check_streak(model, rendered)
         sink.take(rendered)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 
 import redis
 from tenacity import (
@@ -131,18 +132,18 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
 def _draw_batches(
     shop: Workshop, work: Work, todo: Todo, output: Output, make_way: MakeWay
 ) -> None:
+    # Not held: others may need its memory between two batches.
+    renderer = partial(shop.renderers.get, work.model, work.run.plan.commits)
     with own_fault(work.model, whole=False):
-        renderer = shop.renderers.get(work.model)
         for key in {request.key for request in todo.requests}:
-            renderer.check_weights(key, work.planned_weights(key))
-        del renderer  # not held: others may need its memory between two batches
+            renderer().check_weights(key, work.planned_weights(key))
     shop.fitness.succeed(work.model)
     done_before, failed_before = count(todo.settled.values())
-    suspects = Suspects(shop.runs, work, output, lambda: shop.renderers.get(work.model))
+    suspects = Suspects(shop.runs, work, output, renderer)
     saved = time.monotonic()
     # With care, inputs are loaded under watch: a decoder can crash as well.
     ordered = suspects.batches(todo.requests)
-    loader = shop.loader(work.run.storage, work.model, shop.inputs)
+    loader = shop.loader(work.run.storage, renderer, shop.inputs)
     for batch in loader.ahead(ordered, eager=not suspects.careful):
         if not goes_on(shop, work):
             raise Interrupted
@@ -155,7 +156,7 @@ def _draw_batches(
             make_way()
         started = time.monotonic()
         with suspects.watch(batch.requests):
-            shop.stage.run(work.model, batch, output)
+            shop.stage.run(work.model, batch, output, work.run.plan)
         shop.pace[work.model] = (time.monotonic() - started) / len(batch.requests)
         shop.runs.report(
             work.run_id, work.number, work.attempt, done_before + output.taken, failed_before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition, Event, Lock, Semaphore
@@ -25,6 +25,7 @@ from worker.counts import Counts
 from worker.faults import Fitness
 from worker.inputs import Loader
 from worker.meter import Clock
+from worker.render import BatchRenderer
 from worker.renderers import Renderers
 from worker.stage import Stage
 from worker.storing import IN_FLIGHT, Counted, Put, Shelf
@@ -79,11 +80,13 @@ class Workshop:
         """Say what was done since the last report. Raises redis.RedisError when Redis is away."""
         self.counts.report(self.counters)
 
-    def loader(self, storage: Storage, model: str, executor: Executor) -> Loader:
+    def loader(
+        self, storage: Storage, renderer: Callable[[], BatchRenderer], executor: Executor
+    ) -> Loader:
         """What loads the inputs of a model's requests whose stored inputs lie in `storage`."""
         return Loader(
             executor, storage, self.policy, self.stores, self.decoding,
-            lambda: self.renderers.get(model).renderer.fits_inputs(),
+            lambda: renderer().renderer.fits_inputs(),
         )  # fmt: skip
 
     def open(self, run_id: str, epoch: int) -> LiveRun | None:

@@ -6,7 +6,7 @@ the fields of the models table that change pixels. Never loads weights or import
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
@@ -18,7 +18,7 @@ import orjson
 from platformdirs import user_cache_path
 
 from jobs.errors import FatalError
-from jobs.models.hub import commit_of
+from jobs.models.hub import commit_of, is_commit
 from jobs.models.table import NULL_REPO, Adapter, Model, ModelTable, Part
 
 _HASHED = {".json", ".txt", ".model", ".safetensors"}  # what a pipeline is loaded from
@@ -79,6 +79,37 @@ def adapter_digest(table: ModelTable, adapter: Adapter) -> str:
     return blake2b(text, digest_size=8).hexdigest()
 
 
+def hub_name(weights: Model | Adapter | Part) -> str:
+    """What plans call weights at the hub."""
+    return f"{weights.repo}@{weights.revision or 'main'}"
+
+
+def unpinned(
+    table: ModelTable, model: Model, adapters: Iterable[Adapter]
+) -> dict[str, Model | Adapter | Part]:
+    """What of a model lies at the hub, at a commit that the table does not say, by hub_name."""
+    if model.repo == NULL_REPO:
+        return {}
+    own = [model.vae] if model.vae else []
+    parts: list[Model | Adapter | Part] = [model, *own, *model.controlnets.values(), *adapters]
+    return {
+        hub_name(one): one
+        for one in parts
+        if isinstance(table.source(one), str) and not is_commit(one.revision)
+    }
+
+
+def commits_of(table: ModelTable, route: str) -> dict[str, str]:
+    """The commits of a route's weights at the hub that the table does not pin, by hub_name.
+
+    Raises: as fingerprint.
+    """
+    found = table.route(route)
+    model = table.get(found.model)
+    adapters = [model.adapters[found.adapter]] if found.adapter else []
+    return {name: revision_of(table, one) for name, one in unpinned(table, model, adapters).items()}
+
+
 def revision_of(table: ModelTable, weights: Model | Adapter | Part) -> str:
     """The commit of a repository, or "sha:…" of a local file or folder.
 
@@ -86,7 +117,7 @@ def revision_of(table: ModelTable, weights: Model | Adapter | Part) -> str:
     """
     source = table.source(weights)
     if isinstance(source, str):
-        return commit_of(source, weights.revision)
+        return table.commits.get(hub_name(weights)) or commit_of(source, weights.revision)
     if isinstance(weights, Model) and not (source / "model_index.json").is_file():
         raise FatalError(
             f"model folder {source} has no model_index.json", "Name a diffusers pipeline folder."

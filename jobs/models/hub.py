@@ -5,17 +5,21 @@ Its library is slow to import and not needed for local folders, so each function
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import TypeGuard
 
 from jobs.errors import FatalError
-
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+from jobs.ids import COMMIT
 
 
 class NoSuchWeights(FatalError):
     """Neither this machine nor the hub has a repository of that name for us; asking again is no
     use."""
+
+
+def is_commit(revision: str | None) -> TypeGuard[str]:
+    """Whether a revision names one commit, and no tag or branch that may move."""
+    return revision is not None and bool(COMMIT.fullmatch(revision))
 
 
 def commit_of(repo: str, revision: str | None) -> str:
@@ -25,9 +29,9 @@ def commit_of(repo: str, revision: str | None) -> str:
 
     Raises: as newest_commit.
     """
-    if revision and _COMMIT.match(revision):
+    if is_commit(revision):
         return revision
-    return _cached_commit(repo, revision or "main") or newest_commit(repo, revision)
+    return cached_commit(repo, revision) or newest_commit(repo, revision)
 
 
 def newest_commit(repo: str, revision: str | None) -> str:
@@ -43,7 +47,7 @@ def newest_commit(repo: str, revision: str | None) -> str:
         RepositoryNotFoundError,
     )
 
-    if revision and _COMMIT.match(revision):
+    if is_commit(revision):
         return revision
     final = (RepositoryNotFoundError, HFValidationError, OfflineModeIsEnabled)
     try:
@@ -58,7 +62,7 @@ def newest_commit(repo: str, revision: str | None) -> str:
 
 def remember(repo: str, revision: str | None, commit: str) -> None:
     """Have this machine stay at a commit of a branch or tag, also offline; the last call counts."""
-    if revision and _COMMIT.match(revision):
+    if is_commit(revision):
         return
     ref = _cache(repo) / "refs" / (revision or "main")
     ref.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +71,7 @@ def remember(repo: str, revision: str | None, commit: str) -> None:
 
 def remember_first(repo: str, revision: str | None, commit: str) -> None:
     """Have this machine stay at a commit, unless it stays at another one."""
-    if not _cached_commit(repo, revision or "main"):
+    if not cached_commit(repo, revision):
         remember(repo, revision, commit)
 
 
@@ -90,12 +94,15 @@ def advice(error: BaseException | None) -> str | None:
                 )
             return "Check its name, and on its page whether your HF_TOKEN may read it."
         if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
-            return "Download it first, where there is a network: imagemill models fetch NAME."
+            return (
+                "Download it first, where there is a network: imagemill models fetch NAME, or what "
+                "a run was planned with: imagemill models fetch --for OUT."
+            )
         error = error.__cause__ or error.__context__
     return None
 
 
-def _cached_commit(repo: str, revision: str) -> str | None:
+def cached_commit(repo: str, revision: str | None) -> str | None:
     """The commit that the hub's cache here has of a branch or tag.
 
     Not asked of huggingface_hub, which wants every file that the repository lists: diffusers reads
@@ -103,7 +110,7 @@ def _cached_commit(repo: str, revision: str) -> str | None:
     """
     folder = _cache(repo)
     try:
-        commit = (folder / "refs" / revision).read_text("utf-8").strip()
+        commit = (folder / "refs" / (revision or "main")).read_text("utf-8").strip()
     except OSError:
         return None
     return commit if (folder / "snapshots" / commit).is_dir() else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -164,6 +165,8 @@ class ModelTable:
     """All models that a deployment knows by name. `folder` is where relative repos start.
 
     aliases: other names, each of a model or of "model:adapter".
+    commits: of weights at the hub that the table does not pin, as far as they are decided, by
+        jobs.models.fingerprints.hub_name.
     closed: it has no other models, so that a stranger can name neither a folder nor a repository.
     """
 
@@ -172,6 +175,7 @@ class ModelTable:
     folder: Path
     aliases: dict[str, str] = field(default_factory=dict)
     closed: bool = False
+    commits: MutableMapping[str, str] = field(default_factory=dict, compare=False)
     _found: dict[str, Model] = field(default_factory=dict, compare=False, repr=False)
 
     @property

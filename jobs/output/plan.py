@@ -8,7 +8,7 @@ earlier run.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
 from operator import attrgetter
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import FatalError
 from jobs.formats import FORMATS, ImageFormat
-from jobs.ids import JOB_ID
+from jobs.ids import COMMIT, JOB_ID
 from jobs.output import layout
 from jobs.output.storage import Storage
 from jobs.requests import BatchKey, Request
@@ -49,6 +49,8 @@ class Plan:
     """The index of a run. Written after everything it names, so it exists only when all does.
 
     fingerprints: model name (with ":adapter" for adapters) → what its weights were when planned.
+    commits: of its models' weights at the hub, where the models table does not pin them, by
+        jobs.models.fingerprints.hub_name. Workers load these.
     invalid: lines left out by --skip-invalid; reused: requests whose images already existed.
     """
 
@@ -60,6 +62,7 @@ class Plan:
     shards: tuple[Shard, ...]
     invalid: int = 0
     reused: int = 0
+    commits: dict[str, str] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:
@@ -128,7 +131,8 @@ def read_plan(storage: Storage, run_id: str) -> Plan | None:
         raise _foreign(storage, path) from error
     chunks = [(shard, chunk) for shard in plan.shards for chunk in shard.chunks]
     within = all(0 <= chunk.start < chunk.stop <= shard.requests for shard, chunk in chunks)
-    if plan.run_id != run_id or not within:
+    commits = all(COMMIT.fullmatch(commit) for commit in plan.commits.values())
+    if plan.run_id != run_id or not within or not commits:
         raise _foreign(storage, path)
     return plan
 

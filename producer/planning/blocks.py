@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from jobs.children import die_with_parent
 from jobs.errors import InvalidRequest, LineError, UsageError
-from jobs.models.fingerprints import route_digest
+from jobs.models.fingerprints import commits_of, route_digest
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
 from jobs.output.plan import SHARD_LINES, Chunk, encode_shard
@@ -143,6 +143,7 @@ class Planner:
         if self._refusal(route):
             return
         try:
+            self.table.commits.update(commits_of(self.table, route))
             self.fingerprints[route] = route_digest(self.table, route)
         except NoSuchWeights as error:
             if self._is_listed(route):
@@ -281,7 +282,9 @@ def plan_blocks(
     fingerprints: dict[str, str],
     storage: Storage | None = None,
 ) -> Iterator[PlannedBlock]:
-    """Every block of a manifest, planned, duplicates refused. Adds to `fingerprints` as it goes.
+    """Every block of a manifest, planned, duplicates refused.
+
+    Adds to `fingerprints`, and to the table's commits, as it goes.
 
     storage: where the bytes of input images go; without it they are only checked.
 

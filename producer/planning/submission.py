@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import IO, Any
 
@@ -145,7 +145,7 @@ def survey(manifest: str, table: ModelTable, options: PlanOptions, on_lines: OnL
     groups: Counter[BatchKey] = Counter()
     errors: list[LineError] = []
     lines = requests = invalid = 0
-    for block in plan_blocks(manifest, table, options, {}):
+    for block in plan_blocks(manifest, replace(table, commits={}), options, {}):
         groups += block.groups
         lines += block.lines
         requests += block.requests
@@ -159,7 +159,7 @@ def survey(manifest: str, table: ModelTable, options: PlanOptions, on_lines: OnL
 
 def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
     job, storage, run = submission.job, submission.storage, submission.run_id
-    fingerprints: dict[str, str] = {}
+    table, fingerprints = replace(job.table, commits={}), dict[str, str]()
     shards: list[Shard] = []
     jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
     errors: list[LineError] = []
@@ -168,7 +168,7 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
         report = stack.enter_context(storage.writer(layout.invalid(run)))
         writes = stack.enter_context(_Writes(storage))
-        for block in plan_blocks(job.manifest, job.table, job.options, fingerprints, storage):
+        for block in plan_blocks(job.manifest, table, job.options, fingerprints, storage):
             copy.write(block.raw)
             if block.requests:
                 writes.add(layout.shard(run, len(shards)), block.shard)
@@ -185,8 +185,9 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
         raise ManifestRefused(max(1, invalid), errors, storage.name(layout.invalid(run)))
     kept, reused = reuse_records(storage, run, shards, jobs)
     plan = Plan(
-        run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), invalid, reused
-    )
+        run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), invalid, reused,
+        dict(table.commits),
+    )  # fmt: skip
     write_plan(storage, plan)
     return plan
 

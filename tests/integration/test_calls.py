@@ -243,6 +243,7 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
         fitness=Fitness(fleet, "w"),
         loader=lambda *_: SimpleNamespace(load=lambda _: None),
         call_inputs=None,
+        renderers=SimpleNamespace(get=lambda _: None),
         stage=SimpleNamespace(run=broken),
         executor=None,
         put=None,

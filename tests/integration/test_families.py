@@ -41,7 +41,7 @@ from worker.pipelines.load import PipelineRenderer, load_pipeline
 from worker.pipelines.pixels import to_8_bits
 from worker.pipelines.placement import tune
 from worker.render import BatchRenderer, Flaw, Rendered, Renderer
-from worker.renderers import Renderers
+from worker.renderers import Choice, Renderers
 
 WIDTH = 4
 GENERATES = ["sd", "sdxl", "sd3", "flux", "kontext", "klein"]
@@ -588,10 +588,10 @@ def test_models_that_do_not_fit_together_take_turns(
     renderers = Renderers(table, "cpu", kept=2)
     load = Renderers._load
 
-    def tight(self: Renderers, name: str) -> Renderer:
-        if self._loaded or name == "sd":
+    def tight(self: Renderers, choice: Choice) -> Renderer:
+        if self._loaded or choice.model == "sd":
             raise MemoryError("2684354560 bytes more were needed")
-        return load(self, name)
+        return load(self, choice)
 
     renderers.get("other")
     monkeypatch.setattr(Renderers, "_load", tight)
@@ -599,7 +599,7 @@ def test_models_that_do_not_fit_together_take_turns(
         renderers.get("sd")
     assert not renderers._loaded
     renderers.get("other")
-    assert list(renderers._loaded) == ["other"]
+    assert [one.model for one in renderers._loaded] == ["other"]
 
 
 # --- Options ----------------------------------------------------------------------------------

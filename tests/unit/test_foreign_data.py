@@ -104,6 +104,7 @@ def test_what_is_no_record_is_refused(storage: Storage, line: bytes) -> None:
         {"shards": [{"requests": 1, "chunks": [{"model": "null", "start": -1, "stop": 1}]}]},
         {"shards": "x"},
         {"fingerprints": 5},
+        *({"commits": {"a/b@main": commit}} for commit in (*UP, "main", "F" * 40, "1" * 41)),
     ],
 )
 def test_a_plan_of_another_form_is_refused(storage: Storage, change: dict[str, Any]) -> None:

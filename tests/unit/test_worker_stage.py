@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from jobs.broker.fleet import UNFIT_SECONDS
 from jobs.errors import FatalError
 from jobs.models.table import load_models
+from jobs.output.plan import Plan
 from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
 from worker import stage as staging
@@ -25,6 +26,7 @@ from worker.renderers import Renderers
 from worker.stage import Stage, refuse_broken
 
 KEY = BatchKey("generate", "m", "", 16, 8, 8)
+PLAN = Plan("run", "m.jsonl", 0, "", {}, ())
 STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
 
 
@@ -50,7 +52,7 @@ class Scene:
         self.happened.append("inputs")
         return [Prepared(one) for one in self.requests]
 
-    def get(self, model: str) -> Scene:
+    def get(self, model: str, _: Mapping[str, str]) -> Scene:
         self.happened.append(model)
         return self
 
@@ -148,9 +150,9 @@ def test_a_model_that_fails_every_request_is_given_up_for_the_run(
     scene.render = render
     stage = Stage(scene, 1.0)
 
-    def run_often(bulk: bool = True) -> None:
+    def run_often(plan: Plan | None = PLAN) -> None:
         for _ in range(LIKE_FAILURES):
-            stage.run("m", scene, scene, bulk)
+            stage.run("m", scene, scene, plan)
 
     def run_until_it_stops() -> int:
         scene.taken.clear()
@@ -159,7 +161,7 @@ def test_a_model_that_fails_every_request_is_given_up_for_the_run(
         assert not e.value.whole  # other runs of the model go on
         return len(scene.taken)
 
-    run_often(bulk=False)  # calls do not count
+    run_often(None)  # calls do not count
     assert run_until_it_stops() == LIKE_FAILURES - 2  # the last batch has no records
     assert run_until_it_stops() == 0  # it still fails: no more rows are lost to it
     now = time.monotonic()

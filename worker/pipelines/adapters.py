@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.errors import FatalError
 from jobs.models.fingerprints import revision_of
-from jobs.models.hub import advice
+from jobs.models.hub import advice, remember_first
 from jobs.models.table import Adapter, ModelTable
 from worker.pipelines.weights import fetch
 
@@ -106,12 +106,15 @@ class Adapters:
         if isinstance(source, Path):
             return source
         try:
-            return fetch(source, revision_of(self.table, adapter), adapter)
+            commit = revision_of(self.table, adapter)
+            folder = fetch(source, commit, adapter)
         except Exception as error:  # of the hub's library, or of its HTTP library
             raise FatalError(
                 f"adapter {source} is not to be had: {type(error).__name__}: {error}",
                 advice(error) or "Check its row in models.toml and the network, then resume.",
             ) from error
+        remember_first(source, adapter.revision, commit)
+        return folder
 
     def _shrink(self, keep: str) -> None:
         while sum(self._loaded.values()) > self.budget and len(self._loaded) > 1:
