@@ -29,6 +29,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests run side by side: threads of torch must not spin (worker/process/supervisor.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+CLIENTS = Path(__file__).parents[1] / ".venv/clients/bin/python"
+
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
@@ -42,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     And whose Python has the libraries of tests/clients: `make clients`.
     """
-    parser.addoption("--clients-python", default=".venv/clients/bin/python")
+    parser.addoption("--clients-python", default=str(CLIENTS))
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"])
     parser.addoption("--dtype", default="float32", choices=["float32", "bfloat16"])
 
