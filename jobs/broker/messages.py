@@ -146,7 +146,7 @@ def parse(raw: bytes, seal: Seal = NO_SEAL, queue: str | None = None) -> Message
         ValueError: it is not one of ours; the text says why.
     """
     if len(raw) > MAX_BYTES:
-        raise ValueError(f"{len(raw)} bytes are more than {MAX_BYTES}")
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
     try:
         envelope = _Envelope.model_validate_json(raw)
         content = base64.b64decode(envelope.body, validate=True)
@@ -179,7 +179,7 @@ def parse_held(raw: bytes, seal: Seal = NO_SEAL) -> Message:
         ValueError: it is not one of ours.
     """
     if len(raw) > 2 * MAX_BYTES:
-        raise ValueError(f"{len(raw)} bytes are more than {2 * MAX_BYTES}")
+        raise ValueError(f"it has more than {2 * MAX_BYTES} bytes")
     held = orjson.loads(raw)
     if not isinstance(held, list) or len(held) != 3:
         raise ValueError("it is no message that a worker holds")
@@ -187,6 +187,9 @@ def parse_held(raw: bytes, seal: Seal = NO_SEAL) -> Message:
 
 
 def put_aside(raw: bytes, queue: str, reason: str) -> bytes:
-    """What the quarantine keeps of a message: JSON with its queue, its beginning and the reason."""
+    """What the quarantine keeps of a message: JSON with its queue, its beginning and the reason.
+
+    bytes: that were read; of a longer one jobs/broker/transport.py reads MAX_VALUE and one.
+    """
     beginning = raw[:SHOWN_BYTES].decode("utf-8", "replace")
     return orjson.dumps({"queue": queue, "reason": reason, "bytes": len(raw), "message": beginning})

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import redis
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, PrefixedStrictRedis, QoS, Transport
+from redis._parsers import _RESP3Parser
+from redis._parsers.socket import SocketBuffer
 
 from jobs.broker import messages
 from jobs.broker.connection import SOCKET_TIMEOUTS, drop_endless
@@ -24,6 +26,7 @@ from jobs.broker.seals import NO_SEAL, Seal, make_seal
 from jobs.settings import Settings
 
 DAMAGED_SECONDS = 30 * 24 * 3600  # how long a key of another type is kept
+MAX_VALUE = 2 * messages.MAX_BYTES  # bytes of a value that are kept: one more than that is too long
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,37 @@ class SteadyQoS(QoS):
             connection.transaction(restore, self.unacked_key)
 
 
+class BoundedBuffer(SocketBuffer):
+    """Of a value with more than MAX_VALUE bytes, that many and one are kept; the rest is dropped.
+
+    Redis hands out a message before anybody can see its size.
+    """
+
+    def read(self, length: int, *args: Any, **options: Any) -> bytes:
+        if length <= MAX_VALUE:
+            return super().read(length, *args, **options)
+        kept = super().read(MAX_VALUE + 1, *args, **options)
+        left = length - len(kept)  # super() takes two bytes more, for the end of the line
+        while left:
+            passed = len(self._buffer.read(left))
+            left -= passed
+            if left:
+                self._buffer.seek(0)
+                self._buffer.truncate()
+                self._read_from_socket(*args, **options)
+        return kept
+
+
+class BoundedParser(_RESP3Parser):
+    """Reads what Redis answers through the buffer above."""
+
+    def on_connect(self, connection: Any) -> None:
+        super().on_connect(connection)  # type: ignore[no-untyped-call]
+        self._buffer = BoundedBuffer(
+            connection._sock, self.socket_read_size, connection.socket_timeout
+        )
+
+
 class CheckedRedis(PrefixedStrictRedis):
     """Kombu's client. What it takes from a queue is made anew of checked fields.
 
@@ -119,11 +153,15 @@ class CheckedRedis(PrefixedStrictRedis):
 
 
 class SteadyChannel(Channel):
-    """Kombu's Redis channel with the two above. Keys of another type are put out of its way."""
+    """Kombu's Redis channel with the parts above. Keys of another type are put out of its way."""
 
     QoS = SteadyQoS
     from_transport_options = (*Channel.from_transport_options, "seal")  # type: ignore[assignment]
     seal = NO_SEAL
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        found: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
+        return found | {"parser_class": BoundedParser, "protocol": 3}
 
     def _get_client(self) -> Any:
         return partial(CheckedRedis, global_keyprefix=self.global_keyprefix, seal=self.seal)

@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,3 +184,29 @@ def test_hostile_messages(site: Site, ledger: Ledger, dice: random.Random) -> No
     assert [one.pid for one in site.fleet.workers()] == [member.pid]
     [newest] = site.client.lrange(f"{site.settings.key_prefix}{messages.QUARANTINE}", 0, 0)
     assert json.loads(newest).keys() == {"queue", "reason", "bytes", "message"}
+
+
+def test_a_message_of_any_length_costs_a_worker_no_memory(site: Site, ledger: Ledger) -> None:
+    """a message of 64 MiB."""
+    ledger.times = 1
+    site.client.config_set("appendonly", "no")  # it would write the script's value to disk
+    worker = site.start_worker("null")
+    eventually(site.fleet.workers)
+    [parent] = site.parents(worker)
+    before = peak(parent.pid)
+    made = "return redis.call('lpush', KEYS[1], string.rep('x', ARGV[1]))"
+    site.client.eval(made, 1, f"{site.settings.key_prefix}bulk.null", str(64 * 2**20))
+    site.start(site.plan("run", "null", SEEDS, chunk=4))
+    site.wait("run")
+    ledger.check(site, "run", SEEDS)
+    [found] = site.client.lrange(f"{site.settings.key_prefix}{messages.QUARANTINE}", 0, -1)
+    assert json.loads(found)["reason"] == f"it has more than {messages.MAX_BYTES} bytes"
+    assert peak(parent.pid) - before < 8 * 2**20
+    assert [one.pid for one in site.parents(worker)] == [parent.pid]
+
+
+def peak(pid: int) -> int:
+    """The most memory that a process ever held, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (one for one in status.splitlines() if one.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
