@@ -6,7 +6,6 @@ Long manifests are planned by several processes; the order of the blocks is kept
 from __future__ import annotations
 
 import gc
-import gzip
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,9 +128,8 @@ class Planner:
         groups: Counter[BatchKey] = Counter()
         for group in grouped:  # two may share a key: of lines that say the slots that others got
             groups[group[0].key] += len(group)
-        raw_lines = gzip.compress(b"".join(block.lines), compresslevel=1, mtime=0)
         requests = list(chain.from_iterable(grouped))
-        planned = _planned(requests, tuple(self._chunks(groups)), raw_lines, errors, groups)
+        planned = _planned(requests, tuple(self._chunks(groups)), block.gzipped(), errors, groups)
         return replace(planned, lines=lines)
 
     def learn(self, route: str) -> None:

@@ -7,6 +7,7 @@ with an optional "custom_id". Blank lines are skipped.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from producer.planning.tables import kind_of, table_lines
 
 MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
 BLOCK_BYTES = 16 << 20  # of lines with images: what a block holds beside its last line
+IMAGE_LINE = 64 << 10  # bytes of a line, from which on most of it is an image in base64
 READ_BYTES = 1 << 20
 SHOWN_ERRORS = 20  # of one line
 SHOWN_NAME = 64  # characters of a field's name
@@ -119,6 +121,15 @@ class Block:
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """The lines that are not blank, with their numbers."""
         return ((n, raw) for n, raw in enumerate(self.lines, self.first) if not raw.isspace())
+
+    def gzipped(self) -> bytes:
+        """The lines, compressed; the same bytes each time."""
+        size = sum(map(len, self.lines))
+        # In the base64 of images nothing repeats: to look for it takes three times as long.
+        repeats = size <= IMAGE_LINE * len(self.lines)
+        strategy = zlib.Z_DEFAULT_STRATEGY if repeats else zlib.Z_HUFFMAN_ONLY
+        packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16, strategy=strategy)
+        return packer.compress(b"".join(self.lines)) + packer.flush()
 
     def cut(self, images: Mapping[int, int]) -> Iterator[Block]:
         """This block as several of at most SHARD_LINES images, or of a single line.

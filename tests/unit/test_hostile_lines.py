@@ -7,6 +7,7 @@ import random
 import resource
 import time
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def hostile(folder: Path) -> Iterator[bytes]:
         b'{"prompt":"' + b"\\\\" * 2 * MIB + b'"}', b'{"' + b"k" * MIB + b'":1}',
     )  # fmt: skip
     for some in (
+        b'"prompt":"x","model":"shapes-edits","image":"' + b64encode(os.urandom(24 * MIB)) + b'"',
         b",".join(b'"k%d":1' % i for i in range(300_000)),
         b'"prompt":"x",' + b",".join(b'"prompt%d":1' % i for i in range(9_000)),
         b'"prompt":"x","image":[' + b"5," * 99_000 + b"5]",
