@@ -6,6 +6,7 @@
     ├── UsageError          an option, a setting or a models table that cannot work
     ├── TransientError      worth trying again: a timeout, a throttled store, a lost connection
     └── FatalError          trying again cannot help until a person acts: a full disk, no weights
+        └── NoCredentials   a storage that whoever runs this has not said how to enter
 
 Every error says what failed and, in `hint`, what to do next.
 """
@@ -84,6 +85,10 @@ class TransientError(ImagemillError):
 
 class FatalError(ImagemillError):
     """Trying again cannot help until a person acts."""
+
+
+class NoCredentials(FatalError):
+    """A storage asks for credentials, and there are none: a command's mistake, no manifest's."""
 
 
 # What a person got wrong who typed a command: exit code 2, everywhere.

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
+from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError, NoCredentials
 from producer.commands import (
     checking,
     exporting,
@@ -111,4 +111,4 @@ def main() -> None:
         from producer.report import show_error
 
         show_error(error)
-        sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
+        sys.exit(EXIT_USAGE if isinstance(error, (*USAGE_ERRORS, NoCredentials)) else 1)

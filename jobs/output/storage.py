@@ -24,7 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from jobs.errors import FatalError, ImagemillError, TransientError, UsageError
+from jobs.errors import FatalError, ImagemillError, NoCredentials, TransientError, UsageError
 
 T = TypeVar("T")
 
@@ -70,8 +70,10 @@ def classify(error: Exception, where: str) -> ImagemillError:
     if code and isinstance(error, OSError) and error.errno == errno.EINVAL and code not in _TORN:
         return FatalError(f"storage {where} refuses the request ({code}): {error}")
     if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return FatalError(
-            f"storage {where}: no credentials", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        return NoCredentials(
+            f"storage {where}: no credentials: {error}",
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to one of "
+            "~/.aws/config, then run the same command again.",
         )
     if isinstance(error, ValueError | TypeError | ImportError):
         return FatalError(f"storage {where}: {error}")
@@ -329,7 +331,7 @@ class Storage:
 
     def name(self, path: str) -> str:
         """The URI of `path`, for messages."""
-        return f"{self.uri.rstrip('/')}/{path}"
+        return f"{self.uri}/{path}".rstrip("/")
 
     def attempt(self, path: str, action: Callable[[], T]) -> T:
         """The result of an operation on `path`, tried again as long as its fault may pass."""

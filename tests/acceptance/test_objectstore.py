@@ -47,6 +47,30 @@ def test_missing_bucket(cli: Cli, bucket: str) -> None:
     assert "Create the bucket" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("plan", "s3://bucket/m.jsonl"),
+        ("run", "m.jsonl", "--out", "s3://bucket/out"),
+        ("status", "s3://bucket/out"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_credentials(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    (cli.folder / "m.jsonl").write_text('{"prompt": "x", "model": "null"}')
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "absent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "absent")
+    said = cli(*command, code=2).stderr
+    assert "storage s3://bucket/" in said
+    assert ": no credentials" in said
+    assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
+
+
 def test_facade_on_s3(tmp_path: Path, bucket: str) -> None:
     premises = make_premises(tmp_path)
     token = premises.key("red")

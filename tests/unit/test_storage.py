@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError, ProfileNotFound
 
-from jobs.errors import FatalError, ImagemillError, TransientError, UsageError
+from jobs.errors import FatalError, ImagemillError, NoCredentials, TransientError, UsageError
 from jobs.output.storage import classify, open_file, open_storage
 
 
@@ -123,6 +123,8 @@ def test_a_file_where_a_folder_is_needed_is_fatal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
+        (NoCredentialsError(), NoCredentials),
+        (ProfileNotFound(profile="x"), NoCredentials),
         (OSError(errno.ENOSPC, "full"), FatalError),
         (PermissionError(errno.EACCES, "no"), FatalError),
         (ConnectionResetError("gone"), TransientError),
