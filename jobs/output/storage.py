@@ -463,13 +463,16 @@ def open_storage(uri: str, **options: Any) -> Storage:
 
 @cache
 def _s3_session(profile: str | None) -> Any:
-    """What s3fs makes clients with, but for "Expect: 100-continue".
+    """What s3fs makes clients with, but for "Expect: 100-continue" and URLs signed the old way.
 
-    With that header, each PUT takes a second round trip before its body is sent.
+    With that header, each PUT takes a second round trip before its body is sent. Without the
+    version, URLs are presigned as no new bucket and hardly another store takes them.
     """
+    from aiobotocore.config import AioConfig
     from aiobotocore.session import AioSession
     from botocore.handlers import add_expect_header
 
     session = AioSession(profile=profile)
     session.unregister("before-call.s3", add_expect_header)
+    session.set_default_client_config(AioConfig(signature_version="s3v4"))
     return session

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from jobs.errors import FatalError, UsageError
@@ -77,6 +78,20 @@ def test_right_credentials(guarded: str) -> None:
     storage = opened("s3://bucket/out", guarded, "right", "secret")
     storage.write("a", b"x")
     assert (storage.read("a"), storage.sizes("")) == (b"x", {"a": 1})
+
+
+def test_a_presigned_url_is_for_get(guarded: str) -> None:
+    """All of the file or a range of it; a HEAD has another signature."""
+    storage = opened("s3://bucket/out", guarded, "right", "secret")
+    storage.write("a", b"content")
+    url = storage.presigned_url("a", 60)
+    assert url
+    assert httpx.get(url).content == b"content"
+    part = httpx.get(url, headers={"Range": "bytes=0-0"})
+    assert part.content == b"c"
+    assert part.headers["Content-Range"] == "bytes 0-0/7"
+    assert httpx.head(url).status_code == 403
+    assert httpx.get(url.replace("/out/a", "/out/b")).status_code == 403
 
 
 @pytest.mark.timeout(50)
