@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from jobs.broker.connection import connect
 from jobs.broker.runs import Progress, Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.settings import Settings
-from tests.facades import Premises, make_premises, stop
+from producer.api.calls import INPUT_THREADS
+from tests.facades import Premises, make_premises, picture, stop
 from tests.support import eventually
 
 GENERATE = "/v1/images/generations"
@@ -428,6 +430,42 @@ def test_stored_files_are_looked_at_and_read_in_pieces(url: str) -> None:
     piece = httpx.get(image, headers={"Range": "bytes=4-7"})
     assert (piece.status_code, piece.content) == (206, whole.content[4:8])
     assert httpx.head(image.replace("signature=", "signature=0")).status_code == 403
+
+
+def test_slow_inputs_of_one_team_cost_another_nothing(plant: Plant) -> None:
+    """48 edits of red name a server that never answers; blue's own edit is there at once."""
+    url = plant.ready(
+        plant.serve(
+            IMAGEMILL_API_KEYS="red-token@red,blue-token@blue",
+            IMAGEMILL_INPUT_HOSTS='["127.0.0.1"]',
+            IMAGEMILL_DRAIN_SECONDS="0",
+        )
+    )
+
+    def edit(team: str, image: str) -> httpx.Response:
+        body = {"prompt": "x", "image": {"image": image}}
+        headers = {"Authorization": f"Bearer {team}-token"}
+        return httpx.post(f"{url}/v1/images/edits", json=body, headers=headers, timeout=60)
+
+    own = b64encode(picture()).decode()
+    assert edit("blue", own).status_code == 200
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=64) as silent,
+        ThreadPoolExecutor(48) as pool,
+    ):
+        slow = f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"
+        stuck = [pool.submit(edit, "red", slow) for _ in range(48)]
+        silent.settimeout(20)
+        asking = [silent.accept()[0] for _ in range(INPUT_THREADS)]  # all that red has
+        started = time.monotonic()
+        assert edit("blue", own).status_code == 200
+        assert time.monotonic() - started < 2
+        assert not any(one.done() for one in stuck)
+        facade = plant.facades.pop()
+        facade.kill()  # it would wait for each of them
+        facade.wait()
+        for one in asking:
+            one.close()
 
 
 def test_a_team_has_a_rate(plant: Plant) -> None:
