@@ -2,9 +2,10 @@
 
     python -m benchmarks.latency [--calls 200] [--model shapes]
 
-overhead: the whole HTTP call less the rendering as the worker measured it (Server-Timing). Beside
-it, from the same run, the pipeline's own time in a process that does nothing else, at the same
-width, threads and steps. wait under bulk: the call less its own rendering, in units of one batch.
+The pipeline's own time is that of a process that does nothing else, in the same run, with the same
+slots, threads and steps. overhead: the whole HTTP call less the rendering as the worker measured it
+(Server-Timing). wait under bulk: the call less its own rendering; beside it a denoising step of the
+batches under way, which is what a call waits for, from their records.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from statistics import median, quantiles
 
 from benchmarks.measure import report
 from jobs.models.table import Model, load_models
+from jobs.output.records import read_part
+from jobs.output.storage import open_storage
 
 GENERATE = "/v1/images/generations"
 BULK_IMAGES = 4096
@@ -86,7 +89,7 @@ def facade(folder: Path, model: str) -> Iterator[http.client.HTTPConnection]:
 
 
 def call(line: http.client.HTTPConnection, body: dict[str, object]) -> tuple[float, float]:
-    """Seconds of a whole call, and of its rendering."""
+    """Seconds of a whole call, and of its rendering, as the worker measured it."""
     started = time.perf_counter()
     line.request("POST", GENERATE, json.dumps(body), {"Content-Type": "application/json"})
     answer = line.getresponse()
@@ -94,7 +97,8 @@ def call(line: http.client.HTTPConnection, body: dict[str, object]) -> tuple[flo
     seconds = time.perf_counter() - started
     if answer.status != 200:
         raise SystemExit(f"status {answer.status}")
-    return seconds, float(answer.headers["Server-Timing"].partition("dur=")[2]) / 1000
+    [render] = re.findall(r"render;dur=([\d.]+)", answer.headers["Server-Timing"])
+    return seconds, float(render) / 1000
 
 
 def start_bulk(line: http.client.HTTPConnection, model: str) -> None:
@@ -125,9 +129,18 @@ def start_bulk(line: http.client.HTTPConnection, model: str) -> None:
         time.sleep(0.2)
 
 
-def in_process(folder: Path, model: Model, calls: int) -> list[float]:
+def batch_seconds(folder: Path) -> list[float]:
+    """Rendering of each batch in the parts of all runs below a folder."""
+    found: dict[float, float] = {}
+    for path in folder.glob("**/_run/*/parts/*"):
+        for row in read_part(open_storage(str(path.parent)), path.name):
+            found[row["batch_started"]] = row["seconds_render"] * row["batch_images"]
+    return list(found.values())
+
+
+def in_process(folder: Path, model: Model, width: int, calls: int) -> list[float]:
     """Seconds of pipeline calls in a process of their own."""
-    arguments = [folder, model.batch_width, model.threads, model.steps, model.guidance_scale, calls]
+    arguments = [folder, width, model.threads, model.steps, model.guidance_scale, calls]
     command = [sys.executable, "-c", _IN_PROCESS, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [float(text) for text in done.stdout.split()]
@@ -147,24 +160,31 @@ def main() -> None:
         "guidance_scale": model.guidance_scale,
     }
     source = table.source(model)
-    bare = in_process(Path(source), model, 20) if isinstance(source, Path) else []
+    if not isinstance(source, Path):
+        raise SystemExit(f"{options.model}: give a model whose repo is a folder")
+    slots = min(model.call_slots)
+    alone = median(in_process(source, model, slots, 20))
     with tempfile.TemporaryDirectory() as name, facade(Path(name), options.model) as line:
         for _ in range(10):  # warm
             call(line, body)
         idle = [call(line, body) for _ in range(options.calls)]
         start_bulk(line, options.model)
         busy = [call(line, body) for _ in range(options.calls // 4)]
+        while not (seconds := batch_seconds(Path(name))):  # until the first chunk ends
+            time.sleep(0.5)
+        step = 1000 * median(seconds) / model.steps
     overhead = [1000 * (whole - render) for whole, render in idle]
-    batch = median(render for _, render in idle)
-    waits = [(whole - render) / batch for whole, render in busy]
-    middle, late = median(overhead), _at(overhead, 99)
+    whole = median(whole for whole, _ in idle)
+    waits = [1000 * (whole - render) for whole, render in busy]
     report(
-        f"Latency of sync calls, {options.model}, width {model.batch_width}",
+        f"Latency of sync calls, {options.model}, {slots} slots; bulk in {model.batch_width}",
         [
-            f"render in the worker     {1000 * batch:.1f} ms",
-            f"pipeline in process      {1000 * median(bare):.1f} ms" if bare else "",
-            f"overhead, idle worker    p50 {middle:.1f} ms, p99 {late:.1f} ms",
-            f"wait under bulk          p50 {median(waits):.2f}, p95 {_at(waits, 95):.2f} batches",
+            f"pipeline in process      {1000 * alone:.1f} ms",
+            f"call, idle worker        {1000 * whole:.1f} ms, {whole / alone:.2f} of the pipeline",
+            f"overhead, idle worker    p50 {median(overhead):.1f}, p99 {_at(overhead, 99):.1f} ms",
+            f"step of a bulk batch     {step:.1f} ms",
+            f"wait under bulk          p50 {median(waits):.1f} ms, p95 {_at(waits, 95):.1f} ms, "
+            f"{_at(waits, 95) - step:.1f} ms above a step",
         ],
     )
 

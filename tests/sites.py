@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from typing import Any
 
 import psutil
 
-from jobs.broker.connection import connect
+from jobs.broker.connection import connect, connect_async
 from jobs.broker.dispatch import Dispatcher, start_run
 from jobs.broker.fleet import Fleet
 from jobs.broker.runs import Progress, Runs
 from jobs.broker.seals import make_seal
+from jobs.calls.call import Answer, Call
+from jobs.calls.waiting import CallLimits, CallQueue
 from jobs.models.fingerprints import fingerprint
 from jobs.models.table import load_models
 from jobs.output import layout
@@ -78,6 +81,18 @@ class Site:
             )
         self.workers.append(worker)
         return worker
+
+    def answer(self, call: Call, seconds: float = 60.0) -> Answer:
+        """Put an interactive call as a facade does, and wait for its answer."""
+
+        async def wait() -> Answer:
+            async with connect_async(self.settings) as client, asyncio.timeout(seconds):
+                prefix, limits = self.settings.key_prefix, CallLimits(60, 9, 9)
+                queue = CallQueue(client, prefix, limits, self.runs.seal)
+                await queue.put(call)
+                return await queue.wait(call)
+
+        return asyncio.run(wait())
 
     def log(self, worker: subprocess.Popen[str]) -> str:
         """What a worker and its processes have written to stderr."""

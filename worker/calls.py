@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from concurrent.futures import Executor, wait
+from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from threading import Semaphore
 
 import redis
 
@@ -16,8 +18,9 @@ from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.storage import open_storage
 from jobs.requests import Request
 from worker.faults import Unfit
+from worker.interludes import NoRoom
 from worker.render import Rendered
-from worker.storing import Put, Shelf
+from worker.storing import Put, Shelf, when_all_end
 from worker.workshop import Workshop
 
 ELSEWHERE_SECONDS = 1.0  # a call that this worker cannot render is left to others for so long
@@ -26,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def serve_calls(shop: Workshop) -> bool:
-    """Render one batch of calls that wait, and answer each of them. False if none waits.
+    """Render one batch of calls that wait; each is answered once it is stored. False if none waits.
 
     Whatever is wrong with a call, its model or its storage is its callers' to hear: a bulk run
     that makes way for it must not suffer. Where only this worker is to blame, others get the call.
@@ -34,7 +37,29 @@ def serve_calls(shop: Workshop) -> bool:
     Raises:
         redis.RedisError: Redis is away; the calls are taken again later.
     """
-    most = {model: max(n) for model, n in shop.call_slots.items() if shop.fitness.is_fit(model)}
+    return _serve(shop, served(shop), beside=False)
+
+
+def serve_beside(shop: Workshop, models: Collection[str]) -> bool:
+    """The same between two steps of a run's batch, for models that are loaded.
+
+    Raises:
+        NoRoom: the device's memory does not hold both; the calls wait on.
+    """
+    try:
+        return not shop.stopping.is_set() and _serve(shop, models, beside=True)
+    except redis.RedisError as error:  # the batch needs none of it before its end
+        log.warning("Interactive calls: %s", error)
+        return False
+
+
+def served(shop: Workshop) -> frozenset[str]:
+    """The models whose calls this worker takes now."""
+    return frozenset(model for model in shop.call_slots if shop.fitness.is_fit(model))
+
+
+def _serve(shop: Workshop, models: Collection[str], beside: bool) -> bool:
+    most = {model: max(shop.call_slots[model]) for model in models}
     try:
         calls = shop.claims.take(most)
     except redis.ResponseError as error:  # something else lies where calls wait
@@ -46,27 +71,33 @@ def serve_calls(shop: Workshop) -> bool:
     if surplus := calls[slots:]:
         shop.claims.hand_back(surplus, 0.0)
     calls = calls[:slots]
-    own: Unfit | None = None
-    with shop.claims.keep(calls):
-        answers = Answers(shop.claims, shop.executor, shop.put, shop.name, calls)
+    with ExitStack() as claim:
+        claim.enter_context(shop.claims.keep(calls))
+        answers = Answers(
+            shop.claims, shop.executor, shop.call_flow, shop.put, shop.name, calls, claim
+        )
         try:
             model, storage = calls[0].request.key.model, open_storage(calls[0].out)
             renderer = partial(shop.renderers.get, model)
             loader = shop.loader(storage, renderer, shop.call_inputs)
             batch = loader.load([within(one.request, slots) for one in calls])
-            shop.stage.run(model, batch, answers)
+            shop.stage.run(model, batch, answers, beside=beside)
         except redis.RedisError:
+            raise
+        except NoRoom:
+            claim.close()
+            shop.claims.hand_back(calls, 0.0)
             raise
         except Unfit as error:
             if shop.fitness.give_up(error, calls[0].request.key.route) is None:
-                own = error
+                # A model that it has given up it does not take again; of others it must leave them.
+                seconds = 0.0 if error.whole else ELSEWHERE_SECONDS
+                claim.close()
+                shop.claims.hand_back(calls, seconds)
             else:
                 answers.fail(error)
         except Exception as error:
             answers.fail(error)
-    if own:
-        # A model that it has given up it does not take again; of others it must leave the calls.
-        shop.claims.hand_back(calls, 0.0 if own.whole else ELSEWHERE_SECONDS)
     return True
 
 
@@ -82,23 +113,30 @@ def within(request: Request, slots: int) -> Request:
 
 @dataclass(frozen=True)
 class Answers:
-    """Stores the images of calls, each in a thread, and answers whoever waits for it."""
+    """Stores the images of calls, each in a thread, and answers whoever waits for it.
+
+    flow: taken for each batch until it is answered; claim: what keeps the calls, until then.
+    """
 
     claims: Claims
     executor: Executor
+    flow: Semaphore
     put: Put
     worker: str
     calls: Sequence[Call]
+    claim: ExitStack
 
     def take(self, batch: list[Rendered]) -> None:
-        """Answer every call of the batch. Raises redis.RedisError when Redis is away."""
-        under_way = [
-            self.executor.submit(self._answer, call, one)
-            for call, one in zip(self.calls, batch, strict=True)
-        ]
-        wait(under_way)
-        for one in under_way:
-            one.result()
+        """Begin to answer every call of the batch; waits while too many are under way."""
+        self.flow.acquire()
+        claim = self.claim.pop_all()
+
+        def end() -> None:
+            claim.close()
+            self.flow.release()
+
+        pairs = zip(self.calls, batch, strict=True)
+        when_all_end([self.executor.submit(self._answer, *pair) for pair in pairs], end)
 
     def fail(self, error: Exception) -> None:
         """Tell all callers that there is nothing to be had."""
@@ -107,6 +145,12 @@ class Answers:
             self._fail(call, error)
 
     def _answer(self, call: Call, one: Rendered) -> None:
+        try:
+            self._store(call, one)
+        except redis.RedisError as error:  # without its answer it is taken again
+            _note(f"Call {call.id}", error)
+
+    def _store(self, call: Call, one: Rendered) -> None:
         try:
             shelf = Shelf(open_storage(call.out), self.worker, attempt=1)
             (record,) = self.put(shelf, [(one, call.path)])

@@ -12,6 +12,7 @@ import redis
 
 from jobs.broker.counters import CODES, OTHER, Counters, Series
 from jobs.output.records import Record
+from worker.interludes import Interlude
 
 REPORT_SECONDS = 2.0
 
@@ -55,14 +56,18 @@ class Counts:
             self._add(name, model)
 
     @contextmanager
-    def timed(self, model: str, stage: str) -> Iterator[None]:
-        """Count the seconds of the block for a stage of a model, whatever becomes of it."""
+    def timed(self, model: str, stage: str, but: Interlude | None = None) -> Iterator[None]:
+        """Count the seconds of the block, but those of an interlude, for a stage of a model.
+
+        Whatever becomes of it.
+        """
         started = time.monotonic()
         try:
             yield
         finally:
+            seconds = time.monotonic() - started - (but.seconds if but else 0.0)
             with self._lock:
-                self._add("seconds", model, stage, amount=time.monotonic() - started)
+                self._add("seconds", model, stage, amount=seconds)
 
     def report(self, counters: Counters) -> None:
         """Hand over what has been counted since the last report.

@@ -106,6 +106,7 @@ def work(connection: Connection, worker: Worker) -> None:
     shop = make_workshop(worker, storehouse.put)
     with heartbeat("counts", REPORT_SECONDS, shop.report):
         Device(shop, connection).serve()
+        shop.settle()
     with suppress(redis.RedisError):
         shop.report()
     os._exit(0)  # all messages have ended: no thread is worth waiting for, such as one that loads

@@ -12,14 +12,15 @@ from jobs.models.table import Model
 from jobs.output.records import Stack
 from jobs.requests import BatchKey
 from worker.inputs import Prepared
-from worker.render import Image
+from worker.render import Image, Pause
 from worker.versions import installed
 
 
 class NullRenderer:
     """Measures everything around the rendering, as it costs nothing itself.
 
-    The model's option `sleep` makes each batch last so many seconds, as a device would.
+    The model's option `sleep` makes each batch last so many seconds, as a device would, in its
+    steps.
     """
 
     def __init__(self, model: Model, weights: Fingerprint) -> None:
@@ -38,10 +39,12 @@ class NullRenderer:
             versions=installed("pillow", "imagemill"),
         )
 
-    def render(self, batch: list[Prepared]) -> list[Image]:
+    def render(self, batch: list[Prepared], pause: Pause) -> list[Image]:
         """Flat colours."""
-        time.sleep(self.sleep)
         key = batch[0].request.key
+        for _ in range(key.steps if self.sleep else 0):
+            time.sleep(self.sleep / key.steps)
+            pause()
         colours = np.array([_colour(one.request.seed) for one in batch], np.uint8)
         shape = (len(batch), key.height, key.width, 3)
         return list(np.broadcast_to(colours[:, None, None, :], shape))

@@ -17,6 +17,7 @@ from jobs.errors import FatalError, ImagemillError, InvalidRequest
 from jobs.output.records import RecordStatus, Stack
 from jobs.requests import BatchKey, Request
 from worker.inputs import Prepared
+from worker.interludes import Interlude, NoRoom
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,21 @@ NSFW = Flaw("rejected", "nsfw", "refused by the model's safety checker")
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 Image = Pixels | Flaw
 
+Pause = Callable[[], bool]  # to be called between two steps; true if the device did other things
+
+
+def no_pause() -> bool:
+    """Nobody else wants the device."""
+    return False
+
 
 class Renderer(Protocol):
     """A loaded model."""
 
-    def render(self, batch: list[Prepared]) -> Sequence[Image]:
+    def render(self, batch: list[Prepared], pause: Pause) -> Sequence[Image]:
         """What became of requests that share a batch key.
+
+        Within `pause` it may be called again, for other requests.
 
         Raises:
             MemoryError: the device has too little memory for so many at once.
@@ -133,10 +143,18 @@ class BatchRenderer:
                 "Give this worker the same weights and models table, or submit the manifest anew.",
             )
 
-    def render(self, batch: list[Prepared]) -> list[Rendered]:
-        """What became of each request of a batch, in order."""
+    def render(
+        self, batch: list[Prepared], interlude: Interlude | None = None, beside: bool = False
+    ) -> list[Rendered]:
+        """What became of each request of a batch, in order.
+
+        interlude: what it makes way for between two steps; beside: it is in one itself.
+
+        Raises:
+            NoRoom: there is no memory for it beside the batch under way.
+        """
         good = [one for one in batch if one.problem is None]
-        rendered = iter(self._render(good) if good else [])
+        rendered = iter(self._render(good, interlude, beside) if good else [])
         return [
             next(rendered)
             if one.problem is None
@@ -144,14 +162,18 @@ class BatchRenderer:
             for one in batch
         ]
 
-    def _render(self, batch: list[Prepared]) -> list[Rendered]:
+    def _render(
+        self, batch: list[Prepared], interlude: Interlude | None, beside: bool
+    ) -> list[Rendered]:
         key = batch[0].request.key
         slots = self.slots(key)
         if len(batch) > slots:
-            return [*self._render(batch[:slots]), *self._render(batch[slots:])]
+            return self._in_two(batch, slots, interlude, beside)
         started = time.monotonic()
+        elsewhere = interlude.seconds if interlude else 0.0
+        padded = batch + batch[-1:] * (slots - len(batch))
         try:
-            images = self.renderer.render(batch + batch[-1:] * (slots - len(batch)))
+            images = self.renderer.render(padded, interlude or no_pause)
         except InvalidRequest as error:
             return [self.ended(one, "rejected", error.code, str(error)) for one in batch]
         except ImagemillError:
@@ -164,16 +186,25 @@ class BatchRenderer:
                 log.exception("Request %s failed", job, extra={"job": job})
             code, message = "render_error", f"{type(error).__name__}: {error}"
         else:
-            return self._done(batch, images, slots, started)
+            seconds = time.monotonic() - started
+            if interlude:
+                seconds -= interlude.seconds - elsewhere
+            return self._done(batch, images, slots, started, seconds / len(batch))
         # Not inside of a handler: an error holds on to all that its call had in memory.
-        if code == "out_of_memory" and (
-            self.make_room() or self.renderer.save_memory(key) or self._narrow(key, slots)
-        ):
-            return self._render(batch)
+        if code == "out_of_memory":
+            if beside:
+                raise NoRoom(message)
+            if self.make_room() or self.renderer.save_memory(key) or self._narrow(key, slots):
+                return self._render(batch, interlude, beside)
         if len(batch) > 1:  # with the same slots: the others' pixels stay what they are
-            half = len(batch) // 2
-            return [*self._render(batch[:half]), *self._render(batch[half:])]
+            return self._in_two(batch, len(batch) // 2, interlude, beside)
         return [self.ended(batch[0], "failed", code, message, started)]
+
+    def _in_two(
+        self, batch: list[Prepared], first: int, interlude: Interlude | None, beside: bool
+    ) -> list[Rendered]:
+        parts = batch[:first], batch[first:]
+        return [one for part in parts for one in self._render(part, interlude, beside)]
 
     def _narrow(self, key: BatchKey, slots: int) -> bool:
         """Halve the slots of such batches for good; False if it is 1 already."""
@@ -189,9 +220,9 @@ class BatchRenderer:
         images: Sequence[Image],
         slots: int,
         started: float,
+        share: float,
     ) -> list[Rendered]:
         key = batch[0].request.key
-        share = (time.monotonic() - started) / len(batch)
         stack = with_slots(self.renderer.stack_for(key), slots)
         return [
             Rendered(

@@ -45,6 +45,11 @@ class Renderers:
     counts: Counts = field(default_factory=Counts)
     _loaded: OrderedDict[Choice, BatchRenderer] = field(default_factory=OrderedDict)
 
+    @property
+    def loaded(self) -> frozenset[str]:
+        """The names of those that are, of this machine's own commits, as calls have them."""
+        return frozenset(choice.model for choice in self._loaded if not choice.commits)
+
     def get(self, name: str, commits: Mapping[str, str] = _NONE) -> BatchRenderer:
         """The model of that name, loaded on first use.
 

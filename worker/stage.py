@@ -10,7 +10,8 @@ from jobs.errors import FatalError
 from jobs.output.plan import Plan
 from worker.faults import LIKE_FAILURES, Streaks, Unfit, own_fault
 from worker.inputs import Loading
-from worker.process.watchdog import watchdog
+from worker.interludes import Interlude
+from worker.process.watchdog import Watchdog
 from worker.render import Rendered, failed
 from worker.renderers import Renderers
 
@@ -48,14 +49,25 @@ class Stage:
     batch_seconds: float
     after: Sequence[Callable[[Rendered], Rendered]] = (refuse_broken,)
     streaks: Streaks = field(default_factory=Streaks)
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
-    def run(self, model: str, batch: Loading, sink: Sink, plan: Plan | None = None) -> None:
+    def run(
+        self,
+        model: str,
+        batch: Loading,
+        sink: Sink,
+        plan: Plan | None = None,
+        interlude: Interlude | None = None,
+        beside: bool = False,
+    ) -> None:
         """Render a batch and hand it to the sink.
 
         plan: of a run, which gives up a model that fails every request. Callers are told of each
-        failure, and none of them must stop the others.
+        failure, and none of them must stop the others. interlude: what it makes way for; beside:
+        it is in one itself, and the model is loaded.
 
         Raises:
+            NoRoom: it does not fit beside the batch under way.
             TransientError, FatalError: inputs or storage are not to be had.
             Unfit: the model is not, on this worker; or it fails request after request, and then
                 this batch has no records, so that it is rendered again.
@@ -65,10 +77,10 @@ class Stage:
         adapter, counts = batch.requests[0].key.adapter, self.renderers.counts
         with (
             own_fault(model, whole=not adapter),
-            watchdog(self.batch_seconds),
-            counts.timed(model, "render"),
+            self.watchdog.watch(self.batch_seconds),
+            counts.timed(model, "render", interlude),
         ):
-            rendered = renderer.render(prepared)
+            rendered = renderer.render(prepared, interlude, beside)
         calls = {one.started: one.stack.batch_width for one in rendered if one.together}
         counts.batch(model, adapter, list(calls.values()))
         for step in self.after:

@@ -9,6 +9,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from hashlib import sha256
 from threading import Lock, Semaphore
+from typing import Any
 
 from jobs.errors import FatalError, TransientError
 from jobs.output import layout
@@ -146,7 +147,7 @@ class Output:
             self.executor.submit(self.put, shelf, placed[start : start + together])
             for start in range(0, len(batch), together)
         ]
-        _when_all_end(stored, self.flow.release)
+        when_all_end(stored, self.flow.release)
         self._under_way.extend(stored)
         self.taken += len(batch)
 
@@ -170,7 +171,8 @@ class Output:
         return layout.image(self.shard, request.job_id, request.format)
 
 
-def _when_all_end(futures: Sequence[Future[list[Record]]], call: Callable[[], None]) -> None:
+def when_all_end(futures: Sequence[Future[Any]], call: Callable[[], None]) -> None:
+    """Have something done once the last of some futures has ended; there is at least one."""
     left, lock = len(futures), Lock()
 
     def ended(_: object) -> None:

@@ -26,9 +26,10 @@ from jobs.errors import ImagemillError, TransientError
 from jobs.output.dataset import write_dataset
 from jobs.output.plan import Chunk
 from jobs.output.records import RecordStatus, chunks_done
-from worker.calls import serve_calls
+from worker.calls import serve_beside, serve_calls, served
 from worker.chunks import Todo, Work, count
 from worker.faults import Unfit, own_fault
+from worker.interludes import interlude
 from worker.storing import Output
 from worker.suspects import Suspects
 from worker.workshop import Workshop
@@ -155,9 +156,13 @@ def _draw_batches(
         if left <= len(batch.requests) or left * shop.pace.get(work.model, 0) < LEAD_SECONDS:
             make_way()
         started = time.monotonic()
-        with suspects.watch(batch.requests):
-            shop.stage.run(work.model, batch, output, work.run.plan)
-        shop.pace[work.model] = (time.monotonic() - started) / len(batch.requests)
+        # With care, a call that kills the process is not to be laid to this batch's charge.
+        models = frozenset() if suspects.careful else served(shop) & shop.renderers.loaded
+        serve = partial(serve_beside, shop, models)
+        with suspects.watch(batch.requests), interlude(shop.claims, models, serve) as calls:
+            shop.stage.run(work.model, batch, output, work.run.plan, calls)
+        seconds = time.monotonic() - started - calls.seconds
+        shop.pace[work.model] = seconds / len(batch.requests)
         shop.runs.report(
             work.run_id, work.number, work.attempt, done_before + output.taken, failed_before
         )

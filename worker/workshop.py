@@ -43,9 +43,9 @@ class Workshop:
     now; stage renders, executor stores by means of put, inputs loads what runs name, call_inputs
     what calls do; decoding: how much at a time; policy, stores: what inputs may be and where from;
     device: the one thread that touches models; flow: how many rendered batches may be on their way
-    into storage; at_work: chunks that have begun; pace: seconds a request, by model, of the last
-    batch; clock: when the device was last at work; counts: what it did, reported to counters;
-    stopping: set when it is to end after its batch.
+    into storage, and call_flow the same of calls; at_work: chunks that have begun; pace: seconds a
+    request, by model, of the last batch; clock: when the device was last at work; counts: what it
+    did, reported to counters; stopping: set when it is to end after its batch.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Workshop:
     device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "device"))
     decoding: Decoding = field(default_factory=Decoding)
     flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
+    call_flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
     shards: Shards = field(default_factory=Shards)
     at_work: AtWork = field(default_factory=lambda: AtWork())
     pace: dict[str, float] = field(default_factory=dict)
@@ -79,6 +80,11 @@ class Workshop:
     def report(self) -> None:
         """Say what was done since the last report. Raises redis.RedisError when Redis is away."""
         self.counts.report(self.counters)
+
+    def settle(self) -> None:
+        """Wait until each call that was rendered is answered. Nothing is rendered any more."""
+        for _ in range(IN_FLIGHT):
+            self.call_flow.acquire()
 
     def loader(
         self, storage: Storage, renderer: Callable[[], BatchRenderer], executor: Executor

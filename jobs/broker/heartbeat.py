@@ -22,7 +22,7 @@ def heartbeat(name: str, seconds: float, beat: Callable[[], object]) -> Iterator
             try:
                 beat()
             except redis.RedisError as error:
-                log.warning("The %s were not renewed: %s", name, error)
+                log.warning("Redis did not answer, for the %s: %s", name, error)
 
     thread = Thread(target=run, name=name, daemon=True)
     thread.start()

@@ -45,12 +45,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a caller needs of a record's row. `status` and `code` are the record's."""
+    """What a caller needs of a record's row, under the record's own names."""
 
     status: str
     code: str = ""
     message: str = ""
     seconds_render: float = 0.0
+    seconds_encode: float = 0.0
+    seconds_store: float = 0.0
 
 
 _CALL = TypeAdapter(Call)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from datetime import UTC, datetime
+from functools import reduce
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -40,16 +42,30 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A rendered image: where it lies below the store, and its file's bytes.
+class Timing:
+    """Seconds of a call: until a worker rendered it, of rendering, of encoding and storing."""
 
-    seconds: of rendering, as the worker measured it.
-    """
+    queue: float
+    render: float
+    store: float
+
+    def longest(self, other: Timing) -> Timing:
+        """Of two calls that went side by side, the longer of each part."""
+        return Timing(*map(max, astuple(self), astuple(other)))
+
+    def header(self) -> str:
+        """For the HTTP header Server-Timing, in milliseconds."""
+        return ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in asdict(self).items())
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A rendered image: where it lies below the store, and its file's bytes."""
 
     request: Request
     path: str
     data: bytes
-    seconds: float
+    timing: Timing
 
 
 @dataclass(frozen=True)
@@ -198,6 +214,7 @@ class Calls:
         name = f"{request.custom_id}.{FORMATS[request.format].extension}"
         path = f"calls/{caller.team}/{now:%Y-%m-%d}/{name}"
         call = Call(request.custom_id, caller.team, request, self.storage.uri, path)
+        started = time.perf_counter()
         try:
             await self.queue.put(call)
             answer = await self.queue.wait(call)
@@ -216,7 +233,9 @@ class Calls:
                 raise ApiError(503, answer.code, message, "", RETRY_SECONDS)
             raise ApiError(500, answer.code, message)
         data = await in_thread(self.storage.read, path)
-        return Picture(request, path, data, answer.seconds_render)
+        render, store = answer.seconds_render, answer.seconds_encode + answer.seconds_store
+        queue = max(0.0, time.perf_counter() - started - render - store)
+        return Picture(request, path, data, Timing(queue, render, store))
 
 
 UsedCalls = Annotated[Calls, provided(Calls)]
@@ -233,13 +252,13 @@ class Exchange:
     response: Response
 
     async def render(self, order: Order) -> list[Picture]:
-        """Render an order; a header tells how long the rendering itself took, in milliseconds.
+        """Render an order; a header tells where the time went, in milliseconds.
 
         Raises: as Calls.render.
         """
         pictures = await self.calls.render(self.caller, order, self.request)
-        longest = max(picture.seconds for picture in pictures) * 1000
-        self.response.headers["Server-Timing"] = f"render;dur={longest:.2f}"
+        timing = reduce(Timing.longest, (picture.timing for picture in pictures))
+        self.response.headers["Server-Timing"] = timing.header()
         return pictures
 
     async def url(self, path: str) -> str:

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from jobs.calls.call import Call
+from jobs.requests import BatchKey, Request
 from tests.chaos.ledger import Ledger
 from tests.sites import Site
 from tests.support import Cli, circles, eventually
@@ -28,6 +30,25 @@ def test_poison(site: Site, ledger: Ledger, faults: pytest.MonkeyPatch, how: str
     progress = site.progress("run")
     assert (progress.deaths, progress.suspects) == (6, 1)
     ledger.times = progress.deaths
+
+
+def test_a_call_that_kills_within_a_batch(
+    site: Site, ledger: Ledger, faults: pytest.MonkeyPatch
+) -> None:
+    """a call that makes its process crash, in the middle of a batch that makes way for it."""
+    faults.setenv("CHAOS_POISON", "99 crash")
+    site.start_worker("slow")
+    site.start(site.plan("run", "slow", SEEDS, chunk=10))
+    eventually(lambda: site.progress("run").settled)
+    request = Request(
+        0, "a", BatchKey("generate", "slow", "", 64, 64, 8), "", "", 99, "png", "0" * 32
+    )
+    answer = site.answer(Call("a", "blue", request, str(site.folder), "calls/a.png"))
+    assert (answer.status, answer.code) == ("failed", "worker_died")
+    site.wait("run")
+    assert {row["status"] for row in ledger.check(site, "run", SEEDS)} == {"done"}
+    ledger.times = site.progress("run").deaths
+    assert ledger.times
 
 
 def test_memory(site: Site, ledger: Ledger, faults: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -215,6 +216,7 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
         put=Shelf.put_all,
         loader=broken if where == "loader" else lambda *_: SimpleNamespace(load=lambda _: None),
         call_inputs=None,
+        call_flow=Semaphore(),
         stage=SimpleNamespace(run=broken if where == "stage" else run),
     )
     put(replace(make_call("a"), out="nowhere://x" if where == "store" else str(tmp_path)))
@@ -244,6 +246,7 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
         loader=lambda *_: SimpleNamespace(load=lambda _: None),
         call_inputs=None,
         renderers=SimpleNamespace(get=lambda _: None),
+        call_flow=Semaphore(),
         stage=SimpleNamespace(run=broken),
         executor=None,
         put=None,

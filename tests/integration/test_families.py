@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,11 +37,12 @@ from jobs.models.table import ModelTable, load_models
 from jobs.requests import BatchKey, Request
 from tests.pipelines import tiny
 from worker.inputs import Prepared
+from worker.interludes import Interlude
 from worker.pipelines.arguments import arguments
 from worker.pipelines.load import PipelineRenderer, load_pipeline
 from worker.pipelines.pixels import to_8_bits
 from worker.pipelines.placement import tune
-from worker.render import BatchRenderer, Flaw, Rendered, Renderer
+from worker.render import BatchRenderer, Flaw, Pause, Rendered, Renderer
 from worker.renderers import Choice, Renderers
 
 WIDTH = 4
@@ -132,8 +134,8 @@ class Exact:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.renderer, name)
 
-    def render(self, batch: list[Prepared]) -> list[Any]:
-        images, unsafe = self.renderer.draw(batch)
+    def render(self, batch: list[Prepared], pause: Pause) -> list[Any]:
+        images, unsafe = self.renderer.draw(batch, pause)
         exact = images.float().cpu().numpy()
         return [
             made if isinstance(made, Flaw) else drawn
@@ -229,6 +231,74 @@ def test_strength_says_how_far_an_edit_goes(studio: Studio, name: str) -> None:
         for strength in (0.9, 0.2)
     )
     assert not same(far, near)
+
+
+@dataclass
+class Visits:
+    """Renders something else in each interlude, and keeps what came of it."""
+
+    renderer: BatchRenderer
+    requests: list[Prepared]
+    drawn: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def __call__(self) -> bool:
+        if self.requests:
+            (found,) = self.renderer.render([self.requests.pop(0)], beside=True)
+            self.drawn.append(pixels(found))
+        return True
+
+
+def interlude(visits: Visits) -> Interlude:
+    due: Any = SimpleNamespace(is_set=lambda: True, clear=lambda: None)
+    return Interlude(due, visits)
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_a_call_between_two_steps_changes_no_byte(studio: Studio, name: str) -> None:
+    """Neither of its own image, of a batch of fewer slots, nor of the batch that makes way."""
+    renderer = studio.get(name)
+    long = replace(PLAIN, steps=4)
+    asked = [ask(prompt, seed, key=long) for seed, prompt in enumerate(RAGGED[:3])]
+    alone = [pixels(result) for result in renderer.render(asked)]
+    key = replace(PLAIN, slots=1, steps=3)
+    guests = [ask("a green star", 7, key), ask("a green star", 8, replace(key, width=96))]
+    if name in EDITS:
+        guests.append(ask("a green star", 9, key, images=(picture(1),)))
+    expected = [one(renderer, guest) for guest in guests]
+    visits = Visits(renderer, list(guests))
+    rendered = renderer.render(asked, interlude(visits))
+    assert [same(*pair) for pair in zip(visits.drawn, expected, strict=True)] == [True] * len(
+        guests
+    )
+    assert all(same(pixels(got), want) for got, want in zip(rendered, alone, strict=True))
+
+
+def test_a_call_with_an_adapter_between_two_steps_changes_no_byte(studio: Studio) -> None:
+    """Both ways round; and that of a run stays the one that its batch is rendered with."""
+    part = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
+    renderer = studio.load("sd", parts=part)
+    plain, styled = ask(key=replace(PLAIN, steps=4)), adapted("ink")
+    expected = one(renderer, plain), one(renderer, styled)
+    fresh = studio.load("sd", parts=part)  # which has not loaded the adapter before
+    for asked, guest, (host, visitor) in (
+        (plain, styled, expected), (styled, plain, expected[::-1]),
+    ):  # fmt: skip
+        visits = Visits(fresh, [guest])
+        (rendered,) = fresh.render([asked], interlude(visits))
+        assert same(pixels(rendered), host)
+        assert same(visits.drawn[0], visitor)
+
+
+@pytest.mark.parametrize(
+    "row", ['offload = "sequential"', 'step_cache = {kind = "FirstBlockCache"}']
+)
+def test_what_leaves_something_in_its_modules_makes_no_way(studio: Studio, row: str) -> None:
+    loaded = studio.get("flux").renderer
+    variants: Any = replace(loaded.variants, options=Options.model_validate(tomllib.loads(row)))  # type: ignore[attr-defined]
+    variant = variants.get(PLAIN)
+    assert "callback_on_step_end" in variant.accepted
+    assert loaded.variants.can_pause(variant)  # type: ignore[attr-defined]
+    assert not variants.can_pause(variant)
 
 
 def test_klein_takes_several_images_in_their_order(studio: Studio) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,17 +11,17 @@ from threading import Event
 import pytest
 from PIL import Image
 
-from jobs.broker.connection import connect_async
-from jobs.calls.call import Answer, Call
-from jobs.calls.waiting import CallLimits, CallQueue
+from jobs.calls.call import Call
 from jobs.output.records import Record
 from jobs.requests import BatchKey, Request
 from tests.sites import Site
 from tests.support import eventually
 from worker import chunks
 from worker.chunks import Work
-from worker.inputs import Loader
+from worker.inputs import Loader, Prepared
 from worker.null import NullRenderer
+from worker.render import Image as Drawn
+from worker.render import Pause
 from worker.tasks import PutBack, render
 from worker.workshop import Workshop
 
@@ -61,9 +60,9 @@ def rendering(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     draw = NullRenderer.render
 
-    def count(self: NullRenderer, batch: list[object]) -> object:
-        calls.append(batch[0].request.seed)  # type: ignore[attr-defined]
-        return draw(self, batch)  # type: ignore[arg-type]
+    def count(self: NullRenderer, batch: list[Prepared], pause: Pause) -> list[Drawn]:
+        calls.append(batch[0].request.seed)
+        return draw(self, batch, pause)
 
     monkeypatch.setattr(NullRenderer, "render", count)
     return calls
@@ -122,16 +121,7 @@ def test_calls_are_served_while_a_batch_waits_for_its_inputs(
     key = BatchKey("edit", "null", "", 64, 64, 8, inputs=1)
     request = Request(0, "a", key, "", "", 1, "png", "0" * 32, (picture,))
     call = Call("a", "blue", request, str(site.folder), "calls/a.png")
-
-    async def wait() -> Answer:
-        async with connect_async(site.settings) as client:
-            prefix, seal = site.settings.key_prefix, site.runs.seal
-            queue = CallQueue(client, prefix, CallLimits(60, 9, 9), seal)
-            await queue.put(call)
-            async with asyncio.timeout(SECONDS):
-                return await queue.wait(call)
-
-    assert asyncio.run(wait()).status == "done"
+    assert site.answer(call).status == "done"
     assert not done.done()
     there.set()
     done.result(SECONDS)
@@ -146,10 +136,10 @@ def test_the_next_chunk_is_read_while_one_renders_and_each_shard_once(
     drawing, looked, may_draw = Event(), Event(), Event()
     draw = NullRenderer.render
 
-    def wait(self: NullRenderer, batch: list[object]) -> object:
+    def wait(self: NullRenderer, batch: list[Prepared], pause: Pause) -> list[Drawn]:
         drawing.set()
         assert may_draw.wait(SECONDS)
-        return draw(self, batch)  # type: ignore[arg-type]
+        return draw(self, batch, pause)
 
     def todo(self: Work) -> object:
         found = look(self)

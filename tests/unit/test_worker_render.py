@@ -14,7 +14,7 @@ from jobs.errors import FatalError, InvalidRequest
 from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
 from worker.inputs import Prepared
-from worker.render import NON_FINITE, NSFW, BatchRenderer, Flaw, Image, Pixels, batches
+from worker.render import NON_FINITE, NSFW, BatchRenderer, Flaw, Image, Pause, Pixels, batches
 
 KEY = BatchKey("generate", "m", "", 16, 16, 8)
 STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
@@ -40,10 +40,11 @@ class Fake:
         self.calls: list[list[int]] = []
         self.savings: list[str] = []
 
-    def render(self, batch: list[Prepared]) -> list[Image]:
+    def render(self, batch: list[Prepared], pause: Pause) -> list[Image]:
         seeds = [one.request.seed for one in batch]
         self.calls.append(seeds)
         self.fault(seeds)
+        pause()
         return [image(seed) for seed in seeds]
 
     def slots(self, key: BatchKey) -> int:
@@ -157,8 +158,8 @@ def test_a_failed_call_holds_no_memory_during_the_next() -> None:
 @pytest.mark.parametrize("flaw", [NON_FINITE, NSFW])
 def test_a_flaw_costs_its_own_request_only(flaw: Flaw) -> None:
     class Broken(Fake):
-        def render(self, batch: list[Prepared]) -> list[Image]:
-            return [super().render(batch)[0], flaw]
+        def render(self, batch: list[Prepared], pause: Pause) -> list[Image]:
+            return [super().render(batch, pause)[0], flaw]
 
     good, bad = BatchRenderer(Broken()).render(prepared(1, 2))
     assert (good.status, good.together) == ("done", 2)

@@ -17,7 +17,6 @@ from jobs.models.table import load_models
 from jobs.output.plan import Plan
 from jobs.output.records import Stack
 from jobs.requests import BatchKey, Request
-from worker import stage as staging
 from worker.counts import Counts
 from worker.faults import LIKE_FAILURES, Unfit
 from worker.inputs import Prepared
@@ -56,7 +55,7 @@ class Scene:
         self.happened.append(model)
         return self
 
-    def render(self, batch: list[Prepared]) -> list[Rendered]:
+    def render(self, batch: list[Prepared], *_: object) -> list[Rendered]:
         self.happened.append("render")
         good = rendered(8, 16, 3)
         return [replace(good, request=one.request) for one in batch]
@@ -66,17 +65,16 @@ class Scene:
         self.taken += batch
 
     @contextmanager
-    def watchdog(self, _: float) -> Iterator[None]:
+    def watch(self, _: float) -> Iterator[None]:
         self.happened.append("clock on")
         yield
         self.happened.append("clock off")
 
 
-def test_the_clock_times_the_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_times_the_device_alone() -> None:
     """Slow inputs, a slow load and slow storage are no hung batch."""
     scene: Any = Scene()
-    monkeypatch.setattr(staging, "watchdog", scene.watchdog)
-    Stage(scene, 1.0).run("shapes", scene, scene)
+    Stage(scene, 1.0, watchdog=scene).run("shapes", scene, scene)
     assert scene.happened == ["inputs", "shapes", "clock on", "render", "clock off", "store"]
     assert [one.request.seed for one in scene.taken] == [0, 1]
 
@@ -122,7 +120,7 @@ def test_a_model_that_does_not_load_is_this_workers_fault(
 def test_a_device_that_does_not_render_is_this_workers_fault(adapter: str, whole: bool) -> None:
     """An adapter's fault concerns those that ask for it alone."""
 
-    def render(_: object) -> None:
+    def render(*_: object) -> None:
         raise FatalError("does not load")
 
     scene: Any = Scene()
@@ -141,7 +139,7 @@ def test_a_model_that_fails_every_request_is_given_up_for_the_run(
     outcome = ["failed"]
     code, text = ["c"], "weights of NaN"
 
-    def render(batch: list[Prepared]) -> list[Rendered]:
+    def render(batch: list[Prepared], *_: object) -> list[Rendered]:
         one = rendered(8, 16, 3)
         if outcome[0] != "done":
             one = replace(one, pixels=None, status=outcome[0], code=code[0], message=text)

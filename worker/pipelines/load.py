@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ from worker.pipelines.pixels import as_channels_last, to_8_bits
 from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
 from worker.pipelines.prompts import PromptLimit, prompt_limit
 from worker.pipelines.savings import Savings
-from worker.pipelines.variants import Variants
+from worker.pipelines.variants import Variants, beside
 from worker.pipelines.weights import dtype_for, load_parts, load_weights
 from worker.process.gpus import Machine
-from worker.render import Image
+from worker.render import Image, Pause, no_pause
 from worker.versions import installed, torch_build
 
 log = logging.getLogger(__name__)
+
+Tensors = dict[str, torch.Tensor]
+StepEnd = Callable[[object, int, object, Tensors], Tensors]  # as diffusers calls it
 
 
 @dataclass
@@ -49,12 +53,15 @@ class PipelineRenderer:
     savings: Savings
     stack: Stack
     _stacks: dict[tuple[str, str, str], Stack] = field(default_factory=dict)
+    _under_way: int = 0
 
-    def render(self, batch: list[Prepared]) -> list[Image]:
+    def render(self, batch: list[Prepared], pause: Pause = no_pause) -> list[Image]:
         """What became of each request of a batch. Raises as `draw`."""
-        return to_8_bits(*self.draw(batch))
+        return to_8_bits(*self.draw(batch, pause))
 
-    def draw(self, batch: list[Prepared]) -> tuple[torch.Tensor, list[bool]]:
+    def draw(
+        self, batch: list[Prepared], pause: Pause = no_pause
+    ) -> tuple[torch.Tensor, list[bool]]:
         """Images of one batch, (requests, height, width, 3), RGB in [0, 1], where they were made.
 
         And of each whether the pipeline's safety checker has made it black.
@@ -67,13 +74,14 @@ class PipelineRenderer:
         check(self.variants.family, key)
         variant = self.variants.get(key)
         call = arguments(self.variants.family, variant.accepted, key, batch)
-        self.adapters.use(key.adapter)
-        self.savings.apply(key)
-        # Another model of this process may have set another count.
-        torch.set_num_threads(self.stack.threads)
+        if self.variants.can_pause(variant):
+            call["callback_on_step_end"] = self._pausing(key, pause)
+        pipeline = beside(variant.pipeline) if self._under_way else variant.pipeline
+        self._set_up(key)
+        self._under_way += 1
         try:
-            with step_cache(variant.pipeline, self.variants.family, self.variants.options):
-                made = variant.pipeline(**call)
+            with step_cache(pipeline, self.variants.family, self.variants.options):
+                made = pipeline(**call)
         except RuntimeError as error:
             if is_device_lost(error):
                 log.exception("The device is lost: this process ends")
@@ -83,12 +91,28 @@ class PipelineRenderer:
                 raise
             self.savings.note(key, error)
             raise out_of_memory(error) from error
+        finally:
+            self._under_way -= 1
         pixels = as_channels_last(made.images)
         if pixels.shape[1:3] != (key.height, key.width):
             height, width = pixels.shape[1:3]
             raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
         unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(pixels)
         return pixels, unsafe
+
+    def _set_up(self, key: BatchKey) -> None:
+        self.adapters.use(key.adapter)
+        self.savings.apply(key)
+        # Another model of this process may have set another count.
+        torch.set_num_threads(self.stack.threads)
+
+    def _pausing(self, key: BatchKey, pause: Pause) -> StepEnd:
+        def step_end(_: object, __: int, ___: object, tensors: Tensors) -> Tensors:
+            if pause():  # whatever was rendered meanwhile has set us up for itself
+                self._set_up(key)
+            return tensors
+
+        return step_end
 
     def slots(self, key: BatchKey) -> int:
         """Requests of one call."""

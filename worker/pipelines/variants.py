@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
 
 from jobs.errors import InvalidRequest
-from jobs.models.families import Family
+from jobs.models.families import GENERIC, Family
 from jobs.models.options import Options
 from jobs.requests import BatchKey
 from worker.pipelines.arguments import active_controls
@@ -51,6 +52,17 @@ class Variants:
             self._made[wanted] = Variant(pipeline, frozenset(accepted))
         return self._made[wanted]
 
+    def can_pause(self, variant: Variant) -> bool:
+        """Whether another call may be made between two steps of one.
+
+        Not where steps, or the way of modules to the device, leave something in the modules, nor
+        where nobody has proven that bytes stay the same.
+        """
+        options = self.options
+        in_modules = options.offload is not None or options.step_cache is not None
+        proven = self.family is not GENERIC
+        return proven and not in_modules and "callback_on_step_end" in variant.accepted
+
     def class_name(self, key: BatchKey) -> str:
         """The class of the variant that has rendered batches like this one."""
         made = self._made.get(_wanted(key))
@@ -72,6 +84,16 @@ class Variants:
             place(pipeline, self.options, self.device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def beside(pipeline: Any) -> Any:
+    """The same pipeline, for a call while another one is under way.
+
+    What belongs to a call lies in the pipeline itself and in its scheduler; all else is shared.
+    """
+    another = copy(pipeline)
+    another.scheduler = deepcopy(pipeline.scheduler)
+    return another
 
 
 def _wanted(key: BatchKey) -> tuple[bool, tuple[int, ...]]:

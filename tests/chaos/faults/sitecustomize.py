@@ -36,7 +36,7 @@ if is_pool and "CHAOS_POISON" in os.environ:
     seed, how = os.environ["CHAOS_POISON"].split()
     draw = NullRenderer.render
 
-    def render(self, batch):
+    def render(self, batch, pause):
         if any(one.request.seed == int(seed) for one in batch):
             if how == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
@@ -48,7 +48,7 @@ if is_pool and "CHAOS_POISON" in os.environ:
             hoard = []
             while True:
                 hoard.append(bytearray(2**26))
-        return draw(self, batch)
+        return draw(self, batch, pause)
 
     NullRenderer.render = render
 

@@ -1,0 +1,154 @@
+"""Calls between two steps of a batch, with renderers that do as they are told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from threading import Event
+from typing import Any
+
+import pytest
+
+from tests.support import eventually
+from tests.unit.test_worker_render import Fake, prepared
+from worker.counts import Counts
+from worker.interludes import Interlude, NoRoom, interlude
+from worker.render import BatchRenderer
+
+
+def due() -> Event:
+    event = Event()
+    event.set()
+    return event
+
+
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Time that passes when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    return pass_by
+
+
+def test_nobody_waits_nothing_happens() -> None:
+    served: list[bool] = []
+    calls = Interlude(Event(), lambda: bool(served.append(True)))
+    assert not calls()
+    assert not served
+
+
+def test_its_time_is_not_the_batchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pass_by = ticking(monkeypatch)
+
+    def serve() -> bool:
+        pass_by(10)
+        return True
+
+    calls, counts = Interlude(due(), serve), Counts(["m"])
+    fake = Fake(lambda _: pass_by(4))
+    with counts.timed("m", "render", calls):
+        rendered = BatchRenderer(fake).render(prepared(1, 2), calls)
+    assert [one.seconds for one in rendered] == [2, 2]
+    assert calls.seconds == 10
+    told: list[Any] = []
+    counts.report(type("Told", (), {"add": lambda _, sums: told.append(dict(sums))})())  # type: ignore[arg-type]
+    assert told == [{("seconds", "m", "render"): 4}]
+
+
+def test_a_batch_that_is_halved_makes_way_in_both_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    pass_by = ticking(monkeypatch)
+
+    def serve() -> bool:
+        pass_by(10)
+        calls.due.set()
+        return True
+
+    def fault(seeds: list[int]) -> None:
+        pass_by(4)
+        if {1, 3} <= set(seeds):
+            raise ValueError("both at once")
+
+    calls = Interlude(due(), serve)
+    rendered = BatchRenderer(Fake(fault)).render(prepared(1, 3), calls)
+    assert [(one.status, one.seconds) for one in rendered] == [("done", 4), ("done", 4)]
+    assert calls.seconds == 20
+
+
+def test_without_memory_beside_the_batch_a_call_waits_for_its_end() -> None:
+    """It makes no room, saves nothing and halves nothing: the batch under way needs all of that."""
+    asked: list[str] = []
+
+    def full(_: list[int]) -> None:
+        raise MemoryError("full")
+
+    guest = BatchRenderer(Fake(full), lambda: bool(asked.append("room")))
+
+    def serve() -> bool:
+        asked.append("served")
+        return bool(guest.render(prepared(5), beside=True))
+
+    calls = Interlude(due(), serve)
+    with pytest.raises(NoRoom):
+        guest.render(prepared(5), beside=True)
+    host = Fake()
+    (one,) = BatchRenderer(host).render(prepared(1), calls)
+    assert one.status == "done"
+    calls.due.set()
+    assert not calls()  # nor is it tried again
+    assert asked == ["served"]
+    assert guest.slots(prepared(5)[0].request.key) == 4
+
+
+class Waiting:
+    """Calls that wait, as a worker's claims see them."""
+
+    def __init__(self) -> None:
+        self.answers: Iterator[bool] = iter([False, True, False, False])
+        self.asked = 0
+
+    def any_waits(self, models: object) -> bool:
+        assert models == {"m"}
+        self.asked += 1
+        return next(self.answers, False)
+
+
+def test_calls_are_looked_for_while_the_batch_renders() -> None:
+    waiting: Any = Waiting()
+    with interlude(waiting, {"m"}, lambda: True) as calls:
+        assert eventually(calls.due.is_set)
+        assert calls()
+        assert not calls()
+    asked = waiting.asked
+    assert asked >= 2
+    with pytest.raises(AssertionError):
+        eventually(lambda: waiting.asked > asked, 0.1)
+
+
+_NESTED = """
+import sys, time
+from worker.process.watchdog import Watchdog
+dog, inner, outer = Watchdog(), float(sys.argv[1]), float(sys.argv[2])
+with dog.watch(0.4):
+    with dog.watch(5):
+        time.sleep(inner)
+    time.sleep(outer)
+time.sleep(0.6)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize(("inner", "outer", "lives"), [(0.6, 0.0, True), (0.0, 5.0, False)])
+def test_the_time_of_a_watched_batch_stands_still_within_another(
+    inner: float, outer: float, lives: bool
+) -> None:
+    """Neither does the inner one end the outer one's watch, nor use up its time."""
+    command = [sys.executable, "-c", _NESTED, str(inner), str(outer)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode == 0) == lives
+    assert ("alive" in done.stdout) == lives
+    assert ("Timeout" in done.stderr) != lives
