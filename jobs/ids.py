@@ -12,6 +12,8 @@ from hashlib import blake2b
 COMMIT = re.compile(r"[0-9a-f]{40}")  # of a repository
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 JOB_ID = re.compile(r"[0-9a-f]{32}")
+SCORER = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # the name of one
+COLUMN = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of scores
 STORED_INPUT = re.compile(r"sha256:([0-9a-f]{64})")  # a reference to an input in storage
 
 DERIVED_SEED_BITS = 53  # exact in JSON readers that keep numbers as doubles

@@ -77,12 +77,13 @@ def make_cli() -> typer.Typer:
     for panel, commands in panels.items():
         for command in commands:
             cli.command(rich_help_panel=panel)(command)
-    # Its options are the worker's own; --help included.
-    cli.command(
-        rich_help_panel=INSTALLATION,
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )(rendering.worker)
+    for panel, command in ((INSTALLATION, rendering.worker), (LOOK, rendering.score)):
+        # Its options are the worker's own; --help included.
+        cli.command(
+            rich_help_panel=panel,
+            add_help_option=False,
+            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        )(command)
     cli.add_typer(scheduling.make_schedule(), name="schedule", rich_help_panel=INSTALLATION)
     cli.add_typer(inspecting.make_models(), name="models", rich_help_panel=LOOK)
     cli.add_typer(serving.make_keys(), name="keys", rich_help_panel=INSTALLATION)

@@ -11,8 +11,9 @@ from PIL import Image
 
 from jobs.formats import FORMATS
 from jobs.output import layout
-from jobs.output.dataset import Summary, write_summary
-from jobs.output.records import Record, Row, Stack, encode_part
+from jobs.output.dataset import Summary, write_dataset, write_summary
+from jobs.output.plan import Chunk, Plan, Shard, encode_shard, write_plan
+from jobs.output.records import Record, Row, Stack, encode_part, write_part
 from jobs.output.storage import open_storage
 from jobs.requests import BatchKey, Request
 
@@ -52,3 +53,33 @@ def write_rows(out: str, rows: Sequence[Row]) -> None:
     storage.write(layout.METADATA, encode_part(rows))
     summary = Summary("0" * 12, "finished", "m", 7, "2026-01-01", len(rows), done=len(rows))
     write_summary(storage, summary)
+
+
+def make_run(out: str, images: Sequence[Image.Image], prompts: Sequence[str] = ()) -> Plan:
+    """A finished run with its plan and parts, of these images as PNGs, three to a shard."""
+    storage, shards, stacked = open_storage(out), [], 3
+    run_id = f"{len(images):012x}"
+    for number, start in enumerate(range(0, len(images), stacked)):
+        records = []
+        for index in range(start, min(start + stacked, len(images))):
+            prompt = prompts[index] if prompts else f"scene {index}"
+            request = Request(index, f"row-{index}", KEY, prompt, "", index, "png", f"{index:032x}")
+            data = BytesIO()
+            images[index].save(data, "PNG")
+            name = layout.image(number, request.job_id, "png")
+            storage.write(name, data.getvalue(), durable=False)
+            digest, size = sha256(data.getvalue()).hexdigest(), len(data.getvalue())
+            records.append(
+                Record(
+                    request, "done", STACK, "w", 1, "2026-01-01T00:00:00+00:00",
+                    file_name=name, sha256=digest, bytes=size,
+                )
+            )  # fmt: skip
+        requests = [record.request for record in records]
+        storage.write(layout.shard(run_id, number), encode_shard(requests))
+        write_part(storage, layout.done_part(run_id, number, 0), records)
+        shards.append(Shard(len(requests), (Chunk("null", 0, len(requests)),)))
+    plan = Plan(run_id, "m", 0, "2026-01-01", {"null": "f"}, tuple(shards))
+    write_plan(storage, plan)
+    write_dataset(storage, plan)
+    return plan

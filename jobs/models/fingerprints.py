@@ -127,10 +127,10 @@ def revision_of(table: ModelTable, weights: Model | Adapter | Part) -> str:
         raise FatalError(
             f"adapter file {source} is no .safetensors file", "Convert it, then name that file."
         )
-    return f"sha:{_files_digest(source)}"
+    return f"sha:{files_digest(source)}"
 
 
-def _files_digest(source: Path) -> str:
+def files_digest(source: Path) -> str:
     """Of a file, or of all files in a folder."""
     found = source.rglob("*") if source.is_dir() else [source]
     files = sorted(p for p in found if p.suffix in _HASHED and p.is_file())

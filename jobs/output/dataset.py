@@ -21,6 +21,7 @@ from jobs.ids import RUN_ID
 from jobs.output import layout
 from jobs.output.plan import Plan, read_shard
 from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part
+from jobs.output.scores import Joiner
 from jobs.output.storage import Storage
 from jobs.output.writers import JsonlWriter
 from jobs.requests import Request
@@ -151,20 +152,30 @@ def write_dataset(storage: Storage, plan: Plan) -> Summary:
     Raises:
         IncompleteRun: a request has no record; nothing is replaced.
     """
-    tally = _Tally()
+    tally = _write_rows(storage, plan)
+    summary = tally.summary(plan)
+    write_summary(storage, summary)
+    return summary
+
+
+def rewrite_rows(storage: Storage, plan: Plan) -> None:
+    """Write the rows of a finished run anew, with the scores that its images have by now."""
+    _write_rows(storage, plan)
+
+
+def _write_rows(storage: Storage, plan: Plan) -> _Tally:
+    tally, scores = _Tally(), Joiner(storage, plan.run_id)
     with JsonlWriter(storage) as writer:
         for row in _invalid_rows(storage, plan):
             writer.add([row])
-        for shard in rows_by_shard(storage, plan):
+        for number, shard in enumerate(rows_by_shard(storage, plan)):
             # The index is the plan's: a reused record may stand on another line now.
             rows: list[Row] = [row | {"index": request.index} for request, row in shard if row]
             if len(rows) < len(shard):
                 raise IncompleteRun(plan.run_id, len(shard) - len(rows))
-            writer.add(rows)
             tally.add(rows)
-    summary = tally.summary(plan)
-    write_summary(storage, summary)
-    return summary
+            writer.add(scores.join(number, rows))
+    return tally
 
 
 def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[Row]:

@@ -9,6 +9,9 @@ _run/<run id>/plan/00000.json
 _run/<run id>/parts/00000.0000.done.jsonl     the chunk is complete
 _run/<run id>/parts/00000.0000.<attempt>.jsonl  what an interrupted chunk had finished
 _run/<run id>/parts/00000.reused.<n>.jsonl    records of an earlier run with the same job ids
+_run/<run id>/scores/<scorer>.<version>/00000.jsonl   columns that hang on all images of the run
+_scores/<scorer>.json          the version of a scorer, and the columns that the dataset shows
+_scores/<scorer>.<version>/00000.<run id>.00000.jsonl   an image folder's, by who scored it
 _inputs/<sha256>               input images that requests name by their hash
 """
 
@@ -21,11 +24,13 @@ from jobs.formats import FORMATS, ImageFormat
 METADATA = "metadata.jsonl"
 ERRORS = "errors.jsonl"
 RUN = "run.json"
+SCORES = "_scores"
 
 _PART = re.compile(
     r"(?P<shard>[0-9]{5,9})\."
     r"((?P<chunk>[0-9]{4,9})\.((?P<done>done)|[0-9a-z]+)|reused\.[0-9]{4,9})\.jsonl"
 )
+_SCORES = re.compile(r"([0-9]{5,9})\.[A-Za-z0-9_-]{1,64}\.[0-9]{5,9}\.jsonl")
 
 
 def image(shard: int, job_id: str, image_format: ImageFormat) -> str:
@@ -72,6 +77,31 @@ def reused_part(run_id: str, shard: int, number: int) -> str:
 def stored_input(sha256: str) -> str:
     """The path of an input image; `sha256` is hexadecimal."""
     return f"_inputs/{sha256}"
+
+
+def scoring(name: str) -> str:
+    """What a dataset knows of a scorer. Written last: without it no column is shown."""
+    return f"{SCORES}/{name}.json"
+
+
+def scores(key: str) -> str:
+    """The folder of a scorer's columns; `key` is its name and version."""
+    return f"{SCORES}/{key}"
+
+
+def folder_scores(key: str, folder: int, run_id: str, shard: int) -> str:
+    """Scores of images in images/<folder>/, made when a shard of a run was scored."""
+    return f"{scores(key)}/{folder:05d}.{run_id}.{shard:05d}.jsonl"
+
+
+def folder_of_scores(name: str) -> int | None:
+    """The image folder that a file of scores is about; None if the name is no such file's."""
+    found = _SCORES.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def relations(run_id: str, key: str, shard: int) -> str:
+    return f"_run/{run_id}/scores/{key}/{shard:05d}.jsonl"
 
 
 def shard_of_part(name: str) -> int | None:

@@ -164,6 +164,12 @@ def worker(context: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "worker", *context.args])
 
 
+def score(context: typer.Context) -> None:
+    """Score finished images, render nothing: columns for metadata.jsonl. Options: score --help."""
+    # A process of its own, because this one must never import torch.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.score", *context.args])
+
+
 def verify(
     out: options.Dataset,
     sample: Annotated[int, typer.Option(min=1, metavar="N", help="Images to render again.")] = 16,

@@ -16,8 +16,8 @@ import pytest
 from datasets import Image, load_dataset
 
 from jobs.errors import FatalError, ImagemillError, UsageError
+from jobs.output.images import AHEAD_BYTES, READERS, ImageReader
 from jobs.output.storage import Storage, open_storage
-from producer.upkeep.export.forms import AHEAD_BYTES, READERS, ImageReader
 from producer.upkeep.export.job import Outcome, export
 from producer.upkeep.export.order import FormName, Order
 from producer.upkeep.export.selection import parse_condition, parse_splits

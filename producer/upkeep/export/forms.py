@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import IO, Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import FatalError
+from jobs.output.images import ImageReader
 from jobs.output.records import Row
 from jobs.output.storage import Storage
 from jobs.output.writers import DatasetWriter, FilesWriter
@@ -27,8 +24,6 @@ from producer.upkeep.export.columns import Columns, Kind
 from producer.upkeep.export.order import FormName
 from producer.upkeep.export.shards import Shard
 
-READERS = 16  # images that are read ahead, at most
-AHEAD_BYTES = 32 << 20  # of them together, but for the first
 GROUP_BYTES = 32 << 20  # of images in a row group: what a reader of one row has to read
 GROUP_ROWS = 1000
 
@@ -42,49 +37,6 @@ _TYPES: Mapping[str, pa.DataType] = {
 # As `datasets` cuts pages, so that stores that know equal pages (Hugging Face's) keep them once.
 _CUTTING = {"min_chunk_size": 256 << 10, "max_chunk_size": 1 << 20, "norm_level": 0}
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-class ImageReader:
-    """Reads a dataset's images, some ahead of their turn, each checked against its record."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._pool = ThreadPoolExecutor(READERS)
-
-    def read(self, rows: Sequence[Row]) -> Iterator[bytes]:
-        """The rows' images in their order.
-
-        Raises:
-            FatalError: one is missing, or is not what its record says.
-        """
-        ahead: deque[tuple[int, Future[bytes]]] = deque()
-        size = 0
-        for row in rows:
-            while len(ahead) == READERS or (ahead and size + row["bytes"] > AHEAD_BYTES):
-                read, image = ahead.popleft()
-                size -= read
-                yield image.result()
-            ahead.append((row["bytes"], self._pool.submit(self._image, row)))
-            size += row["bytes"]
-        for _, image in ahead:
-            yield image.result()
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _image(self, row: Row) -> bytes:
-        name = self._storage.name(row["file_name"])
-        try:
-            data = self._storage.read(row["file_name"])
-        except FileNotFoundError:
-            raise FatalError(f"{name} is missing", self._hint) from None
-        if sha256(data).hexdigest() != row.get("sha256"):
-            raise FatalError(f"{name} is not what its record says", self._hint)
-        return data
-
-    @property
-    def _hint(self) -> str:
-        return f"imagemill fsck {self._storage.uri} --repair mends it; then run this again."
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,12 @@ from jobs.children import die_with_parent
 from jobs.errors import UsageError
 from jobs.output import layout
 from jobs.output.dataset import Summary, read_summary
+from jobs.output.images import ImageReader
 from jobs.output.records import Row, read_row
 from jobs.output.storage import Storage, open_storage
 from producer.upkeep.export.card import CARD, make_card
 from producer.upkeep.export.columns import Columns
-from producer.upkeep.export.forms import FORMS, ImageReader, Target
+from producer.upkeep.export.forms import FORMS, Target
 from producer.upkeep.export.order import FormName, Order
 from producer.upkeep.export.shards import Shard, Survey, lines_of, survey
 

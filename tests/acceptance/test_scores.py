@@ -1,0 +1,115 @@
+"""imagemill score, as a user runs it: kills, others' scorers, CLIP, selection."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+import configs.demo
+from tests.support import Cli, circles, eventually, rows
+
+PLUGIN = """
+import time
+
+class Slow:
+    version = "3"
+    columns = ("pace",)
+
+    def score(self, images, rows):
+        time.sleep(0.01)
+        return {"pace": [None if row["index"] == 5 else 1.5 for row in rows]}
+
+class Broken(Slow):
+    columns = ("depth",)
+
+    def score(self, images, rows):
+        raise RuntimeError("no such layer")
+"""
+POINTS = "[imagemill.scorers]\nslow = slow:Slow\nbroken = slow:Broken\n"
+
+
+@pytest.fixture
+def plugin(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed distribution with scorers."""
+    about = cli.folder / "site/slow-1.0.dist-info"
+    about.mkdir(parents=True)
+    (cli.folder / "site/slow.py").write_text(PLUGIN)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(POINTS)
+    paths = [str(cli.folder / "site"), *os.environ.get("PYTHONPATH", "").split(":")]
+    monkeypatch.setenv("PYTHONPATH", ":".join(filter(None, paths)))
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_killed_scoring_goes_on(cli: Cli) -> None:
+    cli("run", cli.manifest(*circles(9000)), "--model", "null", "--out", "out")
+    images = {path: path.stat().st_mtime_ns for path in (cli.folder / "out/images").rglob("*.jpg")}
+    killed = cli.start("score", "out", "--with", "slow")
+    eventually(lambda: list((cli.folder / "out/_scores").glob("slow.*/*.jsonl")))
+    killed.kill()
+    killed.communicate()
+    assert "pace" not in rows(cli.folder / "out/metadata.jsonl")[0]
+    several = [cli.start("score", "out", "--with", "slow", "--json") for _ in range(2)]
+    answers = [one.communicate(timeout=60)[0] for one in several]
+    assert sum(json.loads(answer)[0]["scored"] for answer in answers) >= 4096
+    assert [one["scored"] for one in cli.json("score", "out", "--with", "slow")] == [0]
+    found = rows(cli.folder / "out/metadata.jsonl")
+    assert [row["index"] for row in found if "pace" not in row] == [5]
+    assert {path: path.stat().st_mtime_ns for path in images} == images
+    text = cli("score", "out", "--with", "broken", code=1).stderr
+    assert "scorer broken failed at images/" in text
+    assert "RuntimeError: no such layer" in text
+    assert "broken, slow, statistics" in cli("score", "out", "--with", "x", code=2).stderr
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model of random weights, with the demo model's words."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = AutoTokenizer.from_pretrained(Path(configs.demo.__file__).parent / "shapes/tokenizer")
+    words.save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    small |= {"num_hidden_layers": 2}
+    text = {**small, "vocab_size": len(words), "max_position_embeddings": 16}
+    text |= {"eos_token_id": words.eos_token_id, "bos_token_id": words.bos_token_id}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    shape = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(shape).save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder)
+    return folder
+
+
+def test_scores_select(cli: Cli, clip: Path) -> None:
+    prompt = "a large red circle on a blue background"
+    lines = [{"custom_id": "c", "prompt": prompt, "n": 8}, {"prompt": "a green sky"}]
+    cli("run", cli.manifest(*lines), "--out", "out")
+    given = ["--with", "shapes", "--with", f"clip={clip}", "--with", "statistics"]
+    assert [one["scored"] for one in cli.json("score", "out", *given)] == [9, 9, 9]
+    found = rows(cli.folder / "out/metadata.jsonl")
+    assert ["shapes" in row for row in found] == [True] * 8 + [False]
+    assert all(-1 <= row["clip"] <= 1 for row in found)
+    assert len({row["clip"] for row in found}) == 9
+    least = sorted(row["clip"] for row in found)[4]
+    where = f"clip >= {least} and shapes >= 0.2 and not blank"
+    chosen = [row for row in found if row["clip"] >= least and row.get("shapes", 0) >= 0.2]
+    done = cli.json("export", "out", "to", "--to", "parquet", "--where", where)
+    assert done["images"] == len(chosen) > 0
+    (clip / "note.txt").write_text("other weights, as far as anybody knows")
+    assert cli.json("score", "out", "--with", f"clip={clip}")[0]["scored"] == 9
+    assert "needs weights" in cli("score", "out", "--with", "clip", code=2).stderr
+    assert "does not load" in cli("score", "out", "--with", "clip=out/images", code=1).stderr
+
+
+def test_scores_in_a_bucket(cli: Cli, bucket: str) -> None:
+    cli("run", cli.manifest(*circles(5)), "--model", "null", "--out", f"{bucket}/out")
+    given = ["score", f"{bucket}/out", "--with", "statistics", "--with", "duplicates"]
+    assert [one["scored"] for one in cli.json(*given)] == [5, 5]
+    assert [one["scored"] for one in cli.json(*given)] == [0, 0]

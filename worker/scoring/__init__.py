@@ -1,0 +1,1 @@
+"""Scores of finished images: what a scorer is, those that come along, and the job."""
