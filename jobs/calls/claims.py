@@ -59,17 +59,6 @@ end
 return taken
 """
 
-# KEYS: the waiting sets of some models. Whether a call may be taken of any of them.
-ANY_WAITS = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-for _, key in ipairs(KEYS) do
-  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  if head[2] and tonumber(head[2]) <= now then return 1 end
-end
-return 0
-"""
-
 
 class Claims:
     """The calls that this worker is at. Raises redis.RedisError when Redis is away.
@@ -92,11 +81,10 @@ class Claims:
         self._keys = CallKeys(prefix)
         self._seal = seal
         self._take = client.register_script(TAKE)
-        self._any_waits = client.register_script(ANY_WAITS)
 
     def any_waits(self, models: Collection[str]) -> bool:
-        """Whether a call may be taken of any of some models."""
-        return bool(models and self._any_waits([self._keys.waiting(one) for one in models]))
+        """Whether any of some models has a call that no answer has been given to: one command."""
+        return bool(models and self._client.exists(*map(self._keys.waiting, models)))
 
     def take(self, slots: Mapping[str, int]) -> list[Call]:
         """Claim calls that can share a batch; empty if none waits.
