@@ -301,6 +301,38 @@ def test_what_leaves_something_in_its_modules_makes_no_way(studio: Studio, row: 
     assert not variants.can_pause(variant)
 
 
+@pytest.mark.parametrize("name", GENERATES)
+def test_equal_prompts_are_encoded_once_and_no_byte_changes(studio: Studio, name: str) -> None:
+    renderer, plain = studio.load(name), studio.load(name)
+    for encoder in plain.renderer.encoders:  # type: ignore[attr-defined]
+        encoder.most = 0
+    encoders = renderer.renderer.encoders  # type: ignore[attr-defined]
+    assert encoders
+    calls: list[int] = []
+    for encoder in encoders:
+        encode = encoder.forward
+        encoder.forward = lambda *a, encode=encode, **k: calls.append(1) or encode(*a, **k)
+    first = [ask("a red circle", 1), ask("a red circle", 2), ask(RAGGED[2], 3)]
+    second = [ask(RAGGED[2], 4), ask("a red circle", 5), ask("a red circle", 6)]
+    third = [ask("a blue star", 7), ask("a red circle", 8)]
+    for batch, encoded in ((first, True), (second, False), (third, True), (first[:1], False)):
+        calls.clear()
+        images = [pixels(one) for one in renderer.render(batch)]
+        assert bool(calls) == encoded
+        expected = [pixels(one) for one in plain.render(batch)]
+        assert all(same(*pair) for pair in zip(images, expected, strict=True))
+
+
+def test_what_an_adapter_makes_of_a_prompt_is_its_own(studio: Studio) -> None:
+    """It may change the text encoder."""
+    part = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
+    renderer, plain = studio.load("sd", parts=part), studio.load("sd", parts=part)
+    for encoder in plain.renderer.encoders:  # type: ignore[attr-defined]
+        encoder.most = 0
+    for request in (ask(), adapted("ink"), ask(), adapted("ink")):
+        assert same(one(renderer, request), one(plain, request))
+
+
 def test_klein_takes_several_images_in_their_order(studio: Studio) -> None:
     renderer = studio.get("klein")
     first, second = picture(1), picture(2)

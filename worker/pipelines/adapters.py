@@ -54,6 +54,11 @@ class Adapters:
             self._shrink(name)
 
     @property
+    def active(self) -> str | None:
+        """The one that renders now; "" for none."""
+        return self._active
+
+    @property
     def loaded(self) -> list[str]:
         """Names, least recently used first."""
         return list(self._loaded)

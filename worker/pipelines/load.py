@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from worker.inputs import Prepared
 from worker.pipelines.adapters import Adapters
 from worker.pipelines.arguments import arguments, check
 from worker.pipelines.caching import step_cache
+from worker.pipelines.encoders import Encoder, keep_encoded
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
 from worker.pipelines.pixels import as_channels_last, to_8_bits
 from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
@@ -52,6 +53,7 @@ class PipelineRenderer:
     limit: PromptLimit
     savings: Savings
     stack: Stack
+    encoders: Sequence[Encoder] = ()
     _stacks: dict[tuple[str, str, str], Stack] = field(default_factory=dict)
     _under_way: int = 0
 
@@ -125,7 +127,8 @@ class PipelineRenderer:
 
     def save_memory(self, key: BatchKey) -> bool:
         """Need less memory for batches of this key from now on; False if nothing is left to try."""
-        return self.savings.more(key, self.slots(key))
+        kept = [encoder.forget() for encoder in self.encoders]
+        return any(kept) or self.savings.more(key, self.slots(key))
 
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
@@ -202,11 +205,12 @@ def load_pipeline(
             raise
         raise out_of_memory(error) from error
     tune(pipeline, model.options)
+    adapters = Adapters(
+        pipeline, table, model.adapters, model.adapters_mib * 2**20, model.options.compile
+    )
     return PipelineRenderer(
         Variants(pipeline, controls, family, model.options, device),
-        Adapters(
-            pipeline, table, model.adapters, model.adapters_mib * 2**20, model.options.compile
-        ),
+        adapters,
         prompt_limit(pipeline, family),
         Savings(getattr(pipeline, "vae", None), model.options),
         Stack(
@@ -223,6 +227,7 @@ def load_pipeline(
             versions=_versions(device),
             modes=_modes(pipeline, model, variant),
         ),
+        keep_encoded(pipeline, model.options, lambda: adapters.active),
     )
 
 
