@@ -65,7 +65,8 @@ def make_scorer(name: str, weights: str, device: str) -> tuple[Scorer, Scoring]:
     """
     found = _entries().get(name)
     if found is None:
-        raise UsageError(f"no scorer is called {name!r}", f"There are: {', '.join(_entries())}.")
+        known = ", ".join(sorted(_entries()))
+        raise UsageError(f"no scorer is called {name!r}", f"There are: {known}.")
     try:
         kind = found.load()
         takes_weights = bool(signature(kind).parameters)
