@@ -9,11 +9,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.formats import FORMATS, ImageFormat
+from jobs.marks import saved_with
 
 
-def encode(pixels: NDArray[np.uint8], image_format: ImageFormat) -> bytes:
-    """An image file of `pixels`, (height, width, 3) RGB. The same give the same with one Pillow."""
+def encode(pixels: NDArray[np.uint8], image_format: ImageFormat, mark: bytes = b"") -> bytes:
+    """An image file of `pixels`, (height, width, 3) RGB, with a mark if there is one.
+
+    The same give the same with one Pillow.
+    """
     image = Image.fromarray(pixels)
     file, how = BytesIO(), FORMATS[image_format]
-    image.save(file, how.pillow, **how.options)
+    image.save(file, how.pillow, **how.options, **saved_with(image_format, mark))
     return file.getvalue()

@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from jobs.marks import XMP
 from jobs.models.fingerprints import Fingerprint
 from jobs.models.table import Model
 from jobs.output.records import Stack
@@ -37,6 +38,7 @@ class NullRenderer:
             batch_width=model.batch_width,
             threads=model.threads,
             versions=installed("pillow", "imagemill"),
+            mark=XMP if model.options.mark else "",
         )
 
     def render(self, batch: list[Prepared], pause: Pause) -> list[Image]:

@@ -12,6 +12,7 @@ from threading import Lock, Semaphore
 from typing import Any
 
 from jobs.errors import FatalError, TransientError
+from jobs.marks import packet
 from jobs.output import layout
 from jobs.output.dataset import now
 from jobs.output.records import Record, RecordStatus, Timings
@@ -51,7 +52,8 @@ class Shelf:
         started = encoded = stored = time.perf_counter()
         if one.pixels is not None:
             try:
-                data = encode(one.pixels, request.format)
+                mark = packet(one.stack.repo, one.stack.revision) if one.stack.mark else b""
+                data = encode(one.pixels, request.format, mark)
             except Exception as error:  # whatever a pipeline made that Pillow does not take
                 reason = f"its image cannot be encoded: {type(error).__name__}: {error}"
                 one = failed(one, "render_error", reason)

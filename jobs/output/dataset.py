@@ -231,7 +231,8 @@ class _Tally:
             self.status[row["status"]] += 1
             self.unreachable += row.get("code") == "input_unreachable"
             # Rows of an older version, kept by a rerun, lack what is new.
-            self.stacks[_stack_of(row if "modes" in row else {**row, "modes": ""})] += 1
+            known = "mark" in row and "modes" in row
+            self.stacks[_stack_of(row if known else {"modes": "", "mark": "", **row})] += 1
             self.seconds["load"] += row["seconds_load"]
             self.seconds["render"] += row["seconds_render"]
             self.seconds["encode"] += row["seconds_encode"]

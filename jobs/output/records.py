@@ -65,6 +65,7 @@ class Row(TypedDict, total=False):
     threads: int
     versions: str
     modes: str
+    mark: str
     worker: str
     attempt: int
     seconds_load: float
@@ -83,7 +84,7 @@ class Stack:
     fingerprint: of the weights and options; device: "cpu" or "cuda"; device_name: the product;
     batch_width: images a pipeline call, padding included; threads: CPU threads of the process;
     versions: "torch 2.13.0, diffusers 0.42.1, …"; modes: what else was not as usual, "" if nothing:
-    "vae_slicing" where memory was short.
+    "vae_slicing" where memory was short; mark: in the file, that a model made it ("xmp"), or "".
     """
 
     repo: str
@@ -98,6 +99,7 @@ class Stack:
     threads: int
     versions: str
     modes: str = ""
+    mark: str = ""
 
 
 STACK_FIELDS = tuple(one.name for one in fields(Stack))

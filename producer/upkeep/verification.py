@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import orjson
 from jobs.broker.counters import Counters, Series
 from jobs.errors import UsageError
 from jobs.ids import STORED_INPUT
+from jobs.marks import stripped
 from jobs.models.table import ModelTable
 from jobs.output import layout
 from jobs.output.dataset import read_summary
@@ -70,7 +72,7 @@ def verify(
         _copy_inputs(rows, open_storage(out), open_storage(again))
         options = PlanOptions(stores=tuple(sorted(settings.input_stores)))
         render(Job(str(manifest), again, table, options), settings, Crew(), display)
-        return compare(rows, _rows_by_index(open_storage(again)))
+        return compare(rows, _rendered(rows, open_storage(again)))
 
 
 def count_verdict(known: Installation, verdict: Verdict) -> None:
@@ -168,6 +170,12 @@ def _changed(then: str, now: str) -> tuple[str, str]:
     )
 
 
-def _rows_by_index(storage: Storage) -> dict[int, Row]:
+def _rendered(before: list[Row], storage: Storage) -> dict[int, Row]:
+    """What became of the lines now. Where files had no mark then, they are compared without it."""
     paths = (layout.METADATA, layout.ERRORS)
-    return {row["index"]: row for path in paths for row in read_part(storage, path)}
+    after = {row["index"]: row for path in paths for row in read_part(storage, path)}
+    for number, row in enumerate(before):
+        now = after[number]
+        if now["status"] == "done" and now["mark"] and not row.get("mark"):
+            now["sha256"] = sha256(stripped(storage.read(now["file_name"]))).hexdigest()
+    return after

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import orjson
 import pytest
 from PIL import Image
 from typer.main import get_command
 
+from jobs.marks import stripped
 from producer.cli import make_cli
 from tests.support import Cli, circles, rows
+
+HEAD = """
+default = "null"
+[models.null]
+repo = "null:"
+takes = ["generate"]
+size = [64, 64]
+steps = 8
+"""
 
 
 def test_plan_counts_and_enqueues_nothing(cli: Cli) -> None:
@@ -60,6 +72,33 @@ def test_verify_tells_equal_from_changed(cli: Cli) -> None:
         {"batch_width": ["64", "16"]},
         *[{}] * 6,
     ]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_verify_of_images_from_before_there_were_marks(cli: Cli, kind: str) -> None:
+    cli("run", cli.manifest(*circles(4)), "--out", "out", "--model", "null", "--format", kind)
+    metadata = cli.folder / "out" / "metadata.jsonl"
+    before = rows(metadata)
+    for row in before:
+        assert row.pop("mark") == "xmp"
+        image = cli.folder / "out" / row["file_name"]
+        image.write_bytes(stripped(image.read_bytes()))
+        row["sha256"] = sha256(image.read_bytes()).hexdigest()
+    metadata.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in before))
+    assert cli.json("verify", "out") == {"compared": 4, "differences": []}
+
+
+def test_a_model_may_leave_the_mark_out(cli: Cli) -> None:
+    table = cli.folder / "models.toml"
+    for name, option in (("marked", ""), ("plain", "[models.null.options]\nmark = false\n")):
+        table.write_text(HEAD + option)
+        cli("run", cli.manifest(*circles(2)), "--out", name, "--models-file", "models.toml")
+    marked, plain = (rows(cli.folder / name / "metadata.jsonl") for name in ("marked", "plain"))
+    assert [row["mark"] for row in (*marked, *plain)] == ["xmp", "xmp", "", ""]
+    assert {row["job_id"] for row in marked}.isdisjoint({row["job_id"] for row in plain})
+    for one, other in zip(marked, plain, strict=True):
+        data = (cli.folder / "marked" / one["file_name"]).read_bytes()
+        assert stripped(data) == (cli.folder / "plain" / other["file_name"]).read_bytes()
 
 
 def test_verify_of_the_demo_model(cli: Cli) -> None:

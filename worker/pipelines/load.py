@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from jobs.errors import FatalError, InvalidRequest
+from jobs.marks import XMP
 from jobs.models.families import family_named, family_of
 from jobs.models.fingerprints import Fingerprint, adapter_digest
 from jobs.models.table import Model, ModelTable
@@ -226,6 +227,7 @@ def load_pipeline(
             threads=model.threads,
             versions=_versions(device),
             modes=_modes(pipeline, model, variant),
+            mark=XMP if model.options.mark else "",
         ),
         keep_encoded(pipeline, model.options, lambda: adapters.active),
     )

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 
 from jobs.errors import InvalidRequest
 from jobs.inputs.images import open_image
+from jobs.marks import saved_with
 from producer.api.admission import GuardedRoute
 from producer.api.calls import AnyExchange, Exchange, Order, Picture
 from producer.api.files.shelf import Shelf
@@ -106,5 +107,7 @@ async def _image(exchange: Exchange, picture: Picture, body: ImageRequest) -> Im
 def _encode(data: bytes, kind: str, quality: int | None) -> bytes:
     file = BytesIO()
     options = {} if kind == "png" else {"quality": 100 if quality is None else quality}
-    open_image(data).save(file, kind.upper(), **options)
+    image = open_image(data)
+    mark = image.info.get("xmp", b"")  # what a worker has marked stays marked
+    image.save(file, kind.upper(), **options, **saved_with(kind, mark))
     return file.getvalue()

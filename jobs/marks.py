@@ -1,0 +1,79 @@
+"""Marks in image files: that a model made them, as XMP with the words of IPTC.
+
+The same model gives the same mark, so that files stay a function of their requests: no time, no
+name of a machine, and no job id, which holds the custom_id.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from jobs.formats import ImageFormat
+from jobs.ids import COMMIT
+
+XMP = "xmp"  # what records call it
+
+# https://cv.iptc.org/newscodes/digitalsourcetype, and IPTC's Photo Metadata Standard of 2025
+_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_PACKET = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:i="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    " i:DigitalSourceType={} i:AISystemUsed={} i:AISystemVersionUsed={}/>"
+    '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+)
+
+_JPEG_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
+_PNG_KEYWORD = "XML:com.adobe.xmp"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@cache
+def packet(repo: str, revision: str) -> bytes:
+    """The mark of what a model's weights made; UTF-8.
+
+    repo: named where the revision is a commit of it; else it is a folder of somebody's machine.
+    """
+    system = repo if COMMIT.fullmatch(revision) else "imagemill"
+    return _PACKET.format(*map(quoteattr, (_SOURCE, system, revision))).encode()
+
+
+def saved_with(image_format: ImageFormat | str, mark: bytes) -> dict[str, Any]:
+    """How Pillow saves a file with a mark; with none, if that is empty."""
+    if not mark:
+        return {}
+    if image_format != "png":
+        return {"xmp": mark}
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt(_PNG_KEYWORD, mark.decode())
+    return {"pnginfo": info}
+
+
+def stripped(data: bytes) -> bytes:
+    """A JPEG or PNG file of ours without its mark: what it would be if it had been saved so."""
+    return _png_without(data) if data.startswith(_PNG_SIGNATURE) else _jpeg_without(data)
+
+
+def _jpeg_without(data: bytes) -> bytes:
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # until the pixels
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xE1 and data.startswith(_JPEG_HEADER, at + 4):
+            return data[:at] + data[end:]
+        at = end
+    return data
+
+
+def _png_without(data: bytes) -> bytes:
+    at, mark = len(_PNG_SIGNATURE), b"iTXt" + _PNG_KEYWORD.encode() + b"\0"
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data.startswith(mark, at + 4):
+            return data[:at] + data[end:]
+        at = end
+    return data
