@@ -29,6 +29,9 @@ def run(
     devices: options.Devices = "auto",
     workers: options.Workers = None,
     models_file: options.ModelsFile = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Show it in a browser meanwhile; prints the address.")
+    ] = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -51,7 +54,8 @@ def run(
     job = Job(manifest, out, load_models(settings.models), plan_options)
     try:
         with display(quiet) as shown:
-            outcome = render(job, settings, Crew(devices, workers), shown)
+            told = (lambda address: say(f"The page: {address}")) if page else None
+            outcome = render(job, settings, Crew(devices, workers), shown, told)
     except KeyboardInterrupt:
         say("Stopped. What is rendered is stored: run the same command again to go on.")
         raise

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -43,7 +44,8 @@ class Crew:
 class Embedded:
     """A running private broker (`settings.broker`) and the workers that serve it.
 
-    broker: its process; None if another one keeps it.
+    broker: its process; None if another one keeps it. facade: the process of the page, if one is
+    open.
     """
 
     settings: Settings
@@ -51,6 +53,7 @@ class Embedded:
     folder: Path
     broker: subprocess.Popen[bytes] | None
     workers: subprocess.Popen[bytes] | None = None
+    facade: subprocess.Popen[bytes] | None = None
     models: frozenset[str] = field(default_factory=frozenset)
 
     def serve(self, models: Sequence[str]) -> None:
@@ -70,6 +73,33 @@ class Embedded:
             # There goes what they leave behind when they are killed.
             self.settings.environment() | {"TMPDIR": str(self.folder)},
         )
+
+    def open_page(self) -> Callable[[], str]:
+        """Start a facade for whoever follows what is rendered in a browser, on the loopback alone.
+
+        Returns what waits until it answers, and gives its address. That raises FatalError with the
+        reason if it does not.
+        """
+        with closing(socket.create_server(("127.0.0.1", 0))) as server:
+            port = server.getsockname()[1]
+        own = {  # neither the user's keys nor a store of theirs
+            "IMAGEMILL_STORE": str(self.folder / "store"),
+            "IMAGEMILL_KEYS_FILE": str(self.folder / "keys.json"),
+            "IMAGEMILL_SIGNING_FILE": str(self.folder / "signing.key"),
+        }
+        command = [sys.executable, "-P", "-m", "producer", "serve", "--port", str(port)]
+        facade = _start(command, self.folder / "page.log", self.settings.environment() | own)
+        self.facade = facade
+
+        def address() -> str:
+            deadline = time.monotonic() + START_SECONDS
+            while facade.poll() is None and time.monotonic() < deadline:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    return f"http://127.0.0.1:{port}"
+                time.sleep(0.05)
+            raise FatalError(f"the page does not open\n{self._log('page.log')}".rstrip(), GO_ON)
+
+        return address
 
     def check(self) -> None:
         """Raises FatalError with the reason if the broker or the workers have ended."""
@@ -94,11 +124,10 @@ class Embedded:
                 self.workers.wait(self.settings.shutdown_timeout + STOP_SECONDS)
 
     def kill(self) -> None:
-        """End the workers and the broker now."""
-        if self.workers:
-            children.kill(self.workers)
-        if self.broker:
-            children.kill(self.broker)
+        """End the page, the workers and the broker now."""
+        for child in (self.facade, self.workers, self.broker):
+            if child:
+                children.kill(child)
 
     def _log(self, name: str) -> str:
         """The last lines that a child wrote."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -40,8 +41,16 @@ class Outcome:
         return self.summary.done / self.summary.seconds
 
 
-def render(job: Job, settings: Settings, crew: Crew, display: Display) -> Outcome:
+def render(
+    job: Job,
+    settings: Settings,
+    crew: Crew,
+    display: Display,
+    show_page: Callable[[str], None] | None = None,
+) -> Outcome:
     """Render what is missing of a job and write its dataset.
+
+    show_page: if given, a page is open meanwhile, and it is told its address once that answers.
 
     Raises:
         ManifestRefused, UsageError, InvalidRequest: nothing was enqueued.
@@ -54,8 +63,11 @@ def render(job: Job, settings: Settings, crew: Crew, display: Display) -> Outcom
         with embedded(settings, crew) as children:
             # A worker takes seconds to start, so it starts while the manifest is read.
             children.serve([job.table.route(job.options.model).model])
+            address = children.open_page() if show_page else None
             plan = prepare(submission, display.planning)
             children.serve(plan.models)
+            if show_page and address:
+                show_page(f"{address()}/runs/{plan.run_id}")
             rendered = _render(plan, storage, children, display)
         summary = final_summary(storage, plan.run_id)
     if rendered:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support import Cli, circles, eventually, rows
@@ -92,3 +94,31 @@ def _assert_completed(cli: Cli, expected: list[str]) -> None:
 
 def _images(out: Path) -> int:
     return sum(1 for _ in out.glob("images/*/[!.]*.png"))
+
+
+def test_the_page_of_a_run_lives_as_long_as_its_command(cli: Cli) -> None:
+    models = cli.folder / "models.toml"
+    models.write_text(
+        'default = "slow"\n[models.slow]\nrepo = "null:"\nsize = [64, 64]\n'
+        "batch_width = 2\noptions = { sleep = 0.5 }\n"
+    )
+    cli.manifest(*circles(400))
+    running = cli.start("run", "manifest.jsonl", "--out", "out", "--models-file", models, "--page")
+    found = None
+    while found is None:
+        found = re.search(r"The page: (http://127\.0\.0\.1:\d+)(/runs/[0-9a-f]+)", line(running))
+    page, run = found.groups()
+    eventually(lambda: "400" in httpx.get(page + run).text)
+    assert run in httpx.get(page).text
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode == 130
+    eventually(lambda: not cli.processes(), 5)
+
+
+def line(running: subprocess.Popen[str]) -> str:
+    """The next line that a command says."""
+    assert running.stderr
+    said = running.stderr.readline()
+    assert said, "the command has ended"
+    return said
