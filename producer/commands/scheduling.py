@@ -196,6 +196,7 @@ def inbox(
     model: options.Model = None,
     seed: options.Seed = 0,
     format: options.Format = "jpeg",
+    map: options.Columns = None,
     skip_invalid: options.SkipInvalid = False,
     done: Annotated[
         bool, typer.Option("--done", help="Take only manifests with a NAME.done beside them.")
@@ -211,9 +212,9 @@ def inbox(
 ) -> None:
     """Submit each manifest that arrives in a folder or bucket, until Ctrl-C.
 
-    A manifest is NAME.jsonl or NAME.jsonl.gz; write it under another name, then rename it. It goes
-    to accepted/ or rejected/, with a report. Run as many copies as you like. With --json, what
-    happens is a line of JSON each on stdout.
+    A manifest is NAME.jsonl, .jsonl.gz, .csv or .tsv; write it under another name, then rename it.
+    It goes to accepted/ or rejected/, with a report. Run as many copies as you like. With --json,
+    what happens is a line of JSON each on stdout.
     """
     from dataclasses import replace
 
@@ -222,13 +223,17 @@ def inbox(
     from jobs.settings import load_settings
     from producer.control.installation import installation
     from producer.planning.resolution import PlanOptions
+    from producer.planning.tables import columns_of
     from producer.report import say, say_news, show_news
     from producer.schedules.inbox import Inbox
     from producer.schedules.news import News
 
     settings = load_settings(broker, models_file)
     stores = tuple(sorted(settings.input_stores))
-    plan_options = PlanOptions(seed, model, format, None, skip_invalid, False, stores)
+    columns = columns_of(map)
+    plan_options = PlanOptions(
+        seed, model, format, None, skip_invalid, False, stores, columns=columns
+    )
     tell = show_news if as_json else _nothing if quiet else say_news
     # Strangers may write there: they name neither repositories nor folders, nor files of ours.
     table = replace(load_models(settings.models), closed=True)

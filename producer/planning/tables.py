@@ -29,6 +29,14 @@ _ARROW_FILE = b"ARROW1"
 _REAL = ("guidance_scale", "strength")
 
 
+class UnfitTable(UsageError):
+    """A table that lacks a column."""
+
+
+class DamagedTable(FatalError):
+    """No table of the kind that its name says."""
+
+
 def kind_of(uri: str) -> str:
     """ ".parquet", …, or "" for what is no table."""
     suffix = PurePosixPath(uri).suffix.lower()
@@ -61,7 +69,8 @@ def table_lines(file: IO[bytes], uri: str, columns: Mapping[str, str]) -> Iterat
     out, and a custom_id that is a whole number becomes its text.
 
     Raises:
-        UsageError: a column does not exist, or none holds prompts. FatalError: it is no such table.
+        UnfitTable: a column does not exist, or none holds prompts.
+        DamagedTable: it is no such table.
     """
     import pyarrow as pa
 
@@ -78,7 +87,7 @@ def table_lines(file: IO[bytes], uri: str, columns: Mapping[str, str]) -> Iterat
                 yield _line(given)
     except (pa.ArrowException, TypeError, UnicodeDecodeError) as error:
         reason = printable(str(error), 300)
-        raise FatalError(f"manifest {uri} cannot be read: {reason}", "Check the file.") from error
+        raise DamagedTable(f"manifest {uri} cannot be read: {reason}", "Check the file.") from error
 
 
 def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -146,16 +155,16 @@ def _choose(found: list[str], columns: Mapping[str, str], uri: str) -> dict[str,
     """The column of each field that has one.
 
     Raises:
-        UsageError: one that was asked for does not exist, or none holds prompts.
+        UnfitTable: one that was asked for does not exist, or none holds prompts.
     """
     chosen = {name: columns.get(name, name) for name in FIELDS}
     chosen = {n: column for n, column in chosen.items() if column in found or n in columns}
     has = f"Its columns: {printable(', '.join(found), SHOWN_COLUMNS)}"
     for column in chosen.values():
         if column not in found:
-            raise UsageError(f"{uri} has no column {column!r}", has)
+            raise UnfitTable(f"{uri} has no column {column!r}", has)
     if "prompt" not in chosen:
-        raise UsageError(f"no column of {uri} is called prompt", f"{has}. Name one: --map prompt=…")
+        raise UnfitTable(f"no column of {uri} is called prompt", f"{has}. Name one: --map prompt=…")
     return chosen
 
 

@@ -54,8 +54,9 @@ class Firing:
         moment = moment_of(nominal)
         seed, model = schedule.seed_at(moment), schedule.model
         options = PlanOptions(
-            seed, model, schedule.format, None, schedule.skip_invalid, True, self.stores
-        )
+            seed, model, schedule.format, None, schedule.skip_invalid, True, self.stores,
+            columns=schedule.columns,
+        )  # fmt: skip
         manifest, out = schedule.manifest_at(moment), schedule.out_at(moment)
         return Job(manifest, out, self.table, options, f"{schedule.name} {nominal}")
 

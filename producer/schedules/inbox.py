@@ -45,6 +45,7 @@ from producer.control.locks import LOCK_SECONDS, locked
 from producer.planning.manifest import manifest_digest
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, launch, prepare
+from producer.planning.tables import DamagedTable, UnfitTable
 from producer.schedules.news import News
 from producer.schedules.reports import TAKEN_RECORD, Report, Taken, rejected
 from producer.schedules.templates import check_template, fill, key
@@ -55,7 +56,8 @@ DONE = ".done"
 
 log = logging.getLogger(__name__)
 
-_MANIFEST = re.compile(r"[^.].*\.jsonl(\.gz)?")  # what is looked at
+# What is looked at. Of the tables those that no small file can make large: strangers write here.
+_ENDING = re.compile(r"\.(jsonl(\.gz)?|csv|tsv)$")
 _NAME = re.compile(r"\w[\w.-]{0,199}")  # of what becomes part of a path
 _TORN = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -121,10 +123,10 @@ class Inbox:
     def _waiting(self) -> list[str]:
         """The names of manifests that are whole, and of those that were not filed to the end."""
         there = set(self.storage.list(""))
-        found = [n for n in there if _MANIFEST.fullmatch(n) and self._is_whole(n, there)]
+        found = [n for n in there if _is_manifest(n) and self._is_whole(n, there)]
         if TAKEN in there:
             taken = {name.removesuffix(".json") for name in self.storage.list(TAKEN)}
-            found += [name for name in taken - there if _MANIFEST.fullmatch(name)]
+            found += [name for name in taken - there if _is_manifest(name)]
         return sorted(found)
 
     def _is_whole(self, name: str, there: set[str]) -> bool:
@@ -182,11 +184,12 @@ class Inbox:
             self._check_free(out, submission.run_id)
             finished = submission.plan if submission.finished else None
             plan = finished or prepare(submission, lambda _: None)
-        except (ManifestRefused, InvalidRequest, FatalError) as error:
-            # Anything else is not the manifest's fault.
-            if isinstance(error, FatalError) and not isinstance(error.__cause__, _TORN):
-                raise
+        except (ManifestRefused, InvalidRequest, UnfitTable, DamagedTable) as error:
             return rejected(report, error)
+        except FatalError as error:
+            if isinstance(error.__cause__, _TORN):
+                return rejected(report, error)
+            raise  # it is not the manifest's fault
         if not finished:
             with self.known.reached():
                 launch(plan, out, self.known.runs, self.known.dispatcher)
@@ -195,7 +198,7 @@ class Inbox:
         )
 
     def _out_of(self, name: str, taken: Taken) -> str:
-        stem = name.removesuffix(".gz").removesuffix(".jsonl")
+        stem = _ENDING.sub("", name)
         if not _NAME.fullmatch(stem):
             raise InvalidRequest(
                 "name", f"{stem!r} cannot become part of a path; use letters, digits, ., - and _"
@@ -226,3 +229,7 @@ class Inbox:
         if self._problems.get(subject) != (problem := str(error)):
             self._problems[subject] = problem
             self.tell(News(subject, "waits", problem))
+
+
+def _is_manifest(name: str) -> bool:
+    return not name.startswith(".") and bool(_ENDING.sub("", name)) and bool(_ENDING.search(name))

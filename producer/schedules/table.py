@@ -36,6 +36,7 @@ from jobs.errors import InvalidRequest, UsageError
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_file
+from producer.planning.tables import columns_of
 from producer.schedules.templates import check_template, fill
 from producer.schedules.times import Cron, wall_clock
 
@@ -72,7 +73,8 @@ class Schedule(BaseModel):
     """One row of the schedules file.
 
     name: of the row; cron: five fields, read in `timezone`; manifest, out: URIs with placeholders
-    (producer.schedules.templates); model, format, skip_invalid: as `imagemill submit` takes them;
+    (producer.schedules.templates); model, format, skip_invalid, map: as `imagemill submit` takes
+    them;
     seed: of every run, or "nominal" for the Unix time of the nominal time.
     overlap: what becomes of a nominal time while an earlier run goes on; catchup: which nominal
     times that nobody was there for are made up, if they are no older than catchup_window.
@@ -89,6 +91,7 @@ class Schedule(BaseModel):
     model: str | None = None
     format: ImageFormat = "jpeg"
     skip_invalid: bool = False
+    map: dict[str, str] = {}
     seed: Annotated[int, Field(ge=0, lt=2**63)] | Literal["nominal"] = 0
     overlap: Overlap = "skip"
     catchup: Catchup = "last"
@@ -100,6 +103,15 @@ class Schedule(BaseModel):
     def check_cron(cls, cron: str, info: ValidationInfo) -> str:
         Cron(cron, info.data.get("timezone", ZoneInfo("UTC"))).check()
         return cron
+
+    @field_validator("map")
+    @classmethod
+    def check_map(cls, columns: dict[str, str]) -> dict[str, str]:
+        try:
+            columns_of([f"{name}={column}" for name, column in columns.items()])
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return columns
 
     @model_validator(mode="after")
     def check_out(self) -> Self:
@@ -113,6 +125,11 @@ class Schedule(BaseModel):
     def times(self) -> Cron:
         """Its nominal times."""
         return Cron(self.cron, self.timezone)
+
+    @property
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """Of a table that stand for fields, sorted."""
+        return tuple(sorted(self.map.items()))
 
     def local(self, moment: datetime) -> datetime:
         """A moment as the schedule's time zone writes it."""

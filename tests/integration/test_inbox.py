@@ -96,6 +96,31 @@ def test_manifests_are_filed_with_a_report(any_post: Post) -> None:
     )
 
 
+def test_tables_are_manifests_too(any_post: Post) -> None:
+    storage = any_post.storage
+    storage.write("some.csv", b"text,seed\na circle,1\na star,2\n")
+    storage.write("tabs.tsv", b"text\tseed\na circle\t1\n")
+    storage.write("other.csv", b"caption\na circle\n")
+    storage.write("bad.csv", b'text,seed\n"a\n')
+    storage.write("wide.csv", b"text,seed\na,b,c\n")
+    storage.write("large.parquet", b"PAR1")
+    storage.write(".csv", b"text\n")
+    options = PlanOptions(model="null", columns=(("prompt", "text"),))
+    any_post.watcher(options=options).look()
+    assert any_post.waiting() == [".csv", "large.parquet"]
+    assert any_post.filed() == [
+        "accepted/some.csv",
+        "accepted/tabs.tsv",
+        "rejected/bad.csv",
+        "rejected/other.csv",
+        "rejected/wide.csv",
+    ]
+    report = any_post.report("accepted/some.csv")
+    assert (report["requests"], report["out"]) == (2, f"{storage.uri}/out/some")
+    assert "has no column 'text'" in any_post.report("rejected/other.csv")["reason"]
+    assert "cannot be read" in any_post.report("rejected/wide.csv")["reason"]
+
+
 def test_watchers_side_by_side_submit_each_once(any_post: Post) -> None:
     names = [f"{number}.jsonl" for number in range(8)]
     for number, name in enumerate(names):

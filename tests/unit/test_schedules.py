@@ -203,6 +203,7 @@ out = "out/{date}"
         ("cron", 'catchup_window = "day"\ncron', "a.catchup_window: must be a number with m,"),
         ("cron", 'catchup_window = "400d"\ncron', "a.catchup_window: must be at most 366d"),
         ("cron", "pause_after_failures = 0\ncron", "a.pause_after_failures: input should be"),
+        ("cron", 'map = { promt = "text" }\ncron', "a.map: --map promt=text: names no field"),
         ("cron", 'name = "b"\ncron', "a.name: the name is that of the table"),
         ("cron", 'model = "nope"\ncron', "a.model: unknown model 'nope'"),
         ("[schedules.a]", "[schedules]\n[other]", "other: unknown field"),
@@ -218,6 +219,14 @@ def test_a_wrong_file_names_file_schedule_and_field(
         load_schedules(str(file)).check_models(load_models())
     assert str(file) in refused.value.message
     assert complaint in refused.value.message
+
+
+def test_a_schedule_names_the_columns_of_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "schedules.toml"
+    file.write_text(GOOD + 'map = { seed = "n", prompt = "caption" }\n')
+    firing = Firing(installation(Settings()), load_models(), (), lambda _: None)
+    options = firing.job(load_schedules(str(file)).get("a"), key(NOON)).options
+    assert options.columns == (("prompt", "caption"), ("seed", "n"))
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
