@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import orjson
 from platformdirs import user_config_path
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,6 +28,7 @@ from pydantic_settings import (
 
 from jobs.errors import UsageError
 from jobs.logs import LogFormat
+from jobs.teams import TEAM
 
 # Where Compose and Kubernetes put them; `imagemill_api_keys` is the setting api_keys.
 SECRETS = Path("/run/secrets")
@@ -51,6 +52,14 @@ def _check_broker(url: str) -> str:
     if not known and not (parts.scheme == "redis+socket" and parts.path):
         raise ValueError("must be redis://host, rediss://host or redis+socket:///path")
     return url
+
+
+class Team(BaseModel):
+    """What a team may have of an installation. weight: its share of the devices against others'."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
 
 
 class Settings(BaseSettings):
@@ -143,6 +152,10 @@ class Settings(BaseSettings):
     file_bytes: Annotated[
         int, Field(ge=1024, description="Bytes that an uploaded file may have")
     ] = 200 * 2**20
+    teams: Annotated[
+        dict[Annotated[str, Field(pattern=f"^{TEAM.pattern}$")], Team],
+        Field(description="What teams may have of the installation, by their names"),
+    ] = Field(default_factory=dict)
     input_hosts: Annotated[
         frozenset[str],
         Field(description="If any: the only hosts that input URLs may name, private ones included"),

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import psutil
 from jobs.broker.connection import connect, connect_async
 from jobs.broker.dispatch import Dispatcher, start_run
 from jobs.broker.fleet import Fleet
+from jobs.broker.messages import RENDER, Message, make
+from jobs.broker.queues import BULK, queue_name
 from jobs.broker.runs import Progress, Runs
 from jobs.broker.seals import make_seal
 from jobs.calls.call import Answer, Call
@@ -50,6 +53,16 @@ batch_width = 4
 steps = 2
 guidance_scale = 3.0
 """
+
+
+def queue_chunks(
+    sender: Dispatcher, run_id: str, epoch: int, shard: int, model: str, chunks: Iterable[int]
+) -> None:
+    """Send messages of chunks, whosever turn it is."""
+    queue = queue_name(BULK, model)
+    messages = [Message(RENDER, (run_id, epoch, shard, chunk), queue) for chunk in chunks]
+    raw = [make(message, sender.seal) for message in messages]
+    sender.client.lpush(f"{sender.prefix}{queue}", *raw)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from worker.workshop import Workshop, make_workshop
 # What the arguments of a message are called in logs.
 IDS = {
     RENDER: ("run", "epoch", "shard", "chunk"),
-    FEED: ("run", "epoch", "shard", "chunk", "model"),
+    FEED: ("run", "epoch", "model"),
     FINALIZE: ("run", "epoch"),
     WAKE: (),
 }

@@ -37,18 +37,17 @@ class Choice:
 
 @dataclass
 class Renderers:
-    """The loaded models of one device process, most recently used last, at most `kept`."""
+    """The loaded models of one device process, most recently used last, at most `kept`.
+
+    loaded: the names of those of this machine's own commits, as calls have them, for any thread.
+    """
 
     table: ModelTable
     device: str
     kept: int
     counts: Counts = field(default_factory=Counts)
+    loaded: frozenset[str] = frozenset()
     _loaded: OrderedDict[Choice, BatchRenderer] = field(default_factory=OrderedDict)
-
-    @property
-    def loaded(self) -> frozenset[str]:
-        """The names of those that are, of this machine's own commits, as calls have them."""
-        return frozenset(choice.model for choice in self._loaded if not choice.commits)
 
     def get(self, name: str, commits: Mapping[str, str] = _NONE) -> BatchRenderer:
         """The model of that name, loaded on first use.
@@ -68,6 +67,7 @@ class Renderers:
                 renderer = self._fit(choice)
             self.counts.once("model_loads", name)
             self._loaded[choice] = BatchRenderer(renderer, partial(self._make_room, choice))
+            self._note()
             log.info("Loaded %s in %.1f s", choice, time.perf_counter() - started)
         self._loaded.move_to_end(choice)
         return self._loaded[choice]
@@ -122,7 +122,11 @@ class Renderers:
 
     def _drop(self, choice: Choice) -> None:
         del self._loaded[choice]
+        self._note()
         self.counts.once("model_drops", choice.model)
+
+    def _note(self) -> None:
+        self.loaded = frozenset(one.model for one in self._loaded if not one.commits)
 
     def _load(self, choice: Choice) -> Renderer:
         model = self.table.get(choice.model)

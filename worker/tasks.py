@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import redis
 from tenacity import (
@@ -19,12 +20,12 @@ from tenacity import (
     wait_fixed,
 )
 
-from jobs.broker.dispatch import next_shard, start_run
+from jobs.broker.dispatch import start_run
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
 from jobs.broker.runs import Effort
+from jobs.broker.turns import Turn, whose_turn
 from jobs.errors import ImagemillError, TransientError
 from jobs.output.dataset import write_dataset
-from jobs.output.plan import Chunk
 from jobs.output.records import RecordStatus, chunks_done
 from worker.calls import serve_beside, serve_calls, served
 from worker.chunks import Todo, Work, count
@@ -38,7 +39,7 @@ PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
 RELEASE_SECONDS = 60.0  # a partition that ends within them counts as no death
 SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
 LOOK_SECONDS = 0.1  # while inputs are on their way, calls are looked for so often
-TURN_SECONDS = 5.0  # of each worker: a run's turn, if its chunks are shorter
+UNFED_SECONDS = 10.0  # a run whose storage is away takes the turns of no other
 LEAD_SECONDS = 2.0  # before a chunk's end the next message is taken, to be made ready
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def render(
             return
         statuses = store(shop, drawn)
         shop.runs.spend(run_id, drawn.effort)
+        shop.turns.settle(run_id, drawn.effort.seconds)
         if shop.runs.complete(run_id, work.number, *count(statuses.values())):
             shop.dispatcher.finalize(run_id, epoch, work.model)
 
@@ -224,37 +226,44 @@ def wake(shop: Workshop, make_way: MakeWay) -> None:
         log.warning("Interactive calls: %s", error)  # those who wait will wake us again
 
 
-def feed(
-    shop: Workshop, _: MakeWay, run_id: str, epoch: int, shard: int, chunk: int, model: str
-) -> None:
-    """Queue a turn's chunks of one plan shard, from `chunk` on, then the feed of what follows.
+def feed(shop: Workshop, _: MakeWay, run_id: str, epoch: int, model: str) -> None:
+    """Give a turn to the run whose turn it is, which need not be the message's own.
 
-    A turn gives each worker of the model one chunk, or some seconds' worth. Then it is another
-    run's, if one waits.
+    The message goes round until its own run has given out all its chunks.
     """
     with responsibly(shop, run_id, epoch):
-        run = shop.open(run_id, epoch)
-        if run is None:
-            return
-        chunks = run.plan.shards[shard].chunks
-        todo = [
-            number
-            for number, one in enumerate(chunks)
-            if number >= chunk and one.model == model and (shard, number) not in run.done
-        ]
-        most = turn(shop, model, chunks[todo[0]]) if todo else 0
-        shop.dispatcher.render(run_id, epoch, shard, model, todo[:most])
-        if later := todo[most:]:
-            shop.dispatcher.feed(run_id, epoch, shard, model, later[0])
-        elif (following := next_shard(run.plan, shard, model)) is not None:
-            shop.dispatcher.feed(run_id, epoch, following, model)
+        while True:
+            served = {name for name in shop.models if shop.fitness.is_fit(name)} | {model}
+            waiting = shop.turns.waiting(sorted(served))
+            own = (run_id, epoch, model)
+            if all((one.run_id, one.epoch, one.model) != own for one in waiting):
+                return
+            now = time.monotonic()
+            here = [
+                one
+                for one in waiting
+                if shop.unfed.get(one.run_id, now) <= now and shop.fitness.is_fit(one.run_id)
+            ]
+            if give(shop, whose_turn(here or waiting, shop.weights, shop.renderers.loaded)):
+                raise PutBack
 
 
-def turn(shop: Workshop, model: str, chunk: Chunk) -> int:
-    """How many chunks like this one a run gets before it is the turn of the next."""
-    workers = sum(model in worker.serves for worker in shop.fitness.fleet.workers())
-    seconds = shop.pace.get(model, TURN_SECONDS) * (chunk.stop - chunk.start)
-    return max(1, workers) * max(1, int(TURN_SECONDS / seconds))
+def give(shop: Workshop, turn: Turn) -> bool:
+    """Queue a turn's chunks; False if that run has moved on meanwhile, or does not go on."""
+    one = turn.run
+    try:
+        with responsibly(shop, one.run_id, one.epoch):
+            run = shop.open(one.run_id, one.epoch)
+            if run is None:
+                return False
+            places = run.plan.places(one.model, one.place)
+            todo = (place for place in places if place not in run.done)
+            chunks = list(islice(todo, turn.chunks))
+            return shop.turns.take(turn, chunks, next(todo, None))
+    except PutBack:
+        shop.unfed[one.run_id] = time.monotonic() + UNFED_SECONDS
+        raise
+    return False  # it was paused
 
 
 def finalize(shop: Workshop, make_way: MakeWay, run_id: str, epoch: int) -> None:

@@ -14,6 +14,7 @@ from jobs.broker.dispatch import Dispatcher
 from jobs.broker.fleet import Fleet, Worker
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
+from jobs.broker.turns import Turns
 from jobs.calls.claims import Claims
 from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy
@@ -39,13 +40,15 @@ class Workshop:
     """The tools of one device process.
 
     name: the worker's; models: what it serves, the first of them loaded at once; call_slots: those
-    that pipeline calls for interactive calls may have, by model; fitness: what it cannot render for
-    now; stage renders, executor stores by means of put, inputs loads what runs name, call_inputs
-    what calls do; decoding: how much at a time; policy, stores: what inputs may be and where from;
-    device: the one thread that touches models; flow: how many rendered batches may be on their way
-    into storage, and call_flow the same of calls; at_work: chunks that have begun; pace: seconds a
-    request, by model, of the last batch; clock: when the device was last at work; counts: what it
-    did, reported to counters; stopping: set when it is to end after its batch.
+    that pipeline calls for interactive calls may have, by model; weights: of teams, for turns;
+    fitness: what it cannot render for now; stage renders, executor stores by means of put, inputs
+    loads what runs name, call_inputs what calls do; decoding: how much at a time; policy, stores:
+    what inputs may be and where from; device: the one thread that touches models; flow: how many
+    rendered batches may be on their way into storage, and call_flow the same of calls; at_work:
+    chunks that have begun; pace: seconds a request, by model, of the last batch; clock: when the
+    device was last at work; unfed: until when (monotonic seconds) others come before a run that
+    could not be fed; counts: what it did, reported to counters; stopping: set when it is to end
+    after its batch.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Workshop:
     runs: Runs
     claims: Claims
     dispatcher: Dispatcher
+    turns: Turns
+    weights: Mapping[str, float]
     renderers: Renderers
     fitness: Fitness
     stage: Stage
@@ -73,6 +78,7 @@ class Workshop:
     at_work: AtWork = field(default_factory=lambda: AtWork())
     pace: dict[str, float] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
+    unfed: dict[str, float] = field(default_factory=dict)
     stopping: Event = field(default_factory=Event)
     _lock: Lock = field(default_factory=Lock)
     _open: OrderedDict[tuple[str, int, str], LiveRun] = field(default_factory=OrderedDict)
@@ -147,6 +153,8 @@ def make_workshop(worker: Worker, put: Put) -> Workshop:
         runs=Runs(client, settings.key_prefix, seal),
         claims=Claims(client, settings.key_prefix, seal),
         dispatcher=Dispatcher(client, settings.key_prefix, seal),
+        turns=Turns(client, settings.key_prefix, seal),
+        weights={name: team.weight for name, team in settings.teams.items()},
         renderers=renderers,
         fitness=Fitness(Fleet(client, settings.key_prefix), worker.name),
         stage=Stage(renderers, settings.batch_seconds),

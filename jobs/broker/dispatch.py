@@ -1,27 +1,24 @@
 """Sending messages: about 1 KB each, ids and numbers only.
 
-A run is not poured into Redis. Each model of a run has one feed message; a worker that finds its
-bulk queues empty expands it into the next few chunk messages and sends the feed on, to the end of
-its queue. So runs take turns.
+A run is not poured into Redis. Each model of a run has one feed message, which goes round as long
+as there are chunks to give out: a worker that finds its bulk queues empty takes one, and queues
+some chunks of the run whose turn it is (jobs/broker/turns.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import redis
 
 from jobs.broker.fleet import Fleet
-from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE, Message, make
-from jobs.broker.queues import BULK, FEEDS, INTERACTIVE, queue_name
-from jobs.broker.runs import Runs
+from jobs.broker.messages import FEED, FINALIZE, WAKE, Message, make
+from jobs.broker.queues import BULK, FEEDS, INTERACTIVE, WAITING, queue_name
+from jobs.broker.runs import KEEP_SECONDS, Runs
 from jobs.broker.seals import Seal
-from jobs.output.plan import Plan
+from jobs.output.plan import Place, Plan
 from jobs.output.records import chunks_done
 from jobs.output.storage import Storage
-
-TOGETHER = 200  # messages a round trip: three times as fast as one by one
 
 
 @dataclass(frozen=True)
@@ -32,19 +29,17 @@ class Dispatcher:
     prefix: str
     seal: Seal
 
-    def render(
-        self, run_id: str, epoch: int, shard: int, model: str, chunks: Iterable[int]
-    ) -> None:
-        """Queue chunks of one shard."""
-        queue = queue_name(BULK, model)
-        self._send(
-            queue, [Message(RENDER, (run_id, epoch, shard, chunk), queue) for chunk in chunks]
-        )
-
-    def feed(self, run_id: str, epoch: int, shard: int, model: str, chunk: int = 0) -> None:
-        """Queue the expansion of a shard, from one of its chunks on."""
+    def feed(self, run_id: str, epoch: int, model: str, first: Place) -> None:
+        """Have a run wait for turns of a model, from one of its chunks on."""
         queue = queue_name(FEEDS, model)
-        self._send(queue, [Message(FEED, (run_id, epoch, shard, chunk, model), queue)])
+        key = f"{self.prefix}run:{run_id}:next"
+        with self.client.pipeline() as pipe:
+            pipe.hset(key, queue_name(BULK, model), f"{first[0]} {first[1]}")
+            pipe.expire(key, KEEP_SECONDS)
+            pipe.sadd(f"{self.prefix}{queue_name(WAITING, model)}", run_id)
+            message = make(Message(FEED, (run_id, epoch, model), queue), self.seal)
+            pipe.lpush(f"{self.prefix}{queue}", message)
+            pipe.execute()
 
     def finalize(self, run_id: str, epoch: int, model: str) -> None:
         """Queue the writing of the dataset, on any queue that a worker of the run reads.
@@ -54,11 +49,6 @@ class Dispatcher:
         queue = queue_name(BULK, model)
         message = make(Message(FINALIZE, (run_id, epoch), queue), self.seal)
         self.client.rpush(f"{self.prefix}{queue}", message)
-
-    def _send(self, queue: str, messages: list[Message]) -> None:
-        for start in range(0, len(messages), TOGETHER):
-            some = [make(message, self.seal) for message in messages[start : start + TOGETHER]]
-            self.client.lpush(f"{self.prefix}{queue}", *some)
 
 
 def wake_message(model: str, seal: Seal) -> bytes:
@@ -73,24 +63,16 @@ def start_run(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) 
     """
     done = chunks_done(storage, plan)
     sizes: list[tuple[int, int]] = []
-    first_shards: dict[str, int] = {}
+    first: dict[str, Place] = {}
     for number, shard in enumerate(plan.shards):
         for i, chunk in enumerate(shard.chunks):
             if (number, i) in done:
                 sizes.append((plan.number(number, i), chunk.stop - chunk.start))
             else:
-                first_shards.setdefault(chunk.model, number)
+                first.setdefault(chunk.model, (number, i))
     # Whoever starts a run has mended what was amiss, or will be told again.
     Fleet(runs.client, runs.prefix).trust([*plan.fingerprints, plan.run_id])
     epoch = runs.open(plan, storage.uri, sizes)
-    for model, first in first_shards.items():
-        dispatcher.feed(plan.run_id, epoch, first, model)
-    return epoch if first_shards else None
-
-
-def next_shard(plan: Plan, after: int, model: str) -> int | None:
-    """The next shard that has chunks of the model; None at the plan's end."""
-    for number in range(after + 1, len(plan.shards)):
-        if any(chunk.model == model for chunk in plan.shards[number].chunks):
-            return number
-    return None
+    for model, place in first.items():
+        dispatcher.feed(plan.run_id, epoch, model, place)
+    return epoch if first else None

@@ -39,9 +39,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=4096)]
 
 _ARGUMENTS: dict[str, TypeAdapter[Any]] = {
     RENDER: TypeAdapter(tuple[RunId, Epoch, Number, Number], config=ConfigDict(strict=True)),
-    FEED: TypeAdapter(
-        tuple[RunId, Epoch, Number, Number, ModelName], config=ConfigDict(strict=True)
-    ),
+    FEED: TypeAdapter(tuple[RunId, Epoch, ModelName], config=ConfigDict(strict=True)),
     FINALIZE: TypeAdapter(tuple[RunId, Epoch], config=ConfigDict(strict=True)),
     WAKE: TypeAdapter(tuple[()], config=ConfigDict(strict=True)),
 }

@@ -9,6 +9,7 @@ from hashlib import blake2b
 BULK = "bulk"
 FEEDS = "feed"
 INTERACTIVE = "interactive"
+WAITING = "waiting"  # no queue: the runs that have chunks of a model to give out
 
 
 def queue_name(kind: str, model: str) -> str:

@@ -3,7 +3,7 @@
 Everything here can be rebuilt from a run's storage; that is what `imagemill resume` does.
 
     <prefix>runs                   sorted set: run id → time of submission
-    <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, …;
+    <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, team, …;
                                    models: JSON, of each how many requests the chunks have
     <prefix>run:<id>:chunks        bitmap: chunk number → complete
     <prefix>run:<id>:busy          hash: chunk number → "<done> <failed> <attempt>" while it renders
@@ -28,6 +28,7 @@ from jobs.broker.counters import count
 from jobs.broker.seals import Seal
 from jobs.errors import FatalError
 from jobs.output.plan import Plan
+from jobs.teams import OPEN_TEAM, Priority
 
 State = Literal["running", "paused", "cancelled", "finished"]
 
@@ -84,6 +85,8 @@ class Progress:
     suspects: int = 0
     models: tuple[str, ...] = ()
     effort: Effort = Effort()
+    team: str = OPEN_TEAM
+    priority: Priority = "normal"
 
     @property
     def settled(self) -> int:
@@ -147,9 +150,13 @@ class Runs:
                     "done": plan.requests - in_chunks + sum(done.values()),
                     "failed": 0,
                     "problem": "",
+                    "team": plan.team,
+                    "priority": plan.priority,
+                    "owed": 0,
+                    "owing": 0,
                 },
             )
-            pipe.delete(f"{key}:chunks", f"{key}:busy")
+            pipe.delete(f"{key}:chunks", f"{key}:busy", f"{key}:next")
             for number in done:
                 pipe.setbit(f"{key}:chunks", number, 1)
             pipe.zadd(f"{self.prefix}runs", {plan.run_id: time.time()})
@@ -236,6 +243,8 @@ class Runs:
                 int(text.get("device_slots", 0)),
                 int(text.get("device_images", 0)),
             ),
+            team=text.get("team", OPEN_TEAM),
+            priority=cast("Priority", text.get("priority", "normal")),
         )
 
     def location(self, run_id: str, epoch: int) -> str | None:
@@ -358,6 +367,7 @@ class Runs:
         """Add what a chunk has cost."""
         key = self._key(run_id)
         with self.client.pipeline() as pipe:
+            pipe.hincrby(key, "device_chunks", 1)
             pipe.hincrbyfloat(key, "device_seconds", effort.seconds)
             pipe.hincrbyfloat(key, "device_span", effort.span)
             pipe.hincrby(key, "device_slots", effort.slots)
@@ -418,7 +428,7 @@ class Runs:
 
     @staticmethod
     def _touch(pipe: redis.client.Pipeline, key: str) -> None:
-        for name in ("", ":chunks", ":busy", ":attempts", ":deaths"):
+        for name in ("", ":chunks", ":busy", ":next", ":attempts", ":deaths"):
             pipe.expire(f"{key}{name}", KEEP_SECONDS)
 
 

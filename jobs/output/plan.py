@@ -7,7 +7,7 @@ earlier run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -23,8 +23,11 @@ from jobs.ids import COMMIT, JOB_ID
 from jobs.output import layout
 from jobs.output.storage import Storage
 from jobs.requests import BatchKey, Request
+from jobs.teams import OPEN_TEAM, TEAM, Priority
 
 SHARD_LINES = 4096
+
+Place = tuple[int, int]  # a chunk: its shard, and its number in there
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Plan:
     commits: of its models' weights at the hub, where the models table does not pin them, by
         jobs.models.fingerprints.hub_name. Workers load these.
     invalid: lines left out by --skip-invalid; reused: requests whose images already existed.
+    team, priority: whose turn it is goes by them.
     """
 
     run_id: str
@@ -63,6 +67,8 @@ class Plan:
     invalid: int = 0
     reused: int = 0
     commits: dict[str, str] = field(default_factory=dict)
+    team: str = OPEN_TEAM
+    priority: Priority = "normal"
 
     @property
     def requests(self) -> int:
@@ -85,6 +91,13 @@ class Plan:
     def number(self, shard: int, chunk: int) -> int:
         """The chunk's number within the whole run, from 0."""
         return self.first_numbers[shard] + chunk
+
+    def places(self, model: str, start: Place = (0, 0)) -> Iterator[Place]:
+        """The chunks of a model, from one place on."""
+        for shard in range(start[0], len(self.shards)):
+            for chunk, one in enumerate(self.shards[shard].chunks):
+                if one.model == model and (shard, chunk) >= start:
+                    yield shard, chunk
 
 
 class _Row(NamedTuple):
@@ -132,7 +145,7 @@ def read_plan(storage: Storage, run_id: str) -> Plan | None:
     chunks = [(shard, chunk) for shard in plan.shards for chunk in shard.chunks]
     within = all(0 <= chunk.start < chunk.stop <= shard.requests for shard, chunk in chunks)
     commits = all(COMMIT.fullmatch(commit) for commit in plan.commits.values())
-    if plan.run_id != run_id or not within or not commits:
+    if plan.run_id != run_id or not within or not commits or not TEAM.fullmatch(plan.team):
         raise _foreign(storage, path)
     return plan
 

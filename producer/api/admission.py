@@ -19,7 +19,8 @@ from fastapi.security import HTTPBearer
 from limits import RateLimitItem
 from limits.aio.strategies import RateLimiter
 
-from producer.api.access.keys import OPEN_TEAM, KeyRing
+from jobs.teams import OPEN_TEAM
+from producer.api.access.keys import KeyRing
 from producer.api.wire.errors import ApiError
 from producer.api.wire.parts import part_of
 from producer.api.wire.reading import StrictRoute

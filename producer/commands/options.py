@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.formats import ImageFormat
+from jobs.teams import Priority
 
 REQUESTS = "Requests"
 DEPLOYMENT = "Deployment"
@@ -78,6 +79,21 @@ SkipInvalid = Annotated[
         "--skip-invalid",
         help="Render the valid lines; list the others in errors.jsonl.",
         rich_help_panel=REQUESTS,
+    ),
+]
+
+Team = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Whom it counts for in turns and usage.", rich_help_panel=DEPLOYMENT
+    ),
+]
+Rank = Annotated[
+    Priority,
+    typer.Option(
+        "--priority",
+        help="high overtakes others at the next chunk; low waits for them.",
+        rich_help_panel=DEPLOYMENT,
     ),
 ]
 

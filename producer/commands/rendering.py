@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.teams import OPEN_TEAM, check_team
 from producer.commands import options
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def run(
     map: options.Columns = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
+    team: options.Team = OPEN_TEAM,
     devices: options.Devices = "auto",
     workers: options.Workers = None,
     models_file: options.ModelsFile = None,
@@ -51,7 +53,7 @@ def run(
     plan_options = PlanOptions(
         seed, model, format, limit, skip_invalid, True, stores, n, columns_of(map)
     )
-    job = Job(manifest, out, load_models(settings.models), plan_options)
+    job = Job(manifest, out, load_models(settings.models), plan_options, team=check_team(team))
     try:
         with display(quiet) as shown:
             told = (lambda address: say(f"The page: {address}")) if page else None
@@ -72,6 +74,8 @@ def submit(
     map: options.Columns = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
+    team: options.Team = OPEN_TEAM,
+    priority: options.Rank = "normal",
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     broker: options.Broker = None,
     models_file: options.ModelsFile = None,
@@ -98,7 +102,9 @@ def submit(
     )
     known = installation(settings)
     known.ping()
-    submission = identify(Job(manifest, out, load_models(settings.models), plan_options))
+    table = load_models(settings.models)
+    job = Job(manifest, out, table, plan_options, team=check_team(team), priority=priority)
+    submission = identify(job)
     storage, summary = submission.storage, submission.finished
     if summary is None:
         with display(quiet) as shown:

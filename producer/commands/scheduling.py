@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.teams import OPEN_TEAM, check_team
 from producer.commands import options
 
 if TYPE_CHECKING:
@@ -198,6 +199,8 @@ def inbox(
     format: options.Format = "jpeg",
     map: options.Columns = None,
     skip_invalid: options.SkipInvalid = False,
+    team: options.Team = OPEN_TEAM,
+    priority: options.Rank = "normal",
     done: Annotated[
         bool, typer.Option("--done", help="Take only manifests with a NAME.done beside them.")
     ] = False,
@@ -238,7 +241,10 @@ def inbox(
     # Strangers may write there: they name neither repositories nor folders, nor files of ours.
     table = replace(load_models(settings.models), closed=True)
     table.route(model)
-    watched = Inbox(open_storage(uri), out, installation(settings), table, plan_options, tell, done)
+    watched = Inbox(
+        open_storage(uri), out, installation(settings), table, plan_options, tell, done,
+        team=check_team(team), priority=priority,
+    )  # fmt: skip
     if once:
         watched.look()
         return

@@ -115,7 +115,8 @@ def create(
     ] = None,
 ) -> None:
     """Make a key and print its token, which is shown only now."""
-    from producer.api.access.keys import OPEN_TEAM, create_key
+    from jobs.teams import OPEN_TEAM
+    from producer.api.access.keys import create_key
     from producer.report import say, show
 
     key, token = create_key(_settings().keys_file, team or [OPEN_TEAM])

@@ -16,6 +16,7 @@ from jobs.output.dataset import Summary, planned, read_summary
 from jobs.output.plan import Plan, read_plan
 from jobs.output.records import chunks_done
 from jobs.output.storage import Storage, open_storage
+from jobs.teams import OPEN_TEAM, Priority
 from producer.control.installation import Installation
 
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -30,7 +31,8 @@ class Status:
     unserved: models that it waits for, as no worker has them; unfit: which workers cannot render
     some of its models, and why; busy: the share of the devices' time in which they rendered;
     useful: the share of the rendered slots that became images; both 0 where that is not known;
-    quarantined: messages that were put aside, of all runs together.
+    quarantined: messages that were put aside, of all runs together; team, priority: whose turn it
+    is goes by them.
     """
 
     run_id: str
@@ -51,6 +53,8 @@ class Status:
     unfit: tuple[str, ...] = ()
     busy: float = 0.0
     useful: float = 0.0
+    team: str = OPEN_TEAM
+    priority: Priority = "normal"
 
 
 def is_run_id(name: str) -> bool:
@@ -198,6 +202,8 @@ def _of_progress(progress: Progress, around: _Around) -> Status:
         unfit=around.unfit(models),
         busy=round(progress.effort.busy, 4),
         useful=round(progress.effort.useful, 4),
+        team=progress.team,
+        priority=progress.priority,
     )
 
 
@@ -220,4 +226,6 @@ def _of_storage(storage: Storage, run_id: str) -> Status:
         source="storage",
         busy=round(summary.busy, 4),
         useful=round(summary.useful, 4),
+        team=plan.team,
+        priority=plan.priority,
     )

@@ -25,6 +25,7 @@ from jobs.output.plan import Plan, Shard, read_plan, write_plan
 from jobs.output.records import Row, encode_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey
+from jobs.teams import OPEN_TEAM, Priority
 from producer.planning.blocks import PlannedBlock, plan_blocks
 from producer.planning.manifest import manifest_digest
 from producer.planning.resolution import PlanOptions
@@ -41,7 +42,8 @@ class Job:
     """One manifest, where its images go, and how it is to be read.
 
     occasion: what sets it apart from other submissions of the same content, such as the nominal
-    time of a schedule; none for most.
+    time of a schedule; none for most. team, priority: what whose turn it is goes by; another one
+    does not make it another job.
     """
 
     manifest: str
@@ -49,6 +51,8 @@ class Job:
     table: ModelTable
     options: PlanOptions
     occasion: str = ""
+    team: str = OPEN_TEAM
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,10 @@ def prepare(submission: Submission, on_lines: OnLines) -> Plan:
         ManifestRefused: it has invalid lines (and skip_invalid is off); nothing is left to render.
         UsageError, FatalError: the manifest, a model or the output location does not work.
     """
-    plan = submission.plan or _make_plan(submission, on_lines)
+    plan, job = submission.plan or _make_plan(submission, on_lines), submission.job
+    if (plan.team, plan.priority) != (job.team, job.priority):
+        plan = replace(plan, team=job.team, priority=job.priority)
+        write_plan(submission.storage, plan)
     write_summary(submission.storage, planned(plan))
     return plan
 
@@ -186,7 +193,7 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
     kept, reused = reuse_records(storage, run, shards, jobs)
     plan = Plan(
         run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), invalid, reused,
-        dict(table.commits),
+        dict(table.commits), job.team, job.priority,
     )  # fmt: skip
     write_plan(storage, plan)
     return plan

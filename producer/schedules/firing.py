@@ -58,7 +58,8 @@ class Firing:
             columns=schedule.columns,
         )  # fmt: skip
         manifest, out = schedule.manifest_at(moment), schedule.out_at(moment)
-        return Job(manifest, out, self.table, options, f"{schedule.name} {nominal}")
+        occasion = f"{schedule.name} {nominal}"
+        return Job(manifest, out, self.table, options, occasion, schedule.team, schedule.priority)
 
     def tend(self, journal: Journal) -> None:
         """Take every open nominal time of a schedule on as far as it goes now, the oldest first.

@@ -40,6 +40,7 @@ from jobs.errors import (
 from jobs.models.table import ModelTable
 from jobs.output.dataset import now, read_summary
 from jobs.output.storage import Storage
+from jobs.teams import OPEN_TEAM, Priority
 from producer.control.installation import Installation
 from producer.control.locks import LOCK_SECONDS, locked
 from producer.planning.manifest import manifest_digest
@@ -67,7 +68,8 @@ class Inbox:
     """One inbox and how its manifests are submitted.
 
     out: a template with {name}, the manifest's name without its endings, and the moment that it
-    was taken on, in UTC; needs_marker: whether only manifests with a .done marker are taken.
+    was taken on, in UTC; needs_marker: whether only manifests with a .done marker are taken; team,
+    priority: of all its runs.
 
     Strangers may write here: their lines name models of the table only, and no local files.
 
@@ -83,6 +85,8 @@ class Inbox:
     tell: Callable[[News], None]
     needs_marker: bool = False
     lock_seconds: float = LOCK_SECONDS
+    team: str = OPEN_TEAM
+    priority: Priority = "normal"
     _problems: dict[str, str] = field(default_factory=dict)  # what was told last of those that wait
 
     def __post_init__(self) -> None:
@@ -179,7 +183,11 @@ class Inbox:
         uri = self.storage.name(name)
         report = Report("accepted", uri, taken.at.isoformat(), now())
         try:
-            submission = identify(Job(uri, self._out_of(name, taken), self.table, self.options))
+            out_uri = self._out_of(name, taken)
+            job = Job(
+                uri, out_uri, self.table, self.options, team=self.team, priority=self.priority
+            )
+            submission = identify(job)
             out = submission.storage
             self._check_free(out, submission.run_id)
             finished = submission.plan if submission.finished else None

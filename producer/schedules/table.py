@@ -36,6 +36,7 @@ from jobs.errors import InvalidRequest, UsageError
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_file
+from jobs.teams import OPEN_TEAM, TEAM, Priority
 from producer.planning.tables import columns_of
 from producer.schedules.templates import check_template, fill
 from producer.schedules.times import Cron, wall_clock
@@ -79,6 +80,7 @@ class Schedule(BaseModel):
     overlap: what becomes of a nominal time while an earlier run goes on; catchup: which nominal
     times that nobody was there for are made up, if they are no older than catchup_window.
     pause_after_failures: so many failures in a row pause the schedule; None: it is never paused.
+    team, priority: of its runs.
     """
 
     model_config = _STRICT
@@ -97,6 +99,8 @@ class Schedule(BaseModel):
     catchup: Catchup = "last"
     catchup_window: Annotated[timedelta, BeforeValidator(_parse_window)] = timedelta(days=1)
     pause_after_failures: Annotated[int, Field(ge=1)] | None = None
+    team: Annotated[str, Field(pattern=f"^{TEAM.pattern}$")] = OPEN_TEAM
+    priority: Priority = "normal"
 
     @field_validator("cron")
     @classmethod

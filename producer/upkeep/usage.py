@@ -6,7 +6,6 @@ from an earlier one does not count again.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,15 +13,15 @@ from typing import Literal
 
 from jobs.ids import RUN_ID
 from jobs.output import layout
+from jobs.output.plan import read_plan
 from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage, open_storage
+from jobs.teams import OPEN_TEAM
 
 Sorting = Literal["team", "model", "run", "day"]
 
 DEEPEST = 6  # folders below a location in which outputs are looked for
-NOBODY = "none"  # the team of runs that were not asked for over HTTP
 _NO_OUTPUTS = {"images", "files", "parts"}
-_BATCH = re.compile(r".*/batches/(?P<team>[A-Za-z0-9][A-Za-z0-9_-]{0,63})/batch_[0-9a-f]{32}/out")
 
 
 @dataclass(slots=True)
@@ -55,10 +54,12 @@ def used(locations: Iterable[str], by: Sorting) -> list[Usage]:
     found: defaultdict[str, Usage] = defaultdict(lambda: Usage(""))
     for uri in sorted({one.uri for start in locations for one in outputs(open_storage(start))}):
         storage = open_storage(uri)
-        for run_id, row in _records(storage):
-            name = _name(by, uri, run_id, row)
-            found[name].name = name
-            found[name].add(row)
+        for run_id in filter(RUN_ID.fullmatch, storage.folders("_run")):
+            team = _team(storage, run_id) if by == "team" else ""
+            for row in _records(storage, run_id):
+                name = team or _name(by, run_id, row)
+                found[name].name = name
+                found[name].add(row)
     for one in found.values():
         one.device_seconds = round(one.device_seconds, 3)
     if by == "day":
@@ -77,24 +78,22 @@ def outputs(storage: Storage, deepest: int = DEEPEST) -> Iterator[Storage]:
                 yield from outputs(open_storage(storage.name(name)), deepest - 1)
 
 
-def _records(storage: Storage) -> Iterator[tuple[str, Row]]:
-    """What workers have written of every run that an output has held, with the run's id."""
-    for run_id in storage.folders("_run"):
-        if not RUN_ID.fullmatch(run_id):
-            continue
-        folder = layout.parts(run_id)
-        for name in storage.list(folder):
-            if layout.shard_of_part(name) is not None and ".reused." not in name:
-                for row in read_part(storage, f"{folder}/{name}"):
-                    yield run_id, row
+def _records(storage: Storage, run_id: str) -> Iterator[Row]:
+    """What workers have written of a run."""
+    folder = layout.parts(run_id)
+    for name in storage.list(folder):
+        if layout.shard_of_part(name) is not None and ".reused." not in name:
+            yield from read_part(storage, f"{folder}/{name}")
 
 
-def _name(by: Sorting, uri: str, run_id: str, row: Row) -> str:
+def _team(storage: Storage, run_id: str) -> str:
+    plan = read_plan(storage, run_id)
+    return plan.team if plan else OPEN_TEAM
+
+
+def _name(by: Sorting, run_id: str, row: Row) -> str:
     if by == "run":
         return run_id
     if by == "model":
         return row["model"]
-    if by == "day":
-        return row["created_at"][:10]
-    batch = _BATCH.fullmatch(uri)
-    return batch["team"] if batch else NOBODY
+    return row["created_at"][:10]

@@ -40,6 +40,7 @@ def test_submitted_run_finishes(installed: Cli) -> None:
     assert installed.json("status", "out") == installed.json("status", run_id)
     (listed,) = installed.json("status")
     assert (listed["run_id"], listed["state"], listed["done"]) == (run_id, "finished", 20)
+    assert (listed["team"], listed["priority"]) == ("default", "normal")
     again = installed("submit", manifest, "--out", "out", "--model", "null", "--wait")
     assert "Nothing was left to render: 20 images" in again.stdout
 

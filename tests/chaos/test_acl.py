@@ -18,7 +18,7 @@ from jobs.settings import Settings
 from tests.chaos.ledger import Ledger
 from tests.chaos.proxies import tls_link
 from tests.chaos.servers import Valkey
-from tests.sites import MODELS, Site
+from tests.sites import MODELS, Site, queue_chunks
 from tests.support import eventually
 
 GUIDE = Path(__file__).parents[2] / "docs/14-security.md"
@@ -82,11 +82,11 @@ def test_seals(site: Site, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> N
     ledger.check(ours, "ours", list(range(8)))
 
     backlog = Backlog(ours.client, ours.settings.key_prefix)
-    theirs.dispatcher.render("ours", 1, 0, "null", [0])
+    queue_chunks(theirs.dispatcher, "ours", 1, 0, "null", [0])
     eventually(lambda: backlog.quarantined() == 1)
     # A run of theirs, and a way to have a worker of ours look at it.
     epoch = theirs.runs.open(theirs.plan("theirs", "null", [1], chunk=1), "/tmp", [])
-    ours.dispatcher.render("theirs", epoch, 0, "null", [0])
+    queue_chunks(ours.dispatcher, "theirs", epoch, 0, "null", [0])
     state = f"{ours.settings.key_prefix}run:theirs"
     eventually(lambda: ours.client.hget(state, "state") == b"paused")
     with pytest.raises(FatalError, match="was not written by this installation"):

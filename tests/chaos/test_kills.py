@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.chaos.ledger import Ledger
-from tests.sites import Site
+from tests.sites import Site, queue_chunks
 from tests.support import alive, eventually
 
 SEEDS = list(range(24))
@@ -153,7 +153,7 @@ def test_twins(site: Site, ledger: Ledger, times: int) -> None:
         run_id = f"run-{number}"
         plan = site.plan(run_id, "slow", SEEDS[:2], chunk=2)
         epoch = site.runs.open(plan, str(site.folder / run_id), [])
-        site.dispatcher.render(run_id, epoch, 0, "slow", [0, 0])
+        queue_chunks(site.dispatcher, run_id, epoch, 0, "slow", [0, 0])
         site.wait(run_id)
         ledger.check(site, run_id, SEEDS[:2])
         # Counted only where the second began while the first was at it.

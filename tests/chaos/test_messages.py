@@ -16,7 +16,7 @@ from jobs.broker import messages
 from jobs.broker.backlog import Backlog
 from jobs.broker.seals import NO_SEAL, Seal
 from tests.chaos.ledger import Ledger
-from tests.sites import Site
+from tests.sites import Site, queue_chunks
 from tests.support import eventually
 
 SEEDS = list(range(12))
@@ -24,7 +24,7 @@ SEEDS = list(range(12))
 
 def ours(site: Site) -> dict[str, Any]:
     """A message that the dispatcher has sent; to no worker, not even one that is still dying."""
-    site.dispatcher.render("nobody", 1, 0, "unserved", [0])
+    queue_chunks(site.dispatcher, "nobody", 1, 0, "unserved", [0])
     raw = site.client.lpop(f"{site.settings.key_prefix}bulk.unserved")
     assert isinstance(raw, bytes)
     found = messages.parse(raw)

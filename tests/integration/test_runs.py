@@ -12,6 +12,7 @@ from jobs.broker.runs import KEEP_SECONDS, Attempt, Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.output.plan import Chunk, Plan, Shard
 from jobs.settings import Settings
+from tests.sites import queue_chunks
 
 PLAN = Plan(
     run_id="abc",
@@ -157,8 +158,8 @@ def test_messages_are_looked_through_page_by_page(runs: Runs) -> None:
     """The run whose only message waits behind a thousand others is not lost."""
     dispatcher = Dispatcher(runs.client, runs.prefix, NO_SEAL)
     epoch = runs.open(PLAN, "out", [])
-    dispatcher.render("abc", epoch, 0, "null", [0])
-    dispatcher.render("other", 1, 0, "null", range(1000))
+    queue_chunks(dispatcher, "abc", epoch, 0, "null", [0])
+    queue_chunks(dispatcher, "other", 1, 0, "null", range(1000))
     backlog = Backlog(runs.client, runs.prefix)
     assert [backlog.lost(runs, 10) for _ in range(2)] == [set(), set()]
     runs.client.rpop(f"{runs.prefix}bulk.null")

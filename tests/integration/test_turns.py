@@ -1,14 +1,18 @@
-"""Runs take turns: a short one behind a long one waits for a turn, not for the long one."""
+"""Runs take turns by the device time that they and their teams have had."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from jobs.broker.dispatch import start_run
-from jobs.broker.fleet import Worker
-from jobs.broker.messages import FINALIZE, RENDER, Message, parse
+from jobs.broker.messages import FEED, FINALIZE, RENDER, Message, make, parse
+from jobs.broker.runs import Effort
+from jobs.errors import TransientError
+from jobs.output.plan import Priority
 from tests.sites import Site
-from worker.tasks import feed
+from worker.tasks import PutBack, feed
 from worker.workshop import Workshop
 
 
@@ -19,46 +23,121 @@ def taken(site: Site) -> Message | None:
     return parse(found[1]) if found else None  # type: ignore[index]
 
 
-def rendered(site: Site, shop: Workshop, most: int) -> list[tuple[str, int, int]]:
-    """(run, shard, chunk) of the chunks in the order in which workers get them."""
+def feed_once(site: Site, shop: Workshop, message: Message) -> None:
+    """What a worker does with a feed message, put back at the tail if it is to go round."""
+    try:
+        feed(shop, lambda: None, *message.arguments)
+    except PutBack:
+        site.client.lpush(f"{site.settings.key_prefix}{message.queue}", make(message))
+
+
+def rendered(site: Site, shop: Workshop, most: int, **took: float) -> list[tuple[str, int, int]]:
+    """(run, shard, chunk) of the chunks in the order in which workers get them.
+
+    took: device seconds of a run's chunks, which end as soon as they are taken.
+    """
     order: list[tuple[str, int, int]] = []
     while len(order) < most and (message := taken(site)):
-        if message.task == RENDER:
-            run_id, _, shard, chunk = message.arguments
-            order.append((run_id, shard, chunk))
-        else:
-            feed(shop, lambda: None, *message.arguments)
+        if message.task != RENDER:
+            feed_once(site, shop, message)
+            continue
+        run_id, _, shard, chunk = message.arguments
+        order.append((run_id, shard, chunk))
+        if run_id in took:
+            site.runs.spend(run_id, Effort(seconds=took[run_id]))
+            shop.turns.settle(run_id, took[run_id])
     return order
 
 
-def start(site: Site, name: str, requests: int) -> None:
+def names(order: list[tuple[str, int, int]]) -> str:
+    return "".join(run[0].upper() for run, _, _ in order)
+
+
+def start(
+    site: Site, name: str, requests: int, team: str = "default", priority: Priority = "normal"
+) -> None:
     plan = site.plan(name, "null", list(range(requests)), chunk=4, shard=16)
+    plan = replace(plan, team=team, priority=priority)
     start_run(plan, site.storage(name), site.runs, site.dispatcher)
 
 
-@pytest.mark.parametrize(("workers", "turns"), [(1, "LSLSLSLL"), (2, "LLSSLLSLLL")])
-def test_a_short_run_gets_its_turns(site: Site, shop: Workshop, workers: int, turns: str) -> None:
-    for number in range(workers):
-        site.fleet.report(Worker(f"w{number}", ("null",), "cpu", "host", 1))
+def test_a_short_run_gets_its_turns(site: Site, shop: Workshop) -> None:
     start(site, "long", 64)
     start(site, "short", 12)
     order = rendered(site, shop, 100)
-    assert "".join(run[0].upper() for run, _, _ in order[: len(turns)]) == turns
+    assert names(order[:8]) == "LSLSLSLL"
     for name, chunks in (("long", 16), ("short", 3)):
         own = [place for run, *place in order if run == name]
         assert own == [[n // 4, n % 4] for n in range(chunks)]
+    assert taken(site) is None, "a feed message ends with its run's chunks"
+
+
+def test_teams_share_by_measured_seconds(site: Site, shop: Workshop) -> None:
+    for number in range(4):
+        start(site, f"many{number}", 64, "many")
+    start(site, "one", 64, "one")
+    took = {"one": 30.0} | {f"many{number}": 10.0 for number in range(4)}
+    order = rendered(site, shop, 32, **took)
+    assert 7 <= names(order).count("O") <= 9, "three chunks of 10 s for each of 30 s"
+
+
+def test_weights_count(site: Site, shop: Workshop) -> None:
+    shop.weights = {"heavy": 3.0}
+    start(site, "heavy", 128, "heavy")
+    start(site, "light", 128, "light")
+    order = rendered(site, shop, 24, heavy=10.0, light=10.0)
+    assert 17 <= names(order).count("H") <= 19
 
 
 def test_short_chunks_make_a_turn_of_some_seconds(site: Site, shop: Workshop) -> None:
-    site.fleet.report(Worker("w", ("null",), "cpu", "host", 1))
-    shop.pace["null"] = 0.5  # seconds a request: of five seconds' worth are two chunks of four
     start(site, "long", 64)
-    start(site, "short", 12)
-    assert [run for run, _, _ in rendered(site, shop, 5)] == ["long"] * 2 + ["short"] * 2 + ["long"]
+    start(site, "short", 20)
+    order = rendered(site, shop, 8, long=2.0, short=2.4)
+    assert names(order) == "LSLLSSLL", "two chunks, once it is known that they are short"
 
 
-def test_the_end_of_a_run_waits_for_no_other(site: Site) -> None:
-    site.dispatcher.render("other", 1, 0, "null", range(50))
+def test_a_run_whose_storage_is_away_holds_up_no_other(
+    site: Site, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(site, "away", 16)
+    start(site, "here", 16)
+    find = shop.open
+
+    def open_run(run_id: str, epoch: int) -> object:
+        if run_id == "away":
+            raise TransientError("its storage is away")
+        return find(run_id, epoch)
+
+    monkeypatch.setattr(shop, "open", open_run)
+    monkeypatch.setattr("worker.tasks.PAUSE_SECONDS", 0.0)
+    assert names(rendered(site, shop, 4)) == "HHHH"
+
+
+def test_what_does_not_go_on_gets_no_turn(site: Site, shop: Workshop) -> None:
+    start(site, "gone", 16)
+    start(site, "here", 16)
+    site.runs.set_state("gone", "cancelled")
+    assert names(rendered(site, shop, 100)) == "HHHH"
+    assert not shop.turns.waiting(["null"])
+    assert taken(site) is None
+
+
+def test_two_workers_never_give_out_one_chunk(site: Site, shop: Workshop) -> None:
+    start(site, "long", 64)
+    first, second = shop.turns.waiting(["null"]), shop.turns.waiting(["null"])
+    assert first == second
+    message = taken(site)
+    assert message
+    assert message.task == FEED
+    feed_once(site, shop, message)
+    assert shop.turns.waiting(["null"])[0].place == (0, 1)
+
+
+def test_the_end_of_a_run_waits_for_no_other(site: Site, shop: Workshop) -> None:
+    start(site, "other", 16)
+    message = taken(site)
+    assert message
+    feed_once(site, shop, message)
     site.dispatcher.finalize("run", 1, "null")
     message = taken(site)
     assert message

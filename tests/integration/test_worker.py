@@ -12,7 +12,7 @@ import pytest
 
 from jobs.broker.runs import State
 from jobs.output import layout
-from tests.sites import DEMO, MODELS, Site
+from tests.sites import DEMO, MODELS, Site, queue_chunks
 from tests.support import alive, eventually, rows
 
 
@@ -141,7 +141,7 @@ def test_a_complete_chunk_is_not_rendered_again(site: Site) -> None:
     images = sorted((site.folder / "run/images").rglob("*.png"))
     written = [image.stat().st_mtime_ns for image in images]
     epoch = site.runs.open(plan, str(site.folder / "run"), [])
-    site.dispatcher.render("run", epoch, 0, "null", [0])
+    queue_chunks(site.dispatcher, "run", epoch, 0, "null", [0])
     site.wait("run")
     assert [image.stat().st_mtime_ns for image in images] == written
     assert site.progress("run").done == 4
@@ -150,7 +150,7 @@ def test_a_complete_chunk_is_not_rendered_again(site: Site) -> None:
 def test_messages_of_an_older_epoch_are_void(site: Site) -> None:
     plan = site.plan("run", "null", list(range(4)), chunk=4)
     epoch = site.runs.open(plan, str(site.folder / "run"), [])
-    site.dispatcher.render("run", epoch, 0, "null", [0])
+    queue_chunks(site.dispatcher, "run", epoch, 0, "null", [0])
     site.runs.open(plan, str(site.folder / "run"), [])
     site.start_worker("null")
     site.start(site.plan("other", "null", [1], chunk=1))

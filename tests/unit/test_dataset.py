@@ -11,9 +11,9 @@ import pytest
 from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import IncompleteRun, read_summary, write_dataset
-from jobs.output.plan import Plan, read_shard
+from jobs.output.plan import Plan, read_plan, read_shard
 from jobs.output.records import Record, RecordStatus, Stack, read_part, write_part
-from jobs.output.storage import Storage
+from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request
 from producer.planning import reuse
 from producer.planning.resolution import PlanOptions
@@ -200,3 +200,14 @@ def test_an_input_that_was_away_is_tried_again(tmp_path: Path, code: str, again:
     submission = identify(Job(manifest, str(tmp_path / "o"), load_models(), options))
     assert (submission.finished is None) == again
     assert prepare(submission, lambda _: None).reused == (8 if again else 0)
+
+
+def test_another_team_or_priority_is_the_same_run(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text('{"prompt": "p"}\n')
+    job = Job(str(manifest), str(tmp_path / "o"), load_models(), PlanOptions(model="null"))
+    first = prepare(identify(job), lambda _: None)
+    urgent = replace(job, team="vision", priority="high")
+    second = prepare(identify(urgent), lambda _: None)
+    assert second == replace(first, team="vision", priority="high")
+    assert read_plan(open_storage(job.out), first.run_id) == second

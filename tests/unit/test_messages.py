@@ -22,7 +22,7 @@ MESSAGES = some.one_of(
     some.builds(
         Message,
         some.just(FEED),
-        some.tuples(RUNS, EPOCHS, NUMBERS, NUMBERS, some.text(min_size=1, max_size=500)),
+        some.tuples(RUNS, EPOCHS, some.text(min_size=1, max_size=500)),
         QUEUES,
     ),
     some.builds(Message, some.just(FINALIZE), some.tuples(RUNS, EPOCHS), QUEUES),

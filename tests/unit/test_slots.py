@@ -81,3 +81,16 @@ def test_lines_that_say_slots_join_those_that_got_them(tmp_path: Path) -> None:
     said = [{"prompt": f"said {i}", "slots": 8} for i in range(3)]
     rows = planned(tmp_path / "a", [{"prompt": f"p{i}"} for i in range(5)] + said)
     assert Counter(row.key.slots for row in rows) == {8: 8}
+
+
+def test_chunks_of_large_images_are_small(tmp_path: Path) -> None:
+    """A chunk is some seconds of device time, whatever the size of its images."""
+    manifest = tmp_path / "m.jsonl"
+    for pixels, least in ((64, 8), (256, 50)):
+        size = {"width": pixels, "height": pixels}
+        lines = [{"model": "null", "prompt": f"p{i}"} | size for i in range(1024)]
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        job = Job(str(manifest), str(tmp_path / f"out-{pixels}"), TABLE, PlanOptions())
+        chunks = prepare(identify(job), lambda *_: None).shards[0].chunks
+        assert len(chunks) >= least
+        assert {(chunk.stop - chunk.start) % 16 for chunk in chunks} == {0}

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.output import layout
+from jobs.output.plan import Plan, write_plan
 from jobs.output.storage import open_storage
 from producer.cli import make_cli
 from producer.upkeep.usage import Usage, used
@@ -41,6 +42,8 @@ def runs(tmp_path: Path) -> Path:
         tmp_path, TEAM, "00000.0000.done.jsonl",
         done(0, 7) | {"model": "flux", "created_at": "2026-03-02T00:00:00.0"},
     )  # fmt: skip
+    plan = Plan(RUN, "m.jsonl", 0, "", {}, (), team="blue")
+    write_plan(open_storage(str(tmp_path / TEAM)), plan)
     (tmp_path / "a/notes.txt").write_text("no folder")
     return tmp_path
 
@@ -49,7 +52,7 @@ def test_records_count_once_by_whatever_is_asked(runs: Path) -> None:
     sdxl, flux = Usage("sdxl", 10.5, 2, 1, 1, 200), Usage("flux", 0.5, 1, 0, 0, 7)
     everywhere = [str(runs), str(runs / "a/first")]  # one of them lies below the other
     assert used(everywhere, "model") == [sdxl, flux]
-    assert [one.name for one in used(everywhere, "team")] == ["none", "blue"]
+    assert [one.name for one in used(everywhere, "team")] == ["default", "blue"]
     assert [one.name for one in used(everywhere, "day")] == ["2026-03-01", "2026-03-02"]
     assert [(one.name, one.images) for one in used(everywhere, "run")] == [(RUN, 3)]
     assert used([str(runs / "nowhere")], "model") == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import os
-import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -15,10 +14,7 @@ import orjson
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from jobs.errors import UsageError
-
-OPEN_TEAM = "default"  # whose calls are those of nobody in particular
-
-_TEAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+from jobs.teams import OPEN_TEAM, check_team
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ def make_ring(spec: SecretStr | None, file: Path) -> KeyRing:
     fixed = []
     for number, entry in enumerate(filter(None, entries), 1):
         token, _, teams = entry.partition("@")
-        names = check_teams(teams.split("+") if teams else [OPEN_TEAM])
+        names = tuple(map(check_team, teams.split("+") if teams else [OPEN_TEAM]))
         fixed.append(Key(f"environment-{number}", names, _digest(token)))
     ring = KeyRing(fixed, file)
     ring.all()
@@ -119,7 +115,7 @@ def create_key(file: Path, teams: list[str]) -> tuple[Key, str]:
         UsageError: a team's name is not plain.
     """
     token = f"im-{secrets.token_urlsafe(32)}"
-    key = Key(secrets.token_hex(4), check_teams(teams), _digest(token), int(time.time()))
+    key = Key(secrets.token_hex(4), tuple(map(check_team, teams)), _digest(token), int(time.time()))
     _write(file, [*read_keys(file), key])
     return key, token
 
@@ -134,16 +130,6 @@ def revoke_key(file: Path, key_id: str) -> None:
     if not any(key.id == key_id for key in keys):
         raise UsageError(f"there is no key {key_id!r} in {file}", "imagemill keys list shows all.")
     _write(file, [key for key in keys if key.id != key_id])
-
-
-def check_teams(teams: list[str]) -> tuple[str, ...]:
-    """The names, which become folders. Raises UsageError if one is not plain."""
-    for team in teams:
-        if not _TEAM.fullmatch(team):
-            raise UsageError(
-                f"team {team!r} is no plain name", "Use up to 64 letters, digits, - and _."
-            )
-    return tuple(teams)
 
 
 def _digest(token: str) -> str:

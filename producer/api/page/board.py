@@ -11,7 +11,7 @@ from typing import Literal
 from jobs.broker.runs import Progress, State
 from jobs.errors import InvalidRequest
 from jobs.output.storage import Storage
-from producer.api.access.keys import OPEN_TEAM
+from jobs.teams import OPEN_TEAM
 from producer.api.page.visits import Visitor
 from producer.api.wire.threads import in_thread
 from producer.control.installation import Installation

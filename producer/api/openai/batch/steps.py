@@ -163,7 +163,8 @@ class Steps:
         """The id of the batch's run. Without a plan, not one of its lines can be rendered."""
         manifest = self.store.storage.name(f"{ticket.folder}/manifest.jsonl")
         options = PlanOptions(skip_invalid=True)
-        submission = identify(Job(manifest, self.store.out(ticket).uri, self.table, options))
+        out = self.store.out(ticket).uri
+        submission = identify(Job(manifest, out, self.table, options, team=ticket.team))
         with suppress(ManifestRefused):  # each line has its reason among the run's invalid ones
             prepare(submission, lambda _: None)
         return submission.run_id
