@@ -19,8 +19,8 @@ from fastapi.security import HTTPBearer
 from limits import RateLimitItem
 from limits.aio.strategies import RateLimiter
 
-from jobs.teams import OPEN_TEAM
-from producer.api.access.keys import KeyRing
+from jobs.teams import OPEN_TEAM, Priority
+from producer.api.access.keys import Key, KeyRing
 from producer.api.wire.errors import ApiError
 from producer.api.wire.parts import part_of
 from producer.api.wire.reading import StrictRoute
@@ -30,9 +30,10 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="token")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request, as far as it matters."""
+    """Whoever sent a request, as far as it matters. priority: the highest that runs may have."""
 
     team: str
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Access:
         """
         if self.is_open and not needs_key:
             # Clients that must have a token send one all the same.
-            return await self.pace(OPEN_TEAM)
-        teams = self._teams(token)
-        team = team or teams[0]
-        if team not in teams:
+            return await self.pace(OPEN_TEAM, "high")
+        key = self._key(token)
+        team = team or key.teams[0]
+        if team not in key.teams:
             raise ApiError(403, "wrong_team", "this token does not belong to that team")
-        return await self.pace(team)
+        return await self.pace(team, key.priority)
 
     def teams(self, token: str | None) -> tuple[str, ...]:
         """Whose work a token shows; without any keys a token is not needed.
@@ -80,9 +81,9 @@ class Access:
         Raises:
             ApiError: 401.
         """
-        return (OPEN_TEAM,) if self.is_open else self._teams(token)
+        return (OPEN_TEAM,) if self.is_open else self._key(token).teams
 
-    def _teams(self, token: str | None) -> tuple[str, ...]:
+    def _key(self, token: str | None) -> Key:
         if token is None:
             raise ApiError(401, "no_token", "send a token: Authorization: Bearer …")
         key = self.keys.find(token)
@@ -90,15 +91,15 @@ class Access:
             raise ApiError(
                 401, "bad_token", "this token is not known; imagemill keys create makes one"
             )
-        return key.teams
+        return key
 
-    async def pace(self, team: str) -> Caller:
+    async def pace(self, team: str, priority: Priority = "normal") -> Caller:
         """Count a request of a team. Raises ApiError 429."""
         if not await self.limiter.hit(self.rate, team):
             stats = await self.limiter.get_window_stats(self.rate, team)
             wait = max(1, math.ceil(stats.reset_time - time.time()))
             raise ApiError(429, "rate_limited", f"more than {self.rate}; wait {wait} s", "", wait)
-        return Caller(team)
+        return Caller(team, priority)
 
 
 class GuardedRoute(StrictRoute):

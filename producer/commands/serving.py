@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.teams import OPEN_TEAM, Priority
 from producer.commands import options
 
 if TYPE_CHECKING:
@@ -113,19 +114,21 @@ def create(
         list[str] | None,
         typer.Option(metavar="NAME", help="A team of the key; several may be named."),
     ] = None,
+    priority: Annotated[
+        Priority, typer.Option(help="The highest that batches of the key may have.")
+    ] = "normal",
 ) -> None:
     """Make a key and print its token, which is shown only now."""
-    from jobs.teams import OPEN_TEAM
     from producer.api.access.keys import create_key
     from producer.report import say, show
 
-    key, token = create_key(_settings().keys_file, team or [OPEN_TEAM])
+    key, token = create_key(_settings().keys_file, team or [OPEN_TEAM], priority)
     say(f"key {key.id} of {', '.join(key.teams)}; its token:")
     show(token)
 
 
 def list_(as_json: options.Json = False) -> None:
-    """Show all keys of the keys file: id, teams, when it was made."""
+    """Show all keys of the keys file: id, when it was made, highest priority, teams."""
     from datetime import UTC, datetime
 
     from producer.api.access.keys import read_keys
@@ -133,11 +136,12 @@ def list_(as_json: options.Json = False) -> None:
 
     keys = read_keys(_settings().keys_file)
     if as_json:
-        show_json([{"id": k.id, "teams": k.teams, "created_at": k.created_at} for k in keys])
+        names = ("id", "teams", "created_at", "priority")
+        show_json([{name: getattr(key, name) for name in names} for key in keys])
         return
     for key in keys:
         made = datetime.fromtimestamp(key.created_at, UTC)
-        show(f"{key.id}  {made:%Y-%m-%d}  {', '.join(key.teams)}")
+        show(f"{key.id}  {made:%Y-%m-%d}  {key.priority:6}  {', '.join(key.teams)}")
 
 
 def revoke(key: Annotated[str, typer.Argument(metavar="ID", help="A key's id.")]) -> None:

@@ -188,7 +188,9 @@ def test_teams_do_not_see_each_other(facade: Facade) -> None:
         "completion_window": "24h",
     }
     assert facade.post("/openai/v1/batches", batch, facade.green).status_code == 404
-    mine = facade.post("/openai/v1/batches", batch).json()
+    refused = facade.post("/openai/v1/batches", batch | {"priority": "high"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "wrong_priority")
+    mine = facade.post("/openai/v1/batches", batch | {"priority": "low"}).json()
     assert facade.get(f"/openai/v1/batches/{mine['id']}", facade.green).status_code == 404
     for traversal in ("..%2f..%2fkeys.json", "%2e%2e", "file-" + "0" * 32):
         assert facade.get(f"{files}/{traversal}").status_code == 404

@@ -68,6 +68,7 @@ def made(batches: Batches, model: str, requests: int, ends_in: float) -> Ticket:
         metadata=None,
         created_at=now,
         expires_at=int(now + ends_in),
+        priority="high",
     )
     batches.create(ticket)
     return ticket
@@ -89,6 +90,8 @@ def test_a_batch_under_way_asks_storage_for_nothing(site: Site, batches: Batches
     batches.steps.advance(ticket)  # planned and launched; there is no worker yet
     following = batches.steps.advance(ticket)
     assert following
+    progress = site.progress(following.run_id)
+    assert (progress.team, progress.priority) == ("red", "high")
     batches._due[f"red/{ticket.id}".encode()] = following
     storage = batches.store.storage
     assert isinstance(storage, CountingStorage)

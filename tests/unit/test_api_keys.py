@@ -18,7 +18,7 @@ def test_tokens_are_found_and_kept_nowhere(tmp_path: Path) -> None:
     ring = make_ring(None, file)
     assert ring.all() == []
     key, token = create_key(file, ["red", "blue"])
-    other, _ = create_key(file, ["green"])
+    other, _ = create_key(file, ["green"], "high")
     assert ring.find(token) == key
     assert ring.find(token + "x") is None
     assert token not in file.read_text()
@@ -26,6 +26,7 @@ def test_tokens_are_found_and_kept_nowhere(tmp_path: Path) -> None:
     revoke_key(file, key.id)
     assert ring.find(token) is None
     assert read_keys(file) == [other]
+    assert other.priority == "high"
     with pytest.raises(UsageError, match="no key"):
         revoke_key(file, key.id)
 
@@ -43,6 +44,12 @@ def test_keys_of_the_environment(tmp_path: Path) -> None:
 def test_team_names_are_plain(team: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="plain name"):
         create_key(tmp_path / "keys.json", [team])
+
+
+def test_a_key_of_before_priorities_is_normal(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text('[{"id": "1", "teams": ["red"], "digest": "0", "created_at": 5}]')
+    assert [key.priority for key in read_keys(file)] == ["normal"]
 
 
 def test_broken_keys_file_is_refused(tmp_path: Path) -> None:

@@ -14,20 +14,21 @@ import orjson
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from jobs.errors import UsageError
-from jobs.teams import OPEN_TEAM, check_team
+from jobs.teams import OPEN_TEAM, Priority, check_team
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """A token's hash (SHA-256, hexadecimal) and its teams; the first is the usual one.
 
-    created_at: Unix seconds; 0 for keys of the environment.
+    created_at: Unix seconds; 0 for keys of the environment. priority: the highest of its runs.
     """
 
     id: str
     teams: tuple[str, ...]
     digest: str
     created_at: int = 0
+    priority: Priority = "normal"
 
 
 _KEYS = TypeAdapter(list[Key])
@@ -108,14 +109,15 @@ def read_keys(file: Path) -> list[Key]:
         ) from error
 
 
-def create_key(file: Path, teams: list[str]) -> tuple[Key, str]:
+def create_key(file: Path, teams: list[str], priority: Priority = "normal") -> tuple[Key, str]:
     """Add a key for these teams; returns it with its token, which is kept nowhere.
 
     Raises:
         UsageError: a team's name is not plain.
     """
     token = f"im-{secrets.token_urlsafe(32)}"
-    key = Key(secrets.token_hex(4), tuple(map(check_team, teams)), _digest(token), int(time.time()))
+    names = tuple(map(check_team, teams))
+    key = Key(secrets.token_hex(4), names, _digest(token), int(time.time()), priority)
     _write(file, [*read_keys(file), key])
     return key, token
 

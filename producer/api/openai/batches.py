@@ -10,13 +10,14 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from jobs.errors import InvalidRequest
-from producer.api.admission import Admitted, GuardedRoute
+from jobs.teams import PRIORITIES, Priority
+from producer.api.admission import Admitted, Caller, GuardedRoute
 from producer.api.files.shelf import follow, new_id
 from producer.api.openai.batch.lines import Endpoint
 from producer.api.openai.batch.store import Batch, Ticket
 from producer.api.openai.batch.tending import Batches
 from producer.api.openai.files import ExpiresAfter, UsedShelf
-from producer.api.wire.errors import OpenAIErrorBody, declared
+from producer.api.wire.errors import ApiError, OpenAIErrorBody, declared
 from producer.api.wire.parts import provided
 from producer.api.wire.reading import Given
 from producer.api.wire.threads import in_thread
@@ -35,7 +36,7 @@ UsedBatches = Annotated[Batches, provided(Batches)]
 
 
 class CreateBatchRequest(Given):
-    """A batch to make of an uploaded file."""
+    """A batch to make of an uploaded file. OpenAI's has no `priority`."""
 
     input_file_id: Annotated[str, Field(max_length=64)]
     endpoint: Endpoint
@@ -48,6 +49,7 @@ class CreateBatchRequest(Given):
         | None
     ) = None
     output_expires_after: ExpiresAfter | None = None
+    priority: Priority | None = None
 
 
 class ListBatchesResponse(BaseModel):
@@ -81,8 +83,23 @@ async def create(
         created_at=now,
         expires_at=now + WINDOW_SECONDS,
         output_seconds=expires.seconds if expires else None,
+        priority=_priority(body, caller),
     )
     return await in_thread(batches.create, ticket)
+
+
+def _priority(body: CreateBatchRequest, caller: Caller) -> Priority:
+    """Raises ApiError 403 for one that the key may not ask for."""
+    most = PRIORITIES.index(caller.priority)
+    asked = body.priority or PRIORITIES[min(most, PRIORITIES.index("normal"))]
+    if PRIORITIES.index(asked) > most:
+        raise ApiError(
+            403,
+            "wrong_priority",
+            f"this token's batches have the priority {caller.priority} at most",
+            "priority",
+        )
+    return asked
 
 
 @router.get("", response_model_exclude_none=True)

@@ -164,7 +164,9 @@ class Steps:
         manifest = self.store.storage.name(f"{ticket.folder}/manifest.jsonl")
         options = PlanOptions(skip_invalid=True)
         out = self.store.out(ticket).uri
-        submission = identify(Job(manifest, out, self.table, options, team=ticket.team))
+        submission = identify(
+            Job(manifest, out, self.table, options, team=ticket.team, priority=ticket.priority)
+        )
         with suppress(ManifestRefused):  # each line has its reason among the run's invalid ones
             prepare(submission, lambda _: None)
         return submission.run_id

@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from jobs.errors import InvalidRequest
 from jobs.output.storage import Storage, open_storage
+from jobs.teams import Priority
 from producer.api.files.shelf import check_id
 from producer.api.openai.batch.lines import Endpoint
 
@@ -81,7 +82,7 @@ class Batch(BaseModel):
 class Ticket:
     """What was asked for.
 
-    output_seconds: until the output files expire; None if they never do.
+    output_seconds: until the output files expire; None if they never do. priority: of its run.
     """
 
     id: str
@@ -92,6 +93,7 @@ class Ticket:
     created_at: int
     expires_at: int
     output_seconds: int | None = None
+    priority: Priority = "normal"
 
     @property
     def folder(self) -> str:
