@@ -55,11 +55,17 @@ def _check_broker(url: str) -> str:
 
 
 class Team(BaseModel):
-    """What a team may have of an installation. weight: its share of the devices against others'."""
+    """What a team may have of an installation.
+
+    weight: its share of the devices against others'; device_seconds_a_day: of the runs that it
+    submits in a day (UTC), as estimated; images_in_flight: without a record, of all its runs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
+    device_seconds_a_day: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    images_in_flight: Annotated[int, Field(ge=0)] | None = None
 
 
 class Settings(BaseSettings):

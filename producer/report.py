@@ -16,7 +16,7 @@ from rich.text import Text
 
 from jobs.errors import ImagemillError, ManifestRefused
 from jobs.output import layout
-from producer.local.rates import Rates, estimate
+from producer.planning.rates import Rates, estimate
 
 if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from jobs.models.table import ModelTable

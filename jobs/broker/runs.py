@@ -133,7 +133,6 @@ class Runs:
         """
         key = self._key(plan.run_id)
         done = dict(chunks_done)
-        in_chunks = sum(c.stop - c.start for shard in plan.shards for c in shard.chunks)
         with self.client.pipeline() as pipe:
             # Not from 0: messages of before a wiped Redis must be void as well.
             pipe.hsetnx(key, "epoch", int(time.time()))
@@ -147,11 +146,12 @@ class Runs:
                     "state": "running",
                     "requests": plan.requests,
                     "chunks": plan.chunks,
-                    "done": plan.requests - in_chunks + sum(done.values()),
+                    "done": plan.requests - plan.left + sum(done.values()),
                     "failed": 0,
                     "problem": "",
                     "team": plan.team,
                     "priority": plan.priority,
+                    "guess": plan.seconds / max(1, plan.chunks),
                     "owed": 0,
                     "owing": 0,
                 },

@@ -33,7 +33,7 @@ HEAD_START = 300.0  # device seconds that who used less may be ahead with, so th
 WARM_SECONDS = 60.0  # device seconds that a run may get too early because its model is loaded
 TURN_SECONDS = 5.0  # a turn has several chunks if they are shorter
 MOST_CHUNKS = 200  # of a turn
-GUESS_SECONDS = 30.0  # what a chunk is charged before any of its run was measured
+GUESS_SECONDS = 30.0  # what a chunk is charged if nothing is known of its run
 LOOKED_AT = 1000  # waiting runs of a model, drawn at random if there are more
 
 
@@ -42,7 +42,7 @@ class Waiting:
     """A run that has chunks of a model to give out, from `place` on.
 
     team_used, used: device seconds of its team and of itself lately; seconds: what its measured
-    chunks took in the mean, 0 if there is none.
+    chunks took in the mean, 0 if there is none; guess: what its plan says instead, 0 if nothing.
     """
 
     run_id: str
@@ -54,6 +54,7 @@ class Waiting:
     team_used: float = 0.0
     used: float = 0.0
     seconds: float = 0.0
+    guess: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ class Turns:
         with self.client.pipeline(transaction=False) as pipe:
             for model, run_id in members:
                 fields = ("state", "epoch", "team", "priority", "used", "device_seconds")
-                pipe.hmget(self._run(run_id), *fields, "device_chunks")
+                pipe.hmget(self._run(run_id), *fields, "device_chunks", "guess")
                 pipe.hget(f"{self._run(run_id)}:next", queue_name(BULK, model))
             pipe.hgetall(f"{self.prefix}usage")
             *answers, teams = pipe.execute()
@@ -221,12 +222,12 @@ class Turns:
         used: Mapping[str, float],
     ) -> Waiting:
         """Raises ValueError, TypeError or AttributeError for what nobody of ours wrote."""
-        _, epoch, team, priority, own, seconds, chunks = state
+        _, epoch, team, priority, own, seconds, chunks, guess = state
         shard, chunk = map(int, place.split())
         if min(shard, chunk) < 0:
             raise ValueError(place)
         name, rank = (cast("bytes", raw).decode() for raw in (team, priority))
-        measured = float(seconds or 0) / max(1, int(chunks or 0))
+        measured, guessed = float(seconds or 0) / max(1, int(chunks or 0)), float(guess or 0)
         return Waiting(
             run_id,
             int(epoch or 0),
@@ -237,6 +238,7 @@ class Turns:
             used.get(name, 0.0),
             self._decayed(own),
             measured if isfinite(measured) else 0.0,
+            guessed if isfinite(guessed) else 0.0,
         )
 
     def take(self, turn: Turn, chunks: Sequence[Place], following: Place | None) -> bool:
@@ -257,7 +259,8 @@ class Turns:
         ]
         arguments: list[Any] = [
             run.run_id, run.epoch, bulk, _text(run.place), _text(following) if following else "",
-            self.now(), HALF_LIFE, run.seconds or GUESS_SECONDS, turn.team_lift, turn.lift,
+            self.now(), HALF_LIFE, run.seconds or run.guess or GUESS_SECONDS,
+            turn.team_lift, turn.lift,
         ]  # fmt: skip
         return bool(self.client.eval(TAKE, len(keys), *keys, *arguments, *messages))
 

@@ -70,7 +70,8 @@ class Model(BaseModel):
     dtype: "auto" is what the worker's device is fast in; records tell which that was.
     adapters_mib: memory for adapters that stay loaded, least recently used ones leave first.
     threads: CPU threads of the device process, part of a result's identity on the CPU.
-    seconds_per_image: a guess that sizes chunks, and estimates until a rate has been measured.
+    seconds_per_image: a guess, of an image of that size, that sizes chunks, and estimates until a
+        rate has been measured.
     options: see jobs.models.options.
     """
 
@@ -131,6 +132,10 @@ class Model(BaseModel):
                 raise ValueError(f"family must be one of {', '.join(FAMILIES)}")
             self.check_family(family_named(self.family), self.family)
         return self
+
+    def times_larger(self, width: int, height: int) -> float:
+        """How many times the pixels of its own size an image has, at least 1."""
+        return max(1.0, width * height / (self.size[0] * self.size[1]))
 
     def takes_slots(self, slots: int) -> bool:
         """Whether a pipeline call may have so many slots."""

@@ -55,7 +55,8 @@ class Plan:
     commits: of its models' weights at the hub, where the models table does not pin them, by
         jobs.models.fingerprints.hub_name. Workers load these.
     invalid: lines left out by --skip-invalid; reused: requests whose images already existed.
-    team, priority: whose turn it is goes by them.
+    team, priority: whose turn it is goes by them; seconds: of one device, that what is left will
+    take, as far as one knows.
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class Plan:
     commits: dict[str, str] = field(default_factory=dict)
     team: str = OPEN_TEAM
     priority: Priority = "normal"
+    seconds: float = 0.0
 
     @property
     def requests(self) -> int:
@@ -77,6 +79,11 @@ class Plan:
     @property
     def chunks(self) -> int:
         return sum(len(shard.chunks) for shard in self.shards)
+
+    @property
+    def left(self) -> int:
+        """The requests that no earlier run has done."""
+        return sum(c.stop - c.start for shard in self.shards for c in shard.chunks)
 
     @property
     def models(self) -> list[str]:

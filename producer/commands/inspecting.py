@@ -26,7 +26,7 @@ def plan(
     from jobs.models.table import load_models
     from jobs.settings import load_settings
     from producer.control.progress import display
-    from producer.local.rates import estimate, rates_file, read_rates
+    from producer.planning.rates import estimate, rates_file, read_rates
     from producer.planning.resolution import PlanOptions
     from producer.planning.submission import survey
     from producer.planning.tables import columns_of

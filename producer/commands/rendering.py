@@ -109,6 +109,7 @@ def submit(
     if summary is None:
         with display(quiet) as shown:
             plan = prepare(submission, shown.planning)
+        known.admit(plan)
         with known.reached():
             summary = launch(plan, storage, known.runs, known.dispatcher)
     if summary:

@@ -101,7 +101,7 @@ def usage(
 ) -> None:
     """Tell who used how much: device seconds, images, failures, bytes, from storage alone.
 
-    Teams are those of batches in a facade's store.
+    A run's team is its --team, a batch's that of its key.
     """
     from producer.report import show_csv, show_json, show_usage
     from producer.upkeep.usage import used

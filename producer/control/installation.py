@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import redis
 
 from jobs.broker.connection import connect, without_password
 from jobs.broker.dispatch import Dispatcher
+from jobs.broker.quotas import Quotas
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
 from jobs.errors import TransientError
-from jobs.settings import Settings
+from jobs.output.plan import Plan
+from jobs.settings import Settings, Team
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Installation:
     url: str
     runs: Runs
     dispatcher: Dispatcher
+    teams: Mapping[str, Team] = field(default_factory=dict)
 
     @contextmanager
     def reached(self) -> Iterator[None]:
@@ -39,6 +42,17 @@ class Installation:
                 "Start it, or check --broker. Without one, imagemill run brings its own.",
             ) from error
 
+    def admit(self, plan: Plan) -> None:
+        """Let a planned run in, before it is launched for the first time.
+
+        Raises:
+            QuotaExceeded: its team has not enough left.
+            TransientError: the broker cannot be reached.
+        """
+        if team := self.teams.get(plan.team):
+            with self.reached():
+                Quotas(self.runs.client, self.runs.prefix).admit(plan, team)
+
     def ping(self) -> None:
         """Raises TransientError if the broker does not answer."""
         with self.reached():
@@ -49,4 +63,4 @@ def installation(settings: Settings) -> Installation:
     """The installation whose broker the settings name."""
     runs = Runs(connect(settings), settings.key_prefix, make_seal(settings))
     dispatcher = Dispatcher(runs.client, runs.prefix, runs.seal)
-    return Installation(settings.broker, runs, dispatcher)
+    return Installation(settings.broker, runs, dispatcher, settings.teams)

@@ -213,13 +213,12 @@ def _of_storage(storage: Storage, run_id: str) -> Status:
     complete = chunks_done(storage, plan)
     sizes = [plan.shards[s].chunks[c].stop - plan.shards[s].chunks[c].start for s, c in complete]
     ended = summary.state == "finished"
-    in_chunks = sum(c.stop - c.start for shard in plan.shards for c in shard.chunks)
     return Status(
         run_id=run_id,
         out=storage.uri,
         state=summary.state if summary.state != "running" else "unfinished",
         requests=plan.requests,
-        done=summary.done if ended else plan.requests - in_chunks + sum(sizes),
+        done=summary.done if ended else plan.requests - plan.left + sum(sizes),
         failed=summary.failed + summary.rejected if ended else 0,
         chunks=plan.chunks,
         chunks_done=len(complete),

@@ -15,7 +15,7 @@ from jobs.settings import Settings
 from producer.control.installation import installation
 from producer.control.progress import Display, follow
 from producer.local.embedded import GO_ON, Crew, Embedded, embedded
-from producer.local.rates import measure, rates_file
+from producer.planning.rates import measure, rates_file
 from producer.planning.submission import Job, identify, launch, prepare
 
 

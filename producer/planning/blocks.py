@@ -176,8 +176,7 @@ class Planner:
             for key in keys:
                 slots = key.slots_within(model.batch_width)
                 worth = cost(slots, model.batch_width) / cost(model.batch_width, model.batch_width)
-                # The guess is one of the model's own size.
-                worth *= max(1.0, key.width * key.height / (model.size[0] * model.size[1]))
+                worth *= model.times_larger(key.width, key.height)
                 for first in range(0, groups[key], slots):
                     stop += min(slots, groups[key] - first)
                     left -= worth * model.batch_width

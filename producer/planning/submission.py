@@ -28,6 +28,7 @@ from jobs.requests import BatchKey
 from jobs.teams import OPEN_TEAM, Priority
 from producer.planning.blocks import PlannedBlock, plan_blocks
 from producer.planning.manifest import manifest_digest
+from producer.planning.rates import estimate, rates_file, read_rates
 from producer.planning.resolution import PlanOptions
 from producer.planning.reuse import reuse_records
 
@@ -170,6 +171,7 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
     shards: list[Shard] = []
     jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
     errors: list[LineError] = []
+    rates, seconds = read_rates(rates_file()), 0.0
     requests = invalid = 0
     with ExitStack() as stack:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
@@ -181,6 +183,10 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
                 writes.add(layout.shard(run, len(shards)), block.shard)
                 shards.append(Shard(block.requests, block.chunks))
                 jobs.append(block.jobs)
+            seconds += sum(
+                estimate(key, images, job.table, rates).seconds
+                for key, images in block.groups.items()
+            )
             requests += block.requests
             invalid += _report(report, block)
             errors += block.errors[: SHOWN_ERRORS - len(errors)]
@@ -195,6 +201,7 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
         run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), invalid, reused,
         dict(table.commits), job.team, job.priority,
     )  # fmt: skip
+    plan = replace(plan, seconds=seconds * plan.left / max(1, requests))
     write_plan(storage, plan)
     return plan
 

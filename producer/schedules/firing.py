@@ -138,6 +138,7 @@ class Firing:
         job = self.job(journal.schedule, nominal)
         submission = identify(job)
         plan = prepare(submission, lambda _: None)
+        self.known.admit(plan)
         out = submission.storage.uri
         return journal.decide(
             Fire(nominal, "begun", now(), opened.manual, plan.run_id, out, job.manifest)

@@ -29,6 +29,7 @@ from hashlib import blake2b
 import orjson
 from pydantic import ValidationError
 
+from jobs.broker.quotas import QuotaExceeded
 from jobs.errors import (
     FatalError,
     ImagemillError,
@@ -192,6 +193,10 @@ class Inbox:
             self._check_free(out, submission.run_id)
             finished = submission.plan if submission.finished else None
             plan = finished or prepare(submission, lambda _: None)
+            if not finished:
+                self.known.admit(plan)
+        except QuotaExceeded as error:
+            raise TransientError(error.message, error.hint) from error  # it waits for its time
         except (ManifestRefused, InvalidRequest, UnfitTable, DamagedTable) as error:
             return rejected(report, error)
         except FatalError as error:

@@ -45,6 +45,19 @@ def test_submitted_run_finishes(installed: Cli) -> None:
     assert "Nothing was left to render: 20 images" in again.stdout
 
 
+def test_a_team_with_too_little_left_is_told(
+    installed: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEMILL_TEAMS", '{"small": {"images_in_flight": 5}}')
+    manifest = installed.manifest(*circles(6))
+    submit = ("submit", manifest, "--out", "out", "--model", "null", "--quiet")
+    refused = installed(*submit, "--team", "small", code=2).stderr
+    assert "team small may have 5 images in flight and has 5 of them left" in refused
+    assert installed.json("status") == []
+    assert installed.json(*submit, "--priority", "high")["priority"] == "high"
+    assert installed("submit", manifest, "--out", "o", "--team", "a/b", code=2).stderr
+
+
 @pytest.mark.usefixtures("worker")
 def test_cancelled_run_resumes(installed: Cli) -> None:
     manifest = installed.manifest(*circles(REQUESTS))

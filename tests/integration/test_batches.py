@@ -15,6 +15,7 @@ from jobs.inputs.images import InputPolicy
 from jobs.models.table import load_models
 from jobs.output.dataset import read_summary
 from jobs.output.storage import Storage, open_storage
+from jobs.settings import Team
 from producer.api.files.shelf import Shelf, new_id
 from producer.api.openai.batch.steps import Steps
 from producer.api.openai.batch.store import Batch, BatchStore, Ticket
@@ -102,6 +103,16 @@ def test_a_batch_under_way_asks_storage_for_nothing(site: Site, batches: Batches
     assert not storage.reads
     site.start_worker("slow")
     assert tended(batches, ticket).status == "completed"
+
+
+def test_a_batch_beyond_its_teams_quota_fails(batches: Batches) -> None:
+    known = replace(batches.steps.known, teams={"red": Team(images_in_flight=3)})
+    limited = replace(batches, steps=replace(batches.steps, known=known))
+    failed = tended(limited, made(limited, "slow", 4, 3600))
+    assert failed.errors
+    assert [error.code for error in failed.errors.data] == ["quota_exceeded"]
+    assert "3 of them left" in failed.errors.data[0].message
+    assert limited.steps.advance(made(limited, "slow", 3, 3600))
 
 
 def test_a_facade_that_comes_back_late_lets_workers_settle(site: Site, batches: Batches) -> None:

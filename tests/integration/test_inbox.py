@@ -13,6 +13,7 @@ import pytest
 
 from jobs.errors import UsageError
 from jobs.output.storage import Storage, open_storage
+from jobs.settings import Team
 from producer.control.installation import installation
 from producer.control.stopping import cancel
 from producer.planning.resolution import PlanOptions
@@ -119,6 +120,20 @@ def test_tables_are_manifests_too(any_post: Post) -> None:
     assert (report["requests"], report["out"]) == (2, f"{storage.uri}/out/some")
     assert "has no column 'text'" in any_post.report("rejected/other.csv")["reason"]
     assert "cannot be read" in any_post.report("rejected/wide.csv")["reason"]
+
+
+def test_a_manifest_waits_for_its_teams_quota(post: Post) -> None:
+    post.storage.write("good.jsonl", LINE)
+    settings = post.site.settings
+    little = settings.model_copy(update={"teams": {"red": Team(device_seconds_a_day=0)}})
+    post.watcher(team="red", known=installation(little)).look()
+    assert post.filed() == []
+    assert [news.what for news in post.told] == ["waits"]
+    assert "device seconds a day" in post.told[0].text
+    post.watcher(team="red", priority="low").look()
+    assert post.filed() == ["accepted/good.jsonl"]
+    progress = post.site.progress(post.report("accepted/good.jsonl")["run_id"])
+    assert (progress.team, progress.priority) == ("red", "low")
 
 
 def test_watchers_side_by_side_submit_each_once(any_post: Post) -> None:

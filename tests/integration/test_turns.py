@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
 from jobs.broker.dispatch import start_run
-from jobs.broker.messages import FEED, FINALIZE, RENDER, Message, make, parse
+from jobs.broker.messages import FINALIZE, RENDER, Message, make, parse
 from jobs.broker.runs import Effort
+from jobs.broker.turns import GUESS_SECONDS, HALF_LIFE, Turn, whose_turn
 from jobs.errors import TransientError
-from jobs.output.plan import Priority
+from jobs.teams import Priority
 from tests.sites import Site
 from worker.tasks import PutBack, feed
 from worker.workshop import Workshop
@@ -124,13 +126,30 @@ def test_what_does_not_go_on_gets_no_turn(site: Site, shop: Workshop) -> None:
 
 def test_two_workers_never_give_out_one_chunk(site: Site, shop: Workshop) -> None:
     start(site, "long", 64)
-    first, second = shop.turns.waiting(["null"]), shop.turns.waiting(["null"])
-    assert first == second
-    message = taken(site)
-    assert message
-    assert message.task == FEED
-    feed_once(site, shop, message)
-    assert shop.turns.waiting(["null"])[0].place == (0, 1)
+    turn = whose_turn(shop.turns.waiting(["null"]), {})
+    assert shop.turns.take(turn, [(0, 0)], (0, 1))
+    assert not shop.turns.take(turn, [(0, 0)], (0, 1)), "another worker was first"
+    assert site.client.llen(f"{site.settings.key_prefix}bulk.null") == 1
+    (waiting,) = shop.turns.waiting(["null"])
+    assert waiting.place == (0, 1)
+    start(site, "long", 64)
+    assert not shop.turns.take(replace(turn, run=waiting), [(0, 1)], None), "it began anew"
+
+
+def test_what_a_chunk_took_replaces_the_guess(site: Site, shop: Workshop) -> None:
+    start(site, "run", 64, "red")
+    (one,) = shop.turns.waiting(["null"])
+    shop.turns.take(Turn(one, team_lift=100.0), [(0, 0), (0, 1)], (0, 2))
+    (one,) = shop.turns.waiting(["null"])
+    assert (one.team_used, one.used) == pytest.approx(
+        (100 + 2 * GUESS_SECONDS, 2 * GUESS_SECONDS), 1e-3
+    )
+    for _ in range(2):
+        shop.turns.settle("run", 7.0)
+    (one,) = shop.turns.waiting(["null"])
+    assert (one.team_used, one.used) == pytest.approx((114.0, 14.0), 1e-3)
+    later = replace(shop.turns, now=lambda: time.time() + HALF_LIFE)
+    assert later.waiting(["null"])[0].team_used == pytest.approx(57.0, 1e-3)
 
 
 def test_the_end_of_a_run_waits_for_no_other(site: Site, shop: Workshop) -> None:

@@ -21,8 +21,8 @@ from jobs.output.records import Record, Stack, encode_part
 from jobs.output.storage import open_storage
 from jobs.requests import BatchKey, Request
 from producer.control.progress import Pace
-from producer.local.rates import estimate, measure, read_rates
 from producer.planning.manifest import Line, parse_line
+from producer.planning.rates import estimate, measure, read_rates
 from producer.planning.resolution import PlanOptions, Resolver
 from producer.report import show_error
 from producer.upkeep.sheet import Tile, draw_sheet, write_sheet

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Literal
 
+from jobs.broker.quotas import QuotaExceeded
 from jobs.broker.runs import Progress
 from jobs.errors import (
     FatalError,
@@ -129,8 +130,14 @@ class Steps:
             self._fail(ticket, [LineError(0, "", "input_file_id", error.message)])
             return None
         started = Started(run_id, int(time.time()), found.requests, found.refused)
-        if read_plan(self.store.out(ticket), run_id) is None:  # no request is worth rendering
+        plan = read_plan(self.store.out(ticket), run_id)
+        if plan is None:  # no request is worth rendering
             self._finish(ticket, started, "completed")
+            return None
+        try:
+            self.known.admit(plan)
+        except QuotaExceeded as error:
+            self._end_failed(ticket, BatchError(code="quota_exceeded", message=str(error)))
             return None
         self.store.start(ticket, started)
         self._launch(ticket, run_id)
@@ -242,4 +249,7 @@ class Steps:
             )
             for error in errors
         ]
-        self.store.end(ticket, "failed", errors=BatchErrors(data=found))
+        self._end_failed(ticket, *found)
+
+    def _end_failed(self, ticket: Ticket, *errors: BatchError) -> None:
+        self.store.end(ticket, "failed", errors=BatchErrors(data=list(errors)))

@@ -72,11 +72,13 @@ def measure(storage: Storage, file: Path) -> None:
 
 def estimate(key: BatchKey, images: int, table: ModelTable, rates: Rates) -> Estimate:
     """Device time of some images with the same batch key."""
-    slots = key.slots_within(table.get(key.model).batch_width)
+    model = table.get(key.model)
+    slots = key.slots_within(model.batch_width)
     rate = rates.get(_name(key.model, key.adapter, key.width, key.height, key.steps, slots))
     if rate:
         return Estimate(images * rate.seconds, rate.device)
-    return Estimate(images * table.get(key.model).seconds_per_image)
+    larger = model.times_larger(key.width, key.height)
+    return Estimate(images * model.seconds_per_image * larger)
 
 
 def _name(model: str, adapter: str, width: int, height: int, steps: int, slots: int) -> str:

@@ -1,0 +1,65 @@
+"""Quotas: what a team has left is said when a run is refused, and counted once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from jobs.broker.quotas import QuotaExceeded, Quotas
+from jobs.output.plan import Chunk, Plan, Shard
+from jobs.settings import Team
+from tests.sites import Site
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def plan(run_id: str, images: int = 10, seconds: float = 100.0, team: str = "red") -> Plan:
+    shards = (Shard(images, (Chunk("null", 0, images),)),)
+    return Plan(run_id, "m.jsonl", 0, "", {}, shards, team=team, seconds=seconds)
+
+
+@pytest.fixture
+def quotas(site: Site) -> Quotas:
+    return Quotas(site.client, site.settings.key_prefix)
+
+
+def test_seconds_of_a_day(quotas: Quotas) -> None:
+    team = Team(device_seconds_a_day=250)
+    for _ in range(2):  # however often it is said
+        quotas.admit(plan("a"), team, NOON)
+    quotas.admit(plan("b"), team, NOON)
+    quotas.admit(plan("other", seconds=240, team="blue"), team, NOON)
+    with pytest.raises(QuotaExceeded) as refused:
+        quotas.admit(plan("c", seconds=50.5), team, NOON)
+    assert refused.value.message == (
+        "team red may use 250 device seconds a day and has 50 of them left; run c takes about 50"
+    )
+    assert "at 2026-03-02 00:00 UTC" in refused.value.hint
+    with pytest.raises(QuotaExceeded) as refused:
+        quotas.admit(plan("c", seconds=251), team, NOON)
+    assert "split the manifest" in refused.value.hint
+    quotas.admit(plan("d", seconds=50), team, NOON)
+    quotas.admit(plan("c", seconds=250), team, NOON + timedelta(hours=12))
+
+
+def test_images_in_flight(site: Site, quotas: Quotas) -> None:
+    team = Team(images_in_flight=25)
+    first = plan("a")
+    quotas.admit(first, team)
+    site.runs.open(first, "out", [])
+    quotas.admit(plan("b", 15), team)
+    with pytest.raises(QuotaExceeded, match="has 15 of them left; run b has 16"):
+        quotas.admit(plan("b", 16), team)
+    site.runs.pause("a", "a reason")
+    quotas.admit(replace(first, seconds=1e9), Team(device_seconds_a_day=0))  # it goes on already
+    with pytest.raises(QuotaExceeded):
+        quotas.admit(plan("b", 16), team)
+    site.runs.complete("a", 0, 9, 1)
+    quotas.admit(plan("b", 25), team)
+
+
+def test_without_a_limit_everything_is_let_in(quotas: Quotas) -> None:
+    for number in range(3):
+        quotas.admit(plan(f"{number}", 10**9, 1e12), Team())
