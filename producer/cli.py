@@ -77,7 +77,12 @@ def make_cli() -> typer.Typer:
     for panel, commands in panels.items():
         for command in commands:
             cli.command(rich_help_panel=panel)(command)
-    for panel, command in ((INSTALLATION, rendering.worker), (LOOK, rendering.score)):
+    theirs: list[tuple[str, Callable[..., None]]] = [
+        (INSTALLATION, rendering.worker),
+        (LOOK, rendering.score),
+        (LOOK, checking.check_determinism),
+    ]
+    for panel, command in theirs:
         # Its options are the worker's own; --help included.
         cli.command(
             rich_help_panel=panel,

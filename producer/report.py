@@ -194,6 +194,8 @@ def show_verdict(verdict: Verdict) -> None:
             show(f"  {name}: {then} → {now}")
         if not difference.stack:
             show("  on the same stack")
+    for model in sorted({one.model for one in verdict.differences if one.model}):
+        show(f"Whether this device gives equal bytes at all: imagemill check-determinism {model}")
 
 
 def show_damage(damage: Damage) -> None:

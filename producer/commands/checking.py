@@ -1,7 +1,9 @@
-"""Commands that look whether all is well: doctor, fsck."""
+"""Commands that look whether all is well: doctor, fsck, check-determinism."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -53,6 +55,12 @@ def doctor(
         show_json(found)
     if any(finding.state == "wrong" for finding in found):
         raise typer.Exit(1)
+
+
+def check_determinism(context: typer.Context) -> None:
+    """Whether this machine's device gives the same bytes again. Options: --help."""
+    # A process of its own, because this one must never import torch.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.determinism", *context.args])
 
 
 def fsck(

@@ -35,12 +35,16 @@ _SAME |= {"strength", "response_format", "control_images", "controlnet_weights"}
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An image whose bytes changed. `stack`: field → (then, now); empty on the very same stack."""
+    """An image whose bytes changed. `stack`: field → (then, now); empty on the very same stack.
+
+    model: "model" or "model:adapter" if it has other bytes now, "" if it has none.
+    """
 
     file_name: str
     custom_id: str
     message: str
     stack: dict[str, tuple[str, str]]
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +125,11 @@ def as_line(row: Row) -> dict[str, Any]:
         line["custom_id"] = row["custom_id"]
     if row["task"] == "edit":
         line["image"] = row["input_images"]
-    model = f"{row['model']}:{row['adapter']}" if row["adapter"] else row["model"]
-    return line | {"model": model, "seed": int(row["seed"]), "slots": row["batch_width"]}
+    return line | {"model": _route(row), "seed": int(row["seed"]), "slots": row["batch_width"]}
+
+
+def _route(row: Row) -> str:
+    return f"{row['model']}:{row['adapter']}" if row["adapter"] else row["model"]
 
 
 def _again(row: Row, table: ModelTable) -> dict[str, Any]:
@@ -144,7 +151,8 @@ def _differences(rows: list[Row], after: dict[int, Row]) -> Iterator[Difference]
         now = after[number]
         if now["status"] == "done" and now["sha256"] == row["sha256"]:
             continue
-        message = "other bytes" if now["status"] == "done" else f"no image: {now['message']}"
+        drawn = now["status"] == "done"
+        message = "other bytes" if drawn else f"no image: {now['message']}"
         then, here = (
             {name: str(value) for name, value in one.items() if name in STACK_FIELDS}
             for one in (row, now)
@@ -154,7 +162,8 @@ def _differences(rows: list[Row], after: dict[int, Row]) -> Iterator[Difference]
         if "versions" in stack:
             stack["versions"] = _changed(*stack["versions"])
         stack = {name: pair for name, pair in stack.items() if any(pair)}
-        yield Difference(row["file_name"], row["custom_id"], message, stack)
+        model = _route(row) if drawn else ""
+        yield Difference(row["file_name"], row["custom_id"], message, stack, model)
 
 
 def _changed(then: str, now: str) -> tuple[str, str]:

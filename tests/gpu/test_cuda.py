@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,3 +116,11 @@ def test_a_vae_that_runs_out_of_memory_saves_before_fewer_are_rendered(
     rendered = renderer.render(asked())
     assert {one.status for one in rendered} == {"done"}
     assert {(one.stack.modes, one.stack.batch_width) for one in rendered} == {("vae_slicing", 4)}
+
+
+def test_bytes_repeat_on_this_device(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    load(tmp_path, pytestconfig, "cuda")  # writes the table
+    options = ["m", "--models-file", str(tmp_path / "models.toml")]
+    command = [sys.executable, "-m", "worker.determinism", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -7,38 +7,32 @@ import sys
 
 import pytest
 
-from jobs.models.table import load_models
-from jobs.settings import Settings
 from worker.process.devices import Device
-from worker.process.supervisor import Supervisor, _Child
-
-
-def environment(*devices: Device) -> dict[str, str]:
-    """Of the first of them."""
-    return Supervisor(Settings(), load_models(), [*devices], ["shapes"])._environment(devices[0])
+from worker.process.environment import environment
+from worker.process.supervisor import _Child
 
 
 def test_memory_is_asked_for_in_blocks_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device("gpu0", "0")
-    assert environment(device)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert environment(device, 1)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
-    assert "PYTORCH_ALLOC_CONF" not in environment(device)
+    assert "PYTORCH_ALLOC_CONF" not in environment(device, 1)
 
 
 def test_workers_of_a_host_share_what_they_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch itself sets it
     device = Device("gpu0", "0")
-    assert environment(device)["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere/imagemill/compiled"
+    assert environment(device, 1)["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere/imagemill/compiled"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
-    assert "TORCHINDUCTOR_CACHE_DIR" not in environment(device)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in environment(device, 1)
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setenv("MKL_NUM_THREADS", "3")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    found = environment(*(Device(f"gpu{number}", str(number)) for number in range(8)))
+    found = environment(Device("gpu0", "0"), 8)
     assert found["OMP_NUM_THREADS"] == found["TORCHINDUCTOR_COMPILE_THREADS"] == "8"
     assert "MKL_NUM_THREADS" not in found
 

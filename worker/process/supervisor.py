@@ -15,14 +15,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from platformdirs import user_cache_path
-
 from jobs import children
 from jobs.children import EXIT_FATAL, reason
 from jobs.models.fingerprints import fingerprint
 from jobs.models.table import ModelTable
 from jobs.settings import Settings
 from worker.process.devices import Device
+from worker.process.environment import environment
 
 STEADY_SECONDS = 60.0  # a process that lived so long is started again without delay
 LONGEST_DELAY = 30.0
@@ -31,12 +30,6 @@ KILL_SECONDS = 5.0  # on top of shutdown_timeout: to put work back and to exit
 
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 _OWN_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
-
-# OpenMP (torch), OpenBLAS (NumPy), MKL, Rust's (tokenizers), and compilers of torch.compile.
-_THREADS = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS",
-    "TORCHINDUCTOR_COMPILE_THREADS",
-)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +58,11 @@ class Supervisor:
         models = {name: self.table.get(name) for name in self.models}
         # Signals are waited for, never handled: nothing here runs at an arbitrary moment.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        crew = [_Child(device, self._command(device), self._environment(device))
-                for device in self.devices]  # fmt: skip
+        own = self.settings.environment()
+        crew = [
+            _Child(device, self._command(device), environment(device, len(self.devices)) | own)
+            for device in self.devices
+        ]
         try:
             for child in crew:
                 child.start()
@@ -115,61 +111,6 @@ class Supervisor:
             sys.executable, "-P", "-m", "worker.process.parent",
             device.name, device.kind, *self.models,
         ]  # fmt: skip
-
-    def _environment(self, device: Device) -> dict[str, str]:
-        pinned = {
-            "CUDA_VISIBLE_DEVICES": device.visible,
-            # The numbers of nvidia-smi; CUDA's own begin with the fastest.
-            "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
-            # What cuBLAS needs to give the same bits for the same input.
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        }
-        usual = self._waiting() | self._threads() | _allocating() | _compiling()
-        return usual | self.settings.environment() | pinned
-
-    def _threads(self) -> dict[str, str]:
-        """How many threads the libraries of a process start, unless the environment says it.
-
-        Each would start one a core, in every process. What renders sets its own number of them.
-        """
-        share = max(1, len(os.sched_getaffinity(0)) // len(self.devices))
-        return {name: str(share) for name in _THREADS if name not in os.environ}
-
-    def _waiting(self) -> dict[str, str]:
-        """How torch's threads wait for each other, unless the environment says it.
-
-        By default they spin for so long that two processes on the same cores come to 0.14 of the
-        pace of one. A short spin costs one alone 3 %; none costs it 8 %, but two come to 1.1.
-        """
-        if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}.intersection(os.environ):
-            return {}
-        if len(self.devices) > 1:
-            return {"OMP_WAIT_POLICY": "PASSIVE"}
-        return {"GOMP_SPINCOUNT": "10000"}
-
-
-def _compiling() -> dict[str, str]:
-    """Where torch.compile keeps what it compiled, unless the environment says it.
-
-    One place for all workers of a host, which a restart of the host does not empty.
-    """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
-        return {}
-    return {"TORCHINDUCTOR_CACHE_DIR": str(user_cache_path("imagemill") / "compiled")}
-
-
-def _allocating() -> dict[str, str]:
-    """How torch asks the GPU for memory, unless the environment says it.
-
-    In blocks that grow: sizes of many requests leave no holes behind that nothing fits into.
-    """
-    if {
-        "PYTORCH_ALLOC_CONF",
-        "PYTORCH_CUDA_ALLOC_CONF",
-        "PYTORCH_HIP_ALLOC_CONF",
-    } & os.environ.keys():
-        return {}
-    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 @dataclass
