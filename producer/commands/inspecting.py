@@ -59,11 +59,11 @@ def make_models() -> typer.Typer:
     cli = typer.Typer(help="Show the models table and what each model can do.")
     cli.callback(invoke_without_command=True)(models)
     cli.command()(inspect)
-    # Its options are the worker's own; --help included.
-    cli.command(
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )(fetch)
+    for command in (fetch, tune):  # their options are the worker's own; --help included
+        cli.command(
+            add_help_option=False,
+            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        )(command)
     return cli
 
 
@@ -107,6 +107,11 @@ def fetch(context: typer.Context) -> None:
     """Download weights to this machine: only the files that are loaded. Options: fetch --help."""
     # A process of its own, because this one must never import torch.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.fetch", *context.args])
+
+
+def tune(context: typer.Context) -> None:
+    """Measure how many requests a pipeline call is best given. Options: tune --help."""
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.tuning", *context.args])
 
 
 def sheet(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from hashlib import sha256
+from typing import Any
 
 import orjson
 import pytest
@@ -130,3 +132,15 @@ def test_every_command_has_help(cli: Cli, command: str) -> None:
 def test_help_loads_nothing_heavy(cli: Cli) -> None:
     loaded = cli.imports("--help")
     assert not {"torch", "diffusers", "celery", "redis", "fsspec", "pyarrow", "worker"} & loaded
+
+
+def test_tune_measures_the_demo_model(cli: Cli) -> None:
+    done = cli("models", "tune", "shapes", "--most", "2", "--seconds", "0.1", "--devices", "cpu")
+    row: Any = tomllib.loads(done.stdout)["models"]["shapes"]
+    assert row["batch_width"] in (1, 2)
+    assert 0 < row["seconds_per_image"] < 60
+    assert [line.split()[:3] for line in done.stderr.splitlines() if "a call" in line] == [
+        ["1", "a", "call:"], ["2", "a", "call:"],
+    ]  # fmt: skip
+    refused = cli("models", "tune", "shape", code=2).stderr
+    assert "unknown model 'shape'; known: null, shapes" in refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import resource
 
 import torch
 
@@ -42,3 +43,17 @@ def give_back() -> None:
     """Free what nothing refers to any more, on the GPU too."""
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def reset_peak() -> None:
+    """Measure anew: `peak` tells what was needed from now on. On the CPU it cannot be reset."""
+    give_back()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> int:
+    """The most bytes that tensors took on the GPU, or this process on the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
