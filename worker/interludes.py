@@ -11,7 +11,7 @@ from threading import Event
 from jobs.broker.heartbeat import heartbeat
 from jobs.calls.claims import Claims
 
-LOOK_SECONDS = 0.02  # while a batch renders, calls are looked for so often
+LOOK_SECONDS = 0.05  # while a batch renders, calls are looked for so often
 
 
 class NoRoom(Exception):
