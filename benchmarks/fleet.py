@@ -1,11 +1,11 @@
 """What many workers on one Redis make, against as many times what one makes.
 
-    python -m benchmarks.fleet [--workers 1,4,16,64] [--seconds 60] [--sleep 4.0]
+    python -m benchmarks.fleet [--workers 1,4,8,16,64] [--seconds 60] [--sleep 4.0]
 
 Each device is the null renderer that sleeps for its batches of 16; all of them are on this machine,
 and have started before the manifest is submitted. job ÷ ideal: the sleeping that each worker has to
-do for its share, over the time from the first batch to the last record. Beside it 256 requests that
-meet 8 workers, and as many as there are, with chunks as the planner cuts them.
+do for its share, over the time from the first batch to the last record. A chunk is four batches, so
+a short run of many workers ends with some of them idle. Beside it 256 requests that meet them all.
 """
 
 from __future__ import annotations
