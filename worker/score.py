@@ -15,6 +15,7 @@ from rich.progress import Progress
 from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
 from jobs.output.storage import Storage, open_storage
 from worker.process.devices import choose_devices
+from worker.process.environment import environment
 from worker.scoring.job import Outcome, score
 from worker.scoring.scorer import make_scorer
 
@@ -47,8 +48,7 @@ def main(
     try:
         storage = open_storage(out)
         chosen = choose_devices(device)[0]
-        if chosen.visible:
-            os.environ["CUDA_VISIBLE_DEVICES"] = chosen.visible
+        os.environ.update(environment(chosen, 1))  # before torch is imported
         outcomes = [_score(storage, one, chosen.kind, quiet or as_json) for one in scorers]
     except ImagemillError as error:
         typer.echo(str(error), err=True)

@@ -64,6 +64,8 @@ class Encoder:
             found |= dict(zip(new, rows, strict=False))
             for key in new:
                 self._keep(key, found[key])
+            if new == keys:  # as most prompts are: nothing is to be copied together
+                return made
         return self._kind(**_joined([found[key] for key in keys]))  # type: ignore[misc]
 
     def forget(self) -> bool:
