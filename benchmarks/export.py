@@ -31,8 +31,22 @@ from jobs.output.storage import open_storage
 from jobs.requests import BatchKey, Request
 
 FILES = 500  # different ones; the others are links to them
-STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "none", 16, 1, "none 1")
-KEY = BatchKey("generate", "null", "", 1024, 1024, 8, 3.0)
+STACK = Stack(
+    repo="null:",
+    revision="1",
+    fingerprint="f",
+    pipeline="P",
+    scheduler="S",
+    dtype="float32",
+    device="cpu",
+    device_name="none",
+    batch_width=16,
+    threads=1,
+    versions="none 1",
+)
+KEY = BatchKey(
+    task="generate", model="null", adapter="", width=1024, height=1024, steps=8, guidance_scale=3.0
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,16 @@ def make(out: Path, images: int, size: int) -> None:
     with (out / layout.METADATA).open("wb") as metadata:
         for i in range(images):
             prompt = f"a large red circle on a blue background, seen from {i} metres"
-            request = Request(i, f"row-{i}", KEY, prompt, "", i, "jpeg", f"{i:032x}")
+            request = Request(
+                index=i,
+                custom_id=f"row-{i}",
+                key=KEY,
+                prompt=prompt,
+                negative_prompt="",
+                seed=i,
+                format="jpeg",
+                job_id=f"{i:032x}",
+            )
             path = layout.image(0, request.job_id, "jpeg")
             if i < FILES:
                 data = rng.randbytes(size)
@@ -85,11 +108,29 @@ def make(out: Path, images: int, size: int) -> None:
             else:
                 os.link(out / layout.image(0, f"{i % FILES:032x}", "jpeg"), out / path)
             record = Record(
-                request, "done", STACK, "w", 1, "2026-01-01T00:00:00.000000+00:00",
-                file_name=path, sha256=digests[i % FILES], bytes=size,
-            )  # fmt: skip
+                request=request,
+                status="done",
+                stack=STACK,
+                worker="w",
+                attempt=1,
+                created_at="2026-01-01T00:00:00.000000+00:00",
+                file_name=path,
+                sha256=digests[i % FILES],
+                bytes=size,
+            )
             metadata.write(encode_part([record.row()]))
-    write_summary(storage, Summary("0" * 12, "finished", "m", 0, "", images, done=images))
+    write_summary(
+        storage,
+        Summary(
+            run_id="0" * 12,
+            state="finished",
+            manifest="m",
+            seed=0,
+            created_at="",
+            requests=images,
+            done=images,
+        ),
+    )
 
 
 def copy(out: Path, to: Path) -> float:

@@ -112,9 +112,16 @@ class Simulation:
             for first in range(0, job.chunks, SHARD_CHUNKS)
         )
         plan = Plan(
-            job.name, "m.jsonl", 0, "", {}, shards, team=job.team, priority=job.priority,
+            run_id=job.name,
+            manifest="m.jsonl",
+            seed=0,
+            created_at="",
+            fingerprints={},
+            shards=shards,
+            team=job.team,
+            priority=job.priority,
             seconds=job.chunks * job.seconds * random.uniform(0.5, 2.0),
-        )  # fmt: skip
+        )
         storage = open_storage(f"{self.folder}/{id(self)}/{job.name}")
         write_plan(storage, plan)
         start_run(plan, storage, self.shops[0].runs, self.shops[0].dispatcher)
@@ -201,9 +208,10 @@ def high_overtakes(simulation: Simulation) -> str:
     """A run of high priority, of a team that has used most, comes into a busy fleet."""
     came = 1800.0
     jobs = [
-        Job("a", "a", LONG), Job("b", "b", LONG),
+        Job("a", "a", LONG),
+        Job("b", "b", LONG),
         Job("high", "a", 50, at=came, priority="high"),
-    ]  # fmt: skip
+    ]
     spells = simulation.run(jobs, came + 900)
     begun = [spell for spell in spells if spell.start >= came]
     own = [number for number, spell in enumerate(begun) if spell.job.name == "high"]
@@ -232,7 +240,10 @@ def main() -> None:
 
         def devices(number: int, warm: bool = True) -> Simulation:
             random.seed(number)
-            workers = [Worker(f"d{n}", MODELS, "cpu", "host", n) for n in range(number)]
+            workers = [
+                Worker(name=f"d{n}", models=MODELS, device="cpu", host="host", pid=n)
+                for n in range(number)
+            ]
             return Simulation([make_workshop(one, Shelf.put_all) for one in workers], folder, warm)
 
         lines = []

@@ -42,7 +42,19 @@ from producer.planning.submission import Job, identify, prepare
 _MB = 1 << 20
 PICTURES = 64  # files that all records share
 SIDE = 512
-STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "none", 1, 1, "none")
+STACK = Stack(
+    repo="null:",
+    revision="1",
+    fingerprint="f",
+    pipeline="P",
+    scheduler="S",
+    dtype="float32",
+    device="cpu",
+    device_name="none",
+    batch_width=1,
+    threads=1,
+    versions="none",
+)
 
 
 def write_run(folder: Path, lines: int) -> tuple[Storage, Plan]:
@@ -61,8 +73,15 @@ def write_run(folder: Path, lines: int) -> tuple[Storage, Plan]:
     for number in range(len(plan.shards)):
         requests = read_shard(storage, plan.run_id, number)
         record = Record(
-            requests[0], "done", STACK, "w", 1, "2026-01-01", sha256="0" * 64, bytes=1
-        ).row()  # fmt: skip
+            request=requests[0],
+            status="done",
+            stack=STACK,
+            worker="w",
+            attempt=1,
+            created_at="2026-01-01",
+            sha256="0" * 64,
+            bytes=1,
+        ).row()
         rows: list[Row] = [
             record
             | {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from io import BytesIO
 from typing import Any
 
@@ -13,12 +12,9 @@ from jobs.formats import FORMATS
 from jobs.output import layout
 from jobs.output.dataset import Summary, write_dataset, write_summary
 from jobs.output.plan import Chunk, Plan, Shard, encode_shard, write_plan
-from jobs.output.records import Record, Row, Stack, encode_part, write_part
+from jobs.output.records import Row, encode_part, write_part
 from jobs.output.storage import open_storage
-from jobs.requests import BatchKey, Request
-
-STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "test", 4, 1, "none 1")
-KEY = BatchKey("generate", "null", "", 64, 64, 8, 3.0)
+from tests.samples import make_plan, make_request, store_image
 
 
 def make_dataset(out: str, images: int, changes: Mapping[int, Mapping[str, Any]] = {}) -> list[Row]:
@@ -33,15 +29,8 @@ def make_dataset(out: str, images: int, changes: Mapping[int, Mapping[str, Any]]
         kind = change.get("response_format", "jpeg")
         data = BytesIO()
         Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(data, FORMATS[kind].pillow)
-        request = Request(
-            number, f"row-{number}", KEY, f"scene {number // 2}", "", number, kind, f"{number:032x}"
-        )
-        name = layout.image(0, request.job_id, kind)
-        storage.write(name, data.getvalue(), durable=False)
-        digest, size = sha256(data.getvalue()).hexdigest(), len(data.getvalue())
-        record = Record(
-            request, "done", STACK, "w", 1, "2026-01-01", file_name=name, sha256=digest, bytes=size
-        )
+        request = make_request(number, prompt=f"scene {number // 2}", format=kind)
+        record = store_image(storage, request, data.getvalue())
         rows.append({**record.row(), **change})  # type: ignore[typeddict-item]
     write_rows(out, rows)
     return rows
@@ -51,7 +40,15 @@ def write_rows(out: str, rows: Sequence[Row]) -> None:
     """Make these the rows of the dataset."""
     storage = open_storage(out)
     storage.write(layout.METADATA, encode_part(rows))
-    summary = Summary("0" * 12, "finished", "m", 7, "2026-01-01", len(rows), done=len(rows))
+    summary = Summary(
+        run_id="0" * 12,
+        state="finished",
+        manifest="m",
+        seed=7,
+        created_at="2026-01-01",
+        requests=len(rows),
+        done=len(rows),
+    )
     write_summary(storage, summary)
 
 
@@ -62,24 +59,17 @@ def make_run(out: str, images: Sequence[Image.Image], prompts: Sequence[str] = (
     for number, start in enumerate(range(0, len(images), stacked)):
         records = []
         for index in range(start, min(start + stacked, len(images))):
-            prompt = prompts[index] if prompts else f"scene {index}"
-            request = Request(index, f"row-{index}", KEY, prompt, "", index, "png", f"{index:032x}")
             data = BytesIO()
             images[index].save(data, "PNG")
-            name = layout.image(number, request.job_id, "png")
-            storage.write(name, data.getvalue(), durable=False)
-            digest, size = sha256(data.getvalue()).hexdigest(), len(data.getvalue())
-            records.append(
-                Record(
-                    request, "done", STACK, "w", 1, "2026-01-01T00:00:00+00:00",
-                    file_name=name, sha256=digest, bytes=size,
-                )
-            )  # fmt: skip
+            request = make_request(index)
+            if prompts:
+                request = request._replace(prompt=prompts[index])
+            records.append(store_image(storage, request, data.getvalue(), number))
         requests = [record.request for record in records]
         storage.write(layout.shard(run_id, number), encode_shard(requests))
         write_part(storage, layout.done_part(run_id, number, 0), records)
         shards.append(Shard(len(requests), (Chunk("null", 0, len(requests)),)))
-    plan = Plan(run_id, "m", 0, "2026-01-01", {"null": "f"}, tuple(shards))
+    plan = make_plan(run_id, {"null": "f"}, tuple(shards))
     write_plan(storage, plan)
     write_dataset(storage, plan)
     return plan

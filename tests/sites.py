@@ -95,6 +95,10 @@ class Site:
         self.workers.append(worker)
         return worker
 
+    def make_call(self, request: Request) -> Call:
+        """Team blue asks for it."""
+        return Call(id="a", team="blue", request=request, out=str(self.folder), path="calls/a.png")
+
     def answer(self, call: Call, seconds: float = 60.0) -> Answer:
         """Put an interactive call as a facade does, and wait for its answer."""
 
@@ -144,21 +148,29 @@ class Site:
         image: what all of them edit, instead of generating.
         """
         row = self.table.get(model)
-        key = BatchKey("generate", model, "", *row.size, row.steps, row.guidance_scale)
+        key = BatchKey(
+            task="generate",
+            model=model,
+            adapter="",
+            width=row.size[0],
+            height=row.size[1],
+            steps=row.steps,
+            guidance_scale=row.guidance_scale,
+        )
         if image:
             key = replace(key, task="edit", inputs=1)
         images = (image,) if image else ()
         requests = [
             Request(
-                i,
-                f"seed-{seed}",
-                key,
-                f"a red circle {seed}",
-                "",
-                seed,
-                "png",
-                f"{seed:032x}",
-                images,
+                index=i,
+                custom_id=f"seed-{seed}",
+                key=key,
+                prompt=f"a red circle {seed}",
+                negative_prompt="",
+                seed=seed,
+                format="png",
+                job_id=f"{seed:032x}",
+                images=images,
             )
             for i, seed in enumerate(seeds)
         ]
@@ -171,7 +183,14 @@ class Site:
             chunks = tuple(Chunk(model, i, min(i + chunk, len(own))) for i in starts)
             shards.append(Shard(len(own), chunks))
         weights = {model: fingerprint(self.table, row).digest}
-        plan = Plan(run_id, "m.jsonl", 0, "", weights, tuple(shards))
+        plan = Plan(
+            run_id=run_id,
+            manifest="m.jsonl",
+            seed=0,
+            created_at="",
+            fingerprints=weights,
+            shards=tuple(shards),
+        )
         write_plan(storage, plan)
         write_summary(storage, planned(plan))
         return plan

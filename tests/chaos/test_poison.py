@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from jobs.calls.call import Call
-from jobs.requests import BatchKey, Request
 from tests.chaos.ledger import Ledger
+from tests.samples import make_key, make_request
 from tests.sites import Site
 from tests.support import Cli, circles, eventually
 
@@ -40,10 +39,7 @@ def test_a_call_that_kills_within_a_batch(
     site.start_worker("slow")
     site.start(site.plan("run", "slow", SEEDS, chunk=10))
     eventually(lambda: site.progress("run").settled)
-    request = Request(
-        0, "a", BatchKey("generate", "slow", "", 64, 64, 8), "", "", 99, "png", "0" * 32
-    )
-    answer = site.answer(Call("a", "blue", request, str(site.folder), "calls/a.png"))
+    answer = site.answer(site.make_call(make_request(99, make_key(model="slow"))))
     assert (answer.status, answer.code) == ("failed", "worker_died")
     site.wait("run")
     assert {row["status"] for row in ledger.check(site, "run", SEEDS)} == {"done"}

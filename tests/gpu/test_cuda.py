@@ -13,8 +13,8 @@ import torch
 
 from jobs.models.fingerprints import fingerprint
 from jobs.models.table import load_models
-from jobs.requests import BatchKey, Request
 from tests.pipelines import tiny
+from tests.samples import make_key, make_request
 from worker.inputs import Prepared
 from worker.pipelines.load import load_pipeline
 from worker.process.devices import choose_devices
@@ -23,7 +23,7 @@ from worker.render import BatchRenderer
 
 pytestmark = pytest.mark.gpu
 
-KEY = BatchKey("generate", "m", "", 64, 64, 4, 3.0)
+KEY = make_key(model="m", steps=4)
 PROMPTS = ["a red circle", "", "a large green star on a blue background", "🟥 دائرة"]
 
 
@@ -41,9 +41,7 @@ def load(folder: Path, config: pytest.Config, device: str, row: str = "") -> Bat
 def asked() -> list[Prepared]:
     """Half of the seeds are as long as derived ones."""
     return [
-        Prepared(
-            Request(number, "", KEY, prompt, "", number + 2**40 * (number % 2), "png", f"{number}")
-        )
+        Prepared(make_request(number, KEY, prompt=prompt, seed=number + 2**40 * (number % 2)))
         for number, prompt in enumerate(PROMPTS)
     ]
 

@@ -17,7 +17,9 @@ def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
     """The tools of a device process of the null model, in this process."""
     for name, value in site.settings.environment().items():
         monkeypatch.setenv(name, value)
-    shop = make_workshop(Worker("w", ("null",), "cpu", "host", 1), Shelf.put_all)
+    shop = make_workshop(
+        Worker(name="w", models=("null",), device="cpu", host="host", pid=1), Shelf.put_all
+    )
     yield shop
     for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
         threads.shutdown()

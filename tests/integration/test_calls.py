@@ -24,8 +24,8 @@ from jobs.calls.call import Call, CallKeys, decode_answer, encode_call
 from jobs.calls.claims import Claims
 from jobs.calls.waiting import CallLimits, CallQueue, QueueFull
 from jobs.errors import FatalError
-from jobs.requests import BatchKey, Request
 from jobs.settings import Settings
+from tests.samples import make_key, make_request
 from tests.support import eventually
 from worker.calls import serve_calls
 from worker.faults import Fitness, Unfit
@@ -44,9 +44,9 @@ def client(broker: str) -> redis.Redis:
 
 
 def make_call(name: str, model: str = "null", width: int = 64) -> Call:
-    key = BatchKey("generate", model, "", width, 64, 8)
-    request = Request(0, name, key, "prompt", "", 2**64 - 1, "png", "0" * 32, ("sha256:0",))
-    return Call(name, "team", request, "/out", f"calls/{name}.png")
+    key = make_key(model=model, width=width)
+    request = make_request(key=key, seed=2**64 - 1, images=("sha256:0",))
+    return Call(id=name, team="team", request=request, out="/out", path=f"calls/{name}.png")
 
 
 Put = Callable[[Call], None]
@@ -233,7 +233,7 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
 ) -> None:
     fleet = Fleet(client, "t:")
     for name in ("w", "other"):
-        fleet.report(Worker(name, ("null",), "cpu", "host", 1))
+        fleet.report(Worker(name=name, models=("null",), device="cpu", host="host", pid=1))
 
     def broken(*_: object, **__: object) -> None:
         raise Unfit("null", whole, FatalError("no weights"))

@@ -34,8 +34,9 @@ from jobs.models.families import FAMILIES, GENERIC, family_of
 from jobs.models.fingerprints import fingerprint, route_digest
 from jobs.models.options import Options
 from jobs.models.table import ModelTable, load_models
-from jobs.requests import BatchKey, Request
+from jobs.requests import BatchKey
 from tests.pipelines import tiny
+from tests.samples import make_key, make_request
 from worker.inputs import Prepared
 from worker.interludes import Interlude
 from worker.pipelines.arguments import arguments
@@ -108,7 +109,7 @@ def picture(number: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
     return Image.fromarray(pixels).resize(size)
 
 
-PLAIN = BatchKey("generate", "m", "", 64, 64, 2, 3.0)
+PLAIN = make_key(model="m", steps=2)
 
 
 def ask(
@@ -121,7 +122,7 @@ def ask(
 ) -> Prepared:
     if images:
         key = replace(key, task="edit", inputs=len(images), steps=max(4, key.steps))
-    request = Request(seed, str(seed), key, prompt, negative, seed, "png", f"{seed:032x}")
+    request = make_request(seed, key, prompt=prompt, negative_prompt=negative)
     return Prepared(request, images, controls)
 
 

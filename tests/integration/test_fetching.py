@@ -20,11 +20,11 @@ from jobs.output import layout
 from jobs.output.plan import Plan
 from jobs.output.records import read_part
 from jobs.output.storage import open_storage
-from jobs.requests import BatchKey, Request
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
 from tests.hub import TOKEN, Hub, serve_hub
 from tests.pipelines import tiny
+from tests.samples import make_key, make_request
 from worker.faults import Unfit
 from worker.inputs import Prepared
 from worker.pipelines.fetching import fetch_model
@@ -91,11 +91,11 @@ def test_what_is_fetched_is_what_is_loaded_also_offline(
 
     hub.repositories["org/sd"] = (NEW, hub.repositories["org/sd"][1])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    key = BatchKey("generate", "m", "ink", 64, 64, 2, 3.0)
+    key = make_key(model="m", adapter="ink", steps=2)
     weights = fingerprint(models, model)
     assert weights.revision == OLD
     renderer = BatchRenderer(load_pipeline(models, model, weights, "cpu"))
-    asked = Request(0, "", key, "a circle", "", 1, "png", "0" * 32)
+    asked = make_request(key=key)
     (rendered,) = renderer.render([Prepared(asked)])
     assert rendered.status == "done", rendered.message
     assert sorted(hub.got) == got
@@ -142,7 +142,7 @@ def test_a_worker_loads_the_commits_of_the_plan_whatever_its_machine_has(
     assert record["fingerprint"] == plan.fingerprints["m:ink"]
 
     # Its own are not forgotten: calls, and runs that were planned here, are rendered with them.
-    key = BatchKey("generate", "m", "ink", 64, 64, 2, 3.0)
+    key = make_key(model="m", adapter="ink", steps=2)
     shop.renderers.get("m").check_weights(key, route_digest(models, "m:ink"))
     own = shop.renderers.get("m", plan_one(models, tmp_path, "older").commits)
     assert own is shop.renderers.get("m")
@@ -192,7 +192,7 @@ def test_an_offline_worker_without_the_planned_commit_says_what_to_run(
     assert f"m:ink: org/sd {NEW}" in fetched.stdout
     assert fingerprint(models, models.get("m")).revision == OLD
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    key = BatchKey("generate", "m", "ink", 64, 64, 2, 3.0)
+    key = make_key(model="m", adapter="ink", steps=2)
     planned = plan.fingerprints["m:ink"]
     renderers.get("m", plan.commits).check_weights(key, planned)
 

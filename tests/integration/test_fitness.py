@@ -56,7 +56,7 @@ def test_a_broken_worker_leaves_the_work_to_others(site: Site) -> None:
 def test_status_says_which_worker_cannot_render_and_why(site: Site) -> None:
     site.start(site.plan(RUN, "slow", list(range(4)), chunk=2))
     for name in ("a", "b"):
-        site.fleet.report(Worker(name, ("slow",), "cpu", "host", 1))
+        site.fleet.report(Worker(name=name, models=("slow",), device="cpu", host="host", pid=1))
     site.fleet.give_up("a", "slow", "no weights")
     status = look(RUN, installation(site.settings))
     assert (status.unserved, status.unfit) == ((), ("a does not render slow: no weights",))
@@ -98,12 +98,12 @@ def test_only_those_who_live_and_could_count(client: redis.Redis) -> None:
     fault = Unfit("m", True, FatalError("no weights", "Download them."))
     assert fitness.give_up(fault, "run") == "no weights\nDownload them."
     for name, models in (("me", ("m",)), ("stranger", ("n",)), ("other", ("m", "n"))):
-        fleet.report(Worker(name, models, "cpu", "host", 1))
+        fleet.report(Worker(name=name, models=models, device="cpu", host="host", pid=1))
     assert fitness.give_up(fault, "run") is None
     fleet.give_up("other", "run", "planned otherwise")
     reasons = fitness.give_up(fault, "run")
     assert reasons == "me: no weights\nDownload them.\nother: planned otherwise"
-    fleet.forget(Worker("other", (), "", "", 1))
+    fleet.forget(Worker(name="other", models=(), device="", host="", pid=1))
     assert fitness.give_up(fault, "run") == "no weights\nDownload them."
     assert not fitness.is_fit("m")
     assert fitness.is_fit("n")

@@ -38,7 +38,14 @@ class Post:
         table = replace(self.site.table, closed=True)
         options = PlanOptions(model="null")
         out = f"{self.storage.uri}/out/{{name}}"
-        made = Inbox(self.storage, out, known, table, options, self.told.append)
+        made = Inbox(
+            storage=self.storage,
+            out=out,
+            known=known,
+            table=table,
+            options=options,
+            tell=self.told.append,
+        )
         return replace(made, **changes)
 
     def report(self, path: str) -> dict[str, Any]:

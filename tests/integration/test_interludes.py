@@ -10,7 +10,7 @@ import pytest
 
 from jobs.calls.call import Answer, Call
 from jobs.errors import FatalError
-from jobs.requests import BatchKey, Request
+from tests.samples import make_request
 from tests.sites import Site
 from tests.support import eventually
 from worker.inputs import Prepared
@@ -26,9 +26,7 @@ Guest = Callable[[], None]
 
 
 def make_call(site: Site) -> Call:
-    key = BatchKey("generate", "null", "", 64, 64, 8)
-    request = Request(0, "a", key, "a prompt", "", CALL_SEED, "png", "0" * 32)
-    return Call("a", "blue", request, str(site.folder), "calls/a.png")
+    return site.make_call(make_request(CALL_SEED))
 
 
 @pytest.fixture

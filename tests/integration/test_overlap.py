@@ -11,9 +11,8 @@ from threading import Event
 import pytest
 from PIL import Image
 
-from jobs.calls.call import Call
 from jobs.output.records import Record
-from jobs.requests import BatchKey, Request
+from tests.samples import make_key, make_request
 from tests.sites import Site
 from tests.support import eventually
 from worker import chunks
@@ -68,17 +67,23 @@ def rendering(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_a_chunk_is_stored_while_the_next_one_renders(
-    site: Site, desk: Desk, rendering: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def may_end(monkeypatch: pytest.MonkeyPatch) -> Event:
+    """Chunk 0 is not stored before it is set."""
     store, may_end = Work.store_done, Event()
 
-    def slowly(self: Work, records: list[Record]) -> None:
+    def store_late(self: Work, records: list[Record]) -> None:
         if self.chunk == 0:
             assert may_end.wait(SECONDS)
         store(self, records)
 
-    monkeypatch.setattr(Work, "store_done", slowly)
+    monkeypatch.setattr(Work, "store_done", store_late)
+    return may_end
+
+
+def test_a_chunk_is_stored_while_the_next_one_renders(
+    site: Site, desk: Desk, rendering: list[int], may_end: Event
+) -> None:
     first, way = desk.render(0)
     assert way.wait(SECONDS)
     second, _ = desk.render(1)
@@ -118,10 +123,8 @@ def test_calls_are_served_while_a_batch_waits_for_its_inputs(
     done = threads.submit(render, shop, Event().set, "run", epoch, 0, 0)
     assert asked.wait(SECONDS)
 
-    key = BatchKey("edit", "null", "", 64, 64, 8, inputs=1)
-    request = Request(0, "a", key, "", "", 1, "png", "0" * 32, (picture,))
-    call = Call("a", "blue", request, str(site.folder), "calls/a.png")
-    assert site.answer(call).status == "done"
+    request = make_request(key=make_key(task="edit", inputs=1), images=(picture,))
+    assert site.answer(site.make_call(request)).status == "done"
     assert not done.done()
     there.set()
     done.result(SECONDS)
@@ -177,17 +180,9 @@ def test_a_message_that_only_waits_goes_back_without_an_attempt(
 
 
 def test_a_chunk_that_killed_its_process_is_rendered_beside_no_other(
-    site: Site, desk: Desk, rendering: list[int], monkeypatch: pytest.MonkeyPatch
+    site: Site, desk: Desk, rendering: list[int], may_end: Event
 ) -> None:
     """Guarantee 3: what is nearly stored is not to die with it again."""
-    store, may_end = Work.store_done, Event()
-
-    def slowly(self: Work, records: list[Record]) -> None:
-        if self.chunk == 0:
-            assert may_end.wait(SECONDS)
-        store(self, records)
-
-    monkeypatch.setattr(Work, "store_done", slowly)
     site.runs.begin("run", 1)  # by a worker that has died since
     first, way = desk.render(0)
     assert way.wait(SECONDS)

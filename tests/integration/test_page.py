@@ -59,7 +59,9 @@ def thumbnail(html: str) -> str:
 
 def test_a_run_is_followed_and_its_pictures_are_seen(site: Site, page: TestClient) -> None:
     start(site, LOOSE, site.folder / "my-run", settled=1)
-    site.fleet.report(Worker("gpu0@host", ("null",), "cuda:0", "host", 1))
+    site.fleet.report(
+        Worker(name="gpu0@host", models=("null",), device="cuda:0", host="host", pid=1)
+    )
     eventually(lambda: "gpu0@host" in page.get("/").text)
     board = page.get("/").text
     assert "my-run" in board

@@ -8,11 +8,12 @@ from jobs.broker.connection import connect
 from jobs.broker.runs import Progress, Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.errors import FatalError, TransientError
-from jobs.output.plan import Chunk, Plan, Shard
+from jobs.output.plan import Chunk, Shard
 from jobs.settings import Settings
 from producer.control.progress import follow
+from tests.samples import make_plan
 
-PLAN = Plan("0123456789ab", "m.jsonl", 0, "2026-01-01", {}, (Shard(8, (Chunk("null", 0, 8),)),))
+PLAN = make_plan("0123456789ab", shards=(Shard(8, (Chunk("null", 0, 8),)),))
 
 
 class Seen:

@@ -10,6 +10,7 @@ import pytest
 from jobs.broker.quotas import QuotaExceeded, Quotas
 from jobs.output.plan import Chunk, Plan, Shard
 from jobs.settings import Team
+from tests.samples import make_plan
 from tests.sites import Site
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -17,7 +18,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 def plan(run_id: str, images: int = 10, seconds: float = 100.0, team: str = "red") -> Plan:
     shards = (Shard(images, (Chunk("null", 0, images),)),)
-    return Plan(run_id, "m.jsonl", 0, "", {}, shards, team=team, seconds=seconds)
+    return make_plan(run_id, shards=shards, team=team, seconds=seconds)
 
 
 @pytest.fixture

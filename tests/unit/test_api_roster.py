@@ -18,7 +18,10 @@ class Town(Fleet):
     served: tuple[str, ...] = ()
 
     def workers(self) -> list[Worker]:
-        return [Worker(model, (model,), "cpu", "here", 1) for model in self.served]
+        return [
+            Worker(name=model, models=(model,), device="cpu", host="here", pid=1)
+            for model in self.served
+        ]
 
 
 def test_who_waits_for_a_worker_is_told_so_and_who_waits_in_vain_as_well(
@@ -62,7 +65,10 @@ def test_ready_is_that_the_default_model_is_loaded(
 ) -> None:
     class Hall(Fleet):
         def workers(self) -> list[Worker]:
-            return [Worker("w", tuple(one), "cpu", "", 1, ready=ready) for one, ready in workers]
+            return [
+                Worker(name="w", models=tuple(one), device="cpu", host="", pid=1, ready=ready)
+                for one, ready in workers
+            ]
 
     roster = Roster(Hall(None, ""))  # type: ignore[arg-type]
     assert asyncio.run(roster.awaited("a")) == expected

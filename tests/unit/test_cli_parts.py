@@ -17,9 +17,9 @@ from jobs.inputs.images import store_input
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import load_models
 from jobs.output.dataset import Summary, write_summary
-from jobs.output.records import Record, Stack, encode_part
+from jobs.output.records import Record, encode_part
 from jobs.output.storage import open_storage
-from jobs.requests import BatchKey, Request
+from jobs.requests import Request
 from producer.control.progress import Pace
 from producer.planning.manifest import Line, parse_line
 from producer.planning.rates import estimate, measure, read_rates
@@ -28,9 +28,9 @@ from producer.report import show_error
 from producer.upkeep.sheet import Tile, draw_sheet, write_sheet
 from producer.upkeep.verification import as_line, compare
 from tests.datasets import make_dataset
+from tests.samples import KEY, STACK, make_record, make_request
 
 TABLE = load_models()
-STACK = Stack("null:", "1", "f", "P", "S", "float32", "cpu", "test", 16, 1, "none 1")
 
 
 def resolved(line: bytes) -> Request:
@@ -53,7 +53,7 @@ def resolved(line: bytes) -> Request:
 )
 def test_a_record_asks_for_its_own_request_again(line: bytes) -> None:
     request = resolved(line)
-    row = Record(request, "done", STACK, "w", 1, "2026-01-01", file_name="x").row()
+    row = make_record(request, file_name="x").row()
     again = resolved(encode_part([as_line(row)]))
     assert again.key == replace(request.key, slots=STACK.batch_width)
     assert again.job_id == request.job_id
@@ -61,8 +61,7 @@ def test_a_record_asks_for_its_own_request_again(line: bytes) -> None:
 
 def test_compare_names_the_libraries_that_changed() -> None:
     def stack(versions: str, sha256: str) -> Any:
-        request = Request(0, "r", BatchKey("generate", "null", "", 8, 8, 1), "", "", 0, "png", "0")
-        made = Record(request, "done", replace(STACK, versions=versions), "w", 1, "", file_name="f")
+        made = make_record(make_request(), stack=replace(STACK, versions=versions), file_name="f")
         return made.row() | {"sha256": sha256}
 
     before = stack("torch 2.13.0, peft 0.21.2, driver 550.54", "a")
@@ -78,7 +77,14 @@ def test_compare_names_the_libraries_that_changed() -> None:
 
 def test_compare_names_what_changed() -> None:
     row = Record(
-        resolved(b'{"prompt":"a"}'), "done", STACK, "w", 1, "", file_name="x", sha256="1"
+        request=resolved(b'{"prompt":"a"}'),
+        status="done",
+        stack=STACK,
+        worker="w",
+        attempt=1,
+        created_at="",
+        file_name="x",
+        sha256="1",
     ).row()
     same, other = row, row | {"sha256": "2", "threads": 4}
     verdict = compare([row, row], {0: same, 1: other})
@@ -88,7 +94,7 @@ def test_compare_names_what_changed() -> None:
 
 
 def test_rates_replace_guesses(tmp_path: Path) -> None:
-    key = BatchKey("generate", "null", "", 64, 64, 8)
+    key = KEY
     file = tmp_path / "cache" / "rates.json"
     assert estimate(key, 100, TABLE, read_rates(file)).device == ""
     row = {"model": "null", "adapter": "", "width": 64, "height": 64, "num_inference_steps": 8}
@@ -160,6 +166,17 @@ def test_a_sheet_shows_what_an_image_was_made_from(tmp_path: Path) -> None:
 def test_sheet_refuses_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     monkeypatch.chdir(tmp_path)
     storage = open_storage("out")
-    write_summary(storage, Summary("0" * 12, "finished", "m", 0, "2026-01-01", 1, done=1))
+    write_summary(
+        storage,
+        Summary(
+            run_id="0" * 12,
+            state="finished",
+            manifest="m",
+            seed=0,
+            created_at="2026-01-01",
+            requests=1,
+            done=1,
+        ),
+    )
     with pytest.raises(UsageError, match="--to FILE"):
         write_sheet("out", 4, target)

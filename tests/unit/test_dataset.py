@@ -12,20 +12,18 @@ from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import IncompleteRun, read_summary, write_dataset
 from jobs.output.plan import Plan, read_plan, read_shard
-from jobs.output.records import Record, RecordStatus, Stack, read_part, write_part
+from jobs.output.records import Record, RecordStatus, read_part, write_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request
 from producer.planning import reuse
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
-
-STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "test", 4, 1, "none 1")
+from tests.samples import make_record
 
 
 def record(request: Request, status: RecordStatus = "done", code: str = "x") -> Record:
-    at = "2026-01-01T00:00:00.000000+00:00"
     name = layout.image(0, request.job_id, request.format) if status == "done" else ""
-    return Record(request, status, STACK, "w", 1, at, file_name=name, sha256="0", code=code)
+    return make_record(request, status=status, file_name=name, sha256="0", code=code)
 
 
 def planned(out: Path, lines: list[dict[str, object]]) -> tuple[Storage, Plan]:

@@ -37,7 +37,15 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trial(table: Path) -> Trial:
-    return Trial(str(table), "m", "cpu", 0, 0, False, str(table.with_name("first.npy")))
+    return Trial(
+        models=str(table),
+        route="m",
+        device="cpu",
+        slots=0,
+        steps=0,
+        compile=False,
+        first=str(table.with_name("first.npy")),
+    )
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
@@ -106,7 +114,17 @@ def test_what_depends_on_the_process_is_found(
 
 def test_slots_that_the_model_does_not_have_are_refused(table: Path) -> None:
     with pytest.raises(UsageError, match="8 slots are no power of two up to m's batch_width, 4"):
-        hold(Trial(str(table), "m", "cpu", 8, 0, False, str(table.with_name("first.npy"))))
+        hold(
+            Trial(
+                models=str(table),
+                route="m",
+                device="cpu",
+                slots=8,
+                steps=0,
+                compile=False,
+                first=str(table.with_name("first.npy")),
+            )
+        )
 
 
 def test_the_command_renders_in_processes_of_its_own(table: Path) -> None:

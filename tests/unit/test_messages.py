@@ -32,7 +32,13 @@ MESSAGES = some.one_of(
 
 @given(MESSAGES, some.sampled_from([NO_SEAL, Seal(b"secret")]), some.booleans())
 def test_what_is_made_is_read(message: Message, seal: Seal, again: bool) -> None:
-    message = Message(message.task, message.arguments, message.queue, message.id, again)
+    message = Message(
+        task=message.task,
+        arguments=message.arguments,
+        queue=message.queue,
+        id=message.id,
+        redelivered=again,
+    )
     raw = make(message, seal)
     assert parse(raw, seal, message.queue) == message
     assert parse_held(orjson.dumps([orjson.loads(raw), "", message.queue]), seal) == message

@@ -17,13 +17,14 @@ from pydantic import SecretStr
 from jobs.broker.counters import Counters
 from jobs.broker.fleet import Fleet, Worker
 from jobs.models.table import load_models
-from jobs.output.plan import Chunk, Plan, Shard
+from jobs.output.plan import Chunk, Shard
 from jobs.settings import Settings
 from producer.api.metrics import Metrics
 from producer.api.wire.errors import ApiError
 from producer.control.installation import installation
 from producer.control.metrics import make_registry
 from producer.upkeep.verification import Difference, Verdict, count_verdict
+from tests.samples import make_plan
 from tests.sites import MODELS
 from worker.counts import Counts
 
@@ -70,11 +71,11 @@ def test_what_workers_count_is_told(settings: Settings, registry: CollectorRegis
 def test_what_is_outstanding_is_by_model(settings: Settings, registry: CollectorRegistry) -> None:
     known = installation(settings)
     fleet = Fleet(known.runs.client, settings.key_prefix)
-    fleet.report(Worker("gpu0-1@a", ("shapes", "null"), "cuda", "a", 1))
-    fleet.report(Worker("gpu1-2@a", ("shapes",), "cuda", "a", 2))
+    fleet.report(Worker(name="gpu0-1@a", models=("shapes", "null"), device="cuda", host="a", pid=1))
+    fleet.report(Worker(name="gpu1-2@a", models=("shapes",), device="cuda", host="a", pid=2))
     fleet.give_up("gpu1-2@a", "shapes", "no memory")
     chunks = (Chunk("shapes", 0, 30), Chunk("null", 30, 40))
-    plan = Plan("0123456789ab", "m.jsonl", 0, "", {}, (Shard(40, chunks),))
+    plan = make_plan("0123456789ab", shards=(Shard(40, chunks),))
     epoch = known.runs.open(plan, "memory://out", [])
     attempt = known.runs.begin(plan.run_id, 0)
     known.runs.begin(plan.run_id, 0)  # the first one died

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from PIL import Image
 
 from jobs.errors import InvalidRequest
 from jobs.output.storage import Storage, open_storage
-from jobs.requests import Body, Request
+from jobs.requests import Body
 from producer.api.page.gallery import SHARDS_A_LOOK, Album, Gallery, Wanted
 from producer.api.page.pictures import THUMBNAIL_SIDE, Thumbnails
 from producer.api.page.reproduction import curl, manifest_line
 from producer.look.small import shrink
 from producer.look.writing import duration, percent, rate
-from tests.pages import KEY, plan_run, settle
+from tests.pages import plan_run, settle
+from tests.samples import make_key, make_request
 
 RUN = "0123456789ab"
 
@@ -107,10 +107,13 @@ def test_a_file_that_lies_about_its_pixels_is_refused() -> None:
 
 
 def test_a_record_becomes_a_manifest_line_and_a_call() -> None:
-    request = Request(
-        3, "it's", replace(KEY, adapter="ink", negative=True), "a 'red' \"circle\"", "blur", 2**63,
-        "png", "0" * 32,
-    )  # fmt: skip
+    request = make_request(
+        key=make_key(adapter="ink", negative=True),
+        custom_id="it's",
+        prompt="a 'red' \"circle\"",
+        negative_prompt="blur",
+        seed=2**63,
+    )
     line = orjson.loads(manifest_line(request, 4))
     assert (line.pop("custom_id"), line.pop("slots")) == ("it's", 4)
     body = Body.model_validate(line)

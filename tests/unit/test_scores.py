@@ -77,7 +77,9 @@ def test_columns_join_the_metadata_and_stay(out: str) -> None:
     plan = make_run(out, plain(*range(0, 200, 25)))
     storage = open_storage(out)
     before, summary = metadata(out), read_summary(storage)
-    assert run(out, Mean()) == Outcome("mean", "1", ("mean", "small"), 8, 8)
+    assert run(out, Mean()) == Outcome(
+        scorer="mean", version="1", columns=("mean", "small"), images=8, scored=8
+    )
     after = metadata(out)
     assert [row.pop("mean") for row in after] == [float(v) for v in range(0, 200, 25)]
     assert [row.pop("small", None) for row in after] == [True] * 5 + [None] * 3

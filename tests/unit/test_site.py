@@ -75,7 +75,19 @@ def test_pages_lead_to_each_other_and_to_nothing_else(tmp_path: Path) -> None:
     }
     storage = open_storage(out)
     storage.write(layout.ERRORS, encode_part([failed]))  # type: ignore[list-item]
-    write_summary(storage, Summary("0" * 12, "finished", "m", 7, "", IMAGES + 1, IMAGES, 1))
+    write_summary(
+        storage,
+        Summary(
+            run_id="0" * 12,
+            state="finished",
+            manifest="m",
+            seed=7,
+            created_at="",
+            requests=IMAGES + 1,
+            done=IMAGES,
+            failed=1,
+        ),
+    )
     write_site(out, lambda *_: None)
     text = storage.read("page/index.html").decode()
     assert "line 8" in text

@@ -96,7 +96,9 @@ def test_what_does_not_fit_at_all_is_said(
 
 def test_the_least_width_that_is_nearly_as_fast_is_best() -> None:
     paces = [Pace(1, 1.0, 1), Pace(2, 0.52, 1), Pace(4, 0.5, 1), Pace(8, 0.51, 1)]
-    found = Tuning("org/sd", (64, 64), 3, paces, "16 do not fit into memory")
+    found = Tuning(
+        model="org/sd", size=(64, 64), steps=3, paces=paces, problem="16 do not fit into memory"
+    )
     assert found.best.width == 2
     row = tomllib.loads("\n".join(as_text(found)))
     assert row == {"models": {"org/sd": {"batch_width": 2, "seconds_per_image": 0.52}}}

@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.output import layout
-from jobs.output.plan import Plan, write_plan
+from jobs.output.plan import write_plan
 from jobs.output.storage import open_storage
 from producer.cli import make_cli
 from producer.upkeep.usage import Usage, used
+from tests.samples import make_plan
 
 RUN = "0123456789ab"
 TEAM = f"facade/batches/blue/batch_{'0' * 32}/out"
@@ -42,14 +43,17 @@ def runs(tmp_path: Path) -> Path:
         tmp_path, TEAM, "00000.0000.done.jsonl",
         done(0, 7) | {"model": "flux", "created_at": "2026-03-02T00:00:00.0"},
     )  # fmt: skip
-    plan = Plan(RUN, "m.jsonl", 0, "", {}, (), team="blue")
+    plan = make_plan(RUN, team="blue")
     write_plan(open_storage(str(tmp_path / TEAM)), plan)
     (tmp_path / "a/notes.txt").write_text("no folder")
     return tmp_path
 
 
 def test_records_count_once_by_whatever_is_asked(runs: Path) -> None:
-    sdxl, flux = Usage("sdxl", 10.5, 2, 1, 1, 200), Usage("flux", 0.5, 1, 0, 0, 7)
+    sdxl, flux = (
+        Usage(name="sdxl", device_seconds=10.5, images=2, rejected=1, failed=1, bytes=200),
+        Usage(name="flux", device_seconds=0.5, images=1, rejected=0, failed=0, bytes=7),
+    )
     everywhere = [str(runs), str(runs / "a/first")]  # one of them lies below the other
     assert used(everywhere, "model") == [sdxl, flux]
     assert [one.name for one in used(everywhere, "team")] == ["default", "blue"]

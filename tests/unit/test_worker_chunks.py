@@ -8,14 +8,14 @@ import pytest
 
 from jobs.broker.runs import Attempt
 from jobs.output import layout
-from jobs.output.plan import Chunk, Plan, Shard, encode_shard, write_plan
+from jobs.output.plan import Chunk, Shard, encode_shard, write_plan
 from jobs.output.records import encode_part
 from jobs.output.storage import Storage, open_storage
-from jobs.requests import BatchKey, Request
+from tests.samples import make_key, make_plan, make_request
 from worker.chunks import Shards, Work, open_run
 
-KEY = BatchKey("generate", "m", "", 16, 16, 8)
-INK = BatchKey("generate", "m", "ink", 16, 16, 8)
+KEY = make_key(model="m")
+INK = make_key(model="m", adapter="ink")
 
 
 def name(number: int) -> str:
@@ -26,13 +26,11 @@ def name(number: int) -> str:
 def storage(tmp_path: Path) -> Storage:
     """A run of six requests in two chunks, one shard."""
     storage = open_storage(str(tmp_path))
-    requests = [
-        Request(i, str(i), INK if i == 5 else KEY, "p", "", i, "png", name(i)) for i in range(6)
-    ]
+    requests = [make_request(i, INK if i == 5 else KEY) for i in range(6)]
     storage.write(layout.shard("run", 0), encode_shard(requests))
     chunks = (Chunk("m", 0, 3), Chunk("m", 3, 6))
     weights = {"m": "base", "m:ink": "base+ink"}
-    write_plan(storage, Plan("run", "m.jsonl", 0, "", weights, (Shard(6, chunks),)))
+    write_plan(storage, make_plan("run", weights, (Shard(6, chunks),)))
     return storage
 
 
@@ -45,7 +43,13 @@ def write(storage: Storage, path: str, numbers: list[int]) -> None:
 
 
 def work(storage: Storage, chunk: int, attempt: int = 1) -> Work:
-    return Work(open_run("run", 1, storage.uri), Shards(), 0, chunk, Attempt(attempt, 0))
+    return Work(
+        run=open_run("run", 1, storage.uri),
+        shards=Shards(),
+        shard=0,
+        chunk=chunk,
+        attempt=Attempt(attempt, 0),
+    )
 
 
 def test_what_an_earlier_run_rendered_is_settled_in_its_chunk_alone(storage: Storage) -> None:

@@ -16,10 +16,11 @@ from PIL import Image
 from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy, store_input
 from jobs.output.storage import Storage, open_storage
-from jobs.requests import BatchKey, Request
+from jobs.requests import Request
+from tests.samples import make_key, make_request
 from worker.inputs import Loader
 
-KEY = BatchKey("edit", "m", "", 16, 16, 8, inputs=1)
+KEY = make_key(task="edit", width=16, height=16, inputs=1)
 
 
 def png(colour: str, side: int = 8) -> bytes:
@@ -40,14 +41,19 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 
 
 def asks(*images: str, controls: tuple[str, ...] = ()) -> Request:
-    return Request(0, "", KEY, "", "", 1, "png", "0" * 32, images, controls)
+    return make_request(key=KEY, images=images, control_images=controls)
 
 
 def make_loader(
     executor: ThreadPoolExecutor, storage: Storage, *stores: str, fitted: bool = True
 ) -> Loader:
     return Loader(
-        executor, storage, InputPolicy(), frozenset(stores), Decoding(), fitted=lambda: fitted
+        executor=executor,
+        storage=storage,
+        policy=InputPolicy(),
+        stores=frozenset(stores),
+        decoding=Decoding(),
+        fitted=lambda: fitted,
     )
 
 

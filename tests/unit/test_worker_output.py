@@ -13,14 +13,12 @@ import pytest
 from PIL import Image
 
 from jobs.errors import FatalError
-from jobs.output.records import Stack
 from jobs.output.storage import open_storage
-from jobs.requests import BatchKey, Request
+from tests.samples import STACK, make_key, make_request
 from worker.encode import encode
 from worker.render import Rendered
 from worker.storing import Output
 
-STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
 
 
@@ -31,13 +29,14 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 
 
 def rendered(seed: int, **fields: object) -> Rendered:
-    key = BatchKey("generate", "m", "", 16, 8, 8)
-    request = Request(seed, str(seed), key, "", "", seed, "png", f"{seed:032x}")
+    request = make_request(seed, make_key(width=16, height=8))
     return Rendered(request, STACK, 0.5, **fields)  # type: ignore[arg-type]
 
 
 def output(folder: Path, executor: ThreadPoolExecutor) -> Output:
-    return Output(open_storage(str(folder)), executor, 3, "cpu0", 1)
+    return Output(
+        storage=open_storage(str(folder)), executor=executor, shard=3, worker="cpu0", attempt=1
+    )
 
 
 def test_png_holds_the_pixels() -> None:

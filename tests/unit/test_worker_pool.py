@@ -92,7 +92,11 @@ def celery() -> Celery:
 def pool(celery: Celery, monkeypatch: pytest.MonkeyPatch) -> Iterator[Echo]:
     monkeypatch.setattr(module, "_work", obey)
     monkeypatch.setattr(state, "should_stop", None)
-    app = SimpleNamespace(conf=SimpleNamespace(imagemill_worker=Worker("w", (), "cpu", "h", 1)))
+    app = SimpleNamespace(
+        conf=SimpleNamespace(
+            imagemill_worker=Worker(name="w", models=(), device="cpu", host="h", pid=1)
+        )
+    )
     pool = Echo(app=app)
     pool.start()
     pool.register_with_event_loop(celery)

@@ -12,20 +12,14 @@ from numpy.typing import NDArray
 
 from jobs.errors import FatalError, InvalidRequest
 from jobs.output.records import Stack
-from jobs.requests import BatchKey, Request
+from jobs.requests import BatchKey
+from tests.samples import KEY, STACK, make_key, make_request
 from worker.inputs import Prepared
 from worker.render import NON_FINITE, NSFW, BatchRenderer, Flaw, Image, Pause, Pixels, batches
 
-KEY = BatchKey("generate", "m", "", 16, 16, 8)
-STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
-
-
-def request(seed: int, key: BatchKey = KEY) -> Request:
-    return Request(seed, str(seed), key, "a prompt", "", seed, "png", f"{seed:032x}")
-
 
 def prepared(*seeds: int) -> list[Prepared]:
-    return [Prepared(request(seed)) for seed in seeds]
+    return [Prepared(make_request(seed, prompt="a prompt")) for seed in seeds]
 
 
 def image(seed: int) -> Pixels:
@@ -64,8 +58,8 @@ class Fake:
 
 
 def test_batches_keep_order_and_never_mix_keys() -> None:
-    other = BatchKey("generate", "m", "", 32, 32, 8)
-    requests = [request(1), request(2), request(3), request(4, other), request(5)]
+    large = make_key(width=96, height=96)
+    requests = [make_request(i, large if i == 4 else KEY) for i in range(1, 6)]
     seeds = [[request.seed for request in batch] for batch in batches(requests, lambda _: 2)]
     assert seeds == [[1, 2], [3], [4], [5]]
 
@@ -172,7 +166,9 @@ def test_other_weights_than_planned_are_refused() -> None:
 
 
 def test_an_input_that_cannot_be_had_costs_its_request_alone() -> None:
-    missing = Prepared(request(2), problem=InvalidRequest("image", "gone", "input_unreachable"))
+    missing = Prepared(
+        make_request(2), problem=InvalidRequest("image", "gone", "input_unreachable")
+    )
     first, second, third = BatchRenderer(Fake()).render([*prepared(1), missing, *prepared(3)])
     assert (second.status, second.code) == ("rejected", "input_unreachable")
     assert "gone" in second.message
@@ -192,12 +188,12 @@ def test_what_the_model_does_not_take_is_rejected_not_tried_again() -> None:
 
 def test_the_width_and_the_stack_are_those_of_the_key() -> None:
     edit = replace(KEY, task="edit", inputs=1)
-    rendered = BatchRenderer(Fake()).render([Prepared(request(seed, edit)) for seed in (1, 2)])
+    rendered = BatchRenderer(Fake()).render([Prepared(make_request(seed, edit)) for seed in (1, 2)])
     assert [(one.stack.batch_width, one.stack.pipeline) for one in rendered] == [(1, "Edit")] * 2
 
 
 def test_records_tell_how_much_of_a_prompt_was_cut() -> None:
     (one,) = BatchRenderer(Fake()).render(
-        [Prepared(request(1)._replace(prompt="a prompt of some length"))]
+        [Prepared(make_request(1)._replace(prompt="a prompt of some length"))]
     )
     assert one.tokens_cut == len("a prompt of some length") - 8

@@ -7,12 +7,11 @@ import torch
 
 from jobs.ids import derive_seed
 from jobs.models.families import GENERIC
-from jobs.requests import BatchKey, Request
+from tests.samples import KEY, make_request
 from worker.inputs import Prepared
 from worker.pipelines.arguments import arguments
 from worker.pipelines.seeds import generator
 
-KEY = BatchKey("generate", "m", "", 64, 64, 2)
 LONG = [2**32, 2**32 + 1, 2**53 - 1, 2**63, 2**64 - 1]
 
 
@@ -52,9 +51,7 @@ def test_long_seeds_stay_what_they_are() -> None:
 
 
 def test_each_request_of_a_batch_has_a_generator_of_its_own() -> None:
-    batch = [
-        Prepared(Request(0, "", KEY, "a star", "", seed, "png", f"{seed:032x}")) for seed in LONG
-    ]
+    batch = [Prepared(make_request(seed)) for seed in LONG]
     made = arguments(GENERIC, (), KEY, batch)["generator"]
     assert isinstance(made, list)
     assert [torch.randn(4, generator=one).numpy().tobytes() for one in made] == [*map(noise, LONG)]

@@ -15,8 +15,8 @@ from jobs.broker.fleet import UNFIT_SECONDS
 from jobs.errors import FatalError
 from jobs.models.table import load_models
 from jobs.output.plan import Plan
-from jobs.output.records import Stack
-from jobs.requests import BatchKey, Request
+from jobs.requests import Request
+from tests.samples import STACK, make_key, make_plan, make_request
 from worker.counts import Counts
 from worker.faults import LIKE_FAILURES, Unfit
 from worker.inputs import Prepared
@@ -24,13 +24,12 @@ from worker.render import Rendered
 from worker.renderers import Renderers
 from worker.stage import Stage, refuse_broken
 
-KEY = BatchKey("generate", "m", "", 16, 8, 8)
-PLAN = Plan("run", "m.jsonl", 0, "", {}, ())
-STACK = Stack("r", "1", "f", "P", "S", "float32", "cpu", "c", 4, 1, "v")
+KEY = make_key(model="m", width=16, height=8)
+PLAN = make_plan("run", {}, ())
 
 
 def request(number: int) -> Request:
-    return Request(number, str(number), KEY, "", "", number, "png", f"{number:032x}")
+    return make_request(number, KEY)
 
 
 def rendered(*shape: int) -> Rendered:
