@@ -28,11 +28,18 @@ STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=Fals
 
 
 class ImageInput(BaseModel):
-    """An input image: a URL, a data URI or base64."""
+    """An input image."""
 
     model_config = STRICT
 
-    image: Annotated[str, Field(min_length=1)]
+    image: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="An input image, provided either as a URL or a base64-encoded string. "
+            "Maximum supported image size is 50 MiB.",
+        ),
+    ]
 
 
 Input = ImageInput | Annotated[str, Field(min_length=1)]

@@ -11,23 +11,10 @@ from pydantic import Field
 
 from jobs.formats import ImageFormat
 from jobs.models.table import Model
-from jobs.requests import MAX_INPUTS, MAX_SEED, Body, PixelSize, Prompt, Weight
+from jobs.requests import MAX_INPUTS, MAX_SEED, Body, ImageInput, PixelSize, Prompt, Weight
 from producer.api.wire.reading import Given
 
 AnyFormat = Literal["url", "raw", "png", "jpeg", "jpg"]
-
-
-class ImageInput(Given):
-    """An input image."""
-
-    image: Annotated[
-        str,
-        Field(
-            min_length=1,
-            description="An input image, provided either as a URL or a base64-encoded string. "
-            "Maximum supported image size is 50 MiB.",
-        ),
-    ]
 
 
 class Common(Given):
