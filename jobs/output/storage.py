@@ -6,85 +6,27 @@ Faults come out as TransientError (tried again first, with backoff) or FatalErro
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import tempfile
-import uuid
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from lzma import LZMAError
 from typing import IO, Any, TypeVar, cast
-from zipfile import BadZipFile
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from jobs.errors import FatalError, ImagemillError, NoCredentials, TransientError, UsageError
+from jobs.errors import FatalError, TransientError, UsageError
+from jobs.output.disk import beside, renamed_into, sync
+from jobs.output.refusals import DAMAGED, classify, s3_code
 
 T = TypeVar("T")
 
 RETRY_SECONDS = 60.0
-# What decompressors raise beside an OSError; the last two: a zip of another kind, or encrypted.
-DAMAGED = (EOFError, zlib.error, LZMAError, BadZipFile, NotImplementedError, RuntimeError)
-_PERMANENT_ERRNOS = {
-    errno.ENOSPC: ("is full", "Free some space"),
-    errno.EDQUOT: ("is over its quota", "Free some space or raise the quota"),
-    errno.EROFS: ("is read-only", "Choose another output location"),
-    errno.EACCES: ("refuses access", "Check the permissions or the credentials"),
-    errno.EPERM: ("refuses access", "Check the permissions or the credentials"),
-    errno.EEXIST: ("has a file where a folder is needed", "Choose another location"),
-    errno.ENOTDIR: ("has a file where a folder is needed", "Choose another location"),
-    errno.EISDIR: ("is a folder, not a file", "Name a file"),
-    errno.ENAMETOOLONG: ("has too long a name", "Choose a shorter path"),
-    errno.ELOOP: ("is a loop of links", "Choose another location"),
-}
-
 ARCHIVES = ("zip://", "tar://", "libarchive://")
-
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
-_TORN = {"BadDigest", "IncompleteBody", "InvalidDigest", "XAmzContentSHA256Mismatch"}  # on its way
-
-
-def classify(error: Exception, where: str) -> ImagemillError:
-    """The one place that decides whether a storage fault is worth trying again."""
-    if isinstance(error, ImagemillError):
-        return error
-    if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS:
-        state, advice = _PERMANENT_ERRNOS[error.errno]
-        return FatalError(f"storage {where} {state}", f"{advice}, then run the same command again.")
-    name, code = type(error).__name__, _s3_code(error)
-    if isinstance(error, FileNotFoundError):
-        return UsageError(f"storage {where} does not exist", "Create the bucket or folder first.")
-    if code in _EXPIRED:
-        return FatalError(f"storage {where}: the credentials have expired ({code})", "Renew them.")
-    if isinstance(error, PermissionError):
-        reason = f" ({code or error})" if str(error) else ""
-        return FatalError(
-            f"storage {where} refuses access{reason}", "Check the permissions or the credentials."
-        )
-    if code and isinstance(error, OSError) and error.errno == errno.EINVAL and code not in _TORN:
-        return FatalError(f"storage {where} refuses the request ({code}): {error}")
-    if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return NoCredentials(
-            f"storage {where}: no credentials: {error}",
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to one of "
-            "~/.aws/config, then run the same command again.",
-        )
-    if isinstance(error, ValueError | TypeError | ImportError):
-        return FatalError(f"storage {where}: {error}")
-    return TransientError(f"storage {where} failed: {name}: {error}", "Check that it is reachable.")
-
-
-def _s3_code(error: Exception) -> str:
-    """What an S3 server called its error, which s3fs keeps as the cause; empty for other errors."""
-    response = getattr(error.__cause__, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    return str(code or "")
 
 
 @dataclass(frozen=True)
@@ -125,10 +67,10 @@ class Storage:
         if self.local_root is None:
             self.filesystem.pipe_file(target, data)
             return
-        with _renamed_into(target) as temporary, open(temporary, "wb") as file:
+        with renamed_into(target) as temporary, open(temporary, "wb") as file:
             file.write(data)
             if durable:
-                _sync(file)
+                sync(file)
 
     def create(self, path: str, data: bytes) -> bytes:
         """Store `data` under `path` unless something is there; returns what is there now.
@@ -156,7 +98,7 @@ class Storage:
             try:
                 self.filesystem.pipe_file(target, data, mode="create")
             except OSError as error:
-                code = _s3_code(error)
+                code = s3_code(error)
                 if code in ("PreconditionFailed", "ConditionalRequestConflict"):
                     raise FileExistsError(target) from error
                 if code != "NotImplemented":
@@ -164,10 +106,10 @@ class Storage:
                 if not self.filesystem.exists(target):
                     self.filesystem.pipe_file(target, data)
             return
-        with _beside(target) as temporary:
+        with beside(target) as temporary:
             with open(temporary, "wb") as file:
                 file.write(data)
-                _sync(file)
+                sync(file)
             os.link(temporary, target)  # unlike a rename, it replaces nothing
 
     def move(self, path: str, to: str) -> None:
@@ -199,9 +141,9 @@ class Storage:
         target = self._full(path)
         try:
             if self.local_root is not None:
-                with _renamed_into(target) as temporary, open(temporary, "wb", 1 << 20) as file:
+                with renamed_into(target) as temporary, open(temporary, "wb", 1 << 20) as file:
                     yield file
-                    _sync(file)
+                    sync(file)
                 return
             with tempfile.NamedTemporaryFile("wb", 1 << 20) as spool:
                 yield cast("IO[bytes]", spool)
@@ -409,33 +351,6 @@ def _check_location(uri: str) -> None:
     if "::" in uri or uri.startswith(ARCHIVES):
         reason = "archives and '::' are not taken"
         raise UsageError(f"location {uri!r}: {reason}", "Use a path, file:// or s3://.")
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-@contextmanager
-def _renamed_into(target: str) -> Iterator[str]:
-    """A temporary name beside `target` that becomes it when the block succeeds."""
-    with _beside(target) as temporary:
-        yield temporary
-        os.replace(temporary, target)
-
-
-@contextmanager
-def _beside(target: str) -> Iterator[str]:
-    """A temporary name beside `target`; nothing has it when the block ends."""
-    folder, name = os.path.split(target)
-    # The leading dot keeps a half-written file out of every image loader's listing.
-    temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
-    os.makedirs(folder, exist_ok=True)
-    try:
-        yield temporary
-    finally:
-        with suppress(FileNotFoundError):
-            os.remove(temporary)
 
 
 def open_storage(uri: str, **options: Any) -> Storage:

@@ -23,7 +23,8 @@ from pydantic_core import ErrorDetails
 
 from jobs.errors import FatalError, LineError, printable
 from jobs.output.plan import SHARD_LINES
-from jobs.output.storage import DAMAGED, open_file
+from jobs.output.refusals import DAMAGED
+from jobs.output.storage import open_file
 from jobs.requests import STRICT, Body, ImageInput, Input, Task
 from producer.planning.recipes import KEYS, MAX_CUSTOM_ID, Recipe
 from producer.planning.strict_json import MAX_MARKS, check_marks, parse_json

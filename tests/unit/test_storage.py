@@ -9,7 +9,8 @@ import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, ProfileNotFound
 
 from jobs.errors import FatalError, ImagemillError, NoCredentials, TransientError, UsageError
-from jobs.output.storage import classify, open_file, open_storage
+from jobs.output.refusals import classify
+from jobs.output.storage import open_file, open_storage
 
 
 @pytest.fixture(params=["file", "memory"])
