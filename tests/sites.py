@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 
 from jobs.broker.connection import connect, connect_async
@@ -22,16 +23,16 @@ from jobs.broker.runs import Progress, Runs
 from jobs.broker.seals import make_seal
 from jobs.calls.call import Answer, Call
 from jobs.calls.waiting import CallLimits, CallQueue
-from jobs.models.fingerprints import fingerprint
 from jobs.models.table import load_models
 from jobs.output import layout
-from jobs.output.dataset import planned, write_summary
 from jobs.output.layout import ERRORS, METADATA
-from jobs.output.plan import Chunk, Plan, Shard, encode_shard, write_plan
+from jobs.output.plan import Chunk, Plan, Shard, encode_shard, read_shard, write_plan
 from jobs.output.records import parts_by_shard, read_part
 from jobs.output.storage import Storage, open_storage
-from jobs.requests import BatchKey, Request
+from jobs.requests import Request
 from jobs.settings import Settings
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, prepare
 from tests.support import eventually
 
 DEMO = Path(__file__).parents[1] / "configs/demo/shapes"
@@ -48,6 +49,7 @@ batch_width = 1
 options = {{ sleep = 0.25 }}
 [models.shapes]
 repo = "{DEMO}"
+family = "stable-diffusion"
 size = [64, 64]
 batch_width = 4
 steps = 2
@@ -147,34 +149,29 @@ class Site:
 
         image: what all of them edit, instead of generating.
         """
-        row = self.table.get(model)
-        key = BatchKey(
-            task="generate",
-            model=model,
-            adapter="",
-            width=row.size[0],
-            height=row.size[1],
-            steps=row.steps,
-            guidance_scale=row.guidance_scale,
+        edits = {"image": image} if image else {}
+        lines = (
+            {
+                "custom_id": f"seed-{seed}",
+                "prompt": f"a red circle {seed}",
+                "seed": seed,
+                "response_format": "png",
+                "slots": self.table.get(model).batch_width,  # also of the last batch
+                **edits,
+            }
+            for seed in seeds
         )
-        if image:
-            key = replace(key, task="edit", inputs=1)
-        images = (image,) if image else ()
-        requests = [
-            Request(
-                index=i,
-                custom_id=f"seed-{seed}",
-                key=key,
-                prompt=f"a red circle {seed}",
-                negative_prompt="",
-                seed=seed,
-                format="png",
-                job_id=f"{seed:032x}",
-                images=images,
-            )
-            for i, seed in enumerate(seeds)
-        ]
-        storage = self.storage(run_id)
+        manifest = self.folder / f"{run_id}.jsonl"
+        manifest.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+        out = f"{self.out or self.folder}/{run_id}"
+        job = Job(str(manifest), out, self.table, PlanOptions(model=model))
+        plan = prepare(replace(identify(job), run_id=run_id), lambda _: None)
+        return self._cut(plan, model, chunk, shard)
+
+    def _cut(self, plan: Plan, model: str, chunk: int, shard: int) -> Plan:
+        """The plan of few requests as if they were many."""
+        storage, run_id = self.storage(plan.run_id), plan.run_id
+        requests = [one for i in range(len(plan.shards)) for one in read_shard(storage, run_id, i)]
         shards = []
         for number, first in enumerate(range(0, len(requests), shard)):
             own = requests[first : first + shard]
@@ -182,17 +179,8 @@ class Site:
             starts = range(0, len(own), chunk)
             chunks = tuple(Chunk(model, i, min(i + chunk, len(own))) for i in starts)
             shards.append(Shard(len(own), chunks))
-        weights = {model: fingerprint(self.table, row).digest}
-        plan = Plan(
-            run_id=run_id,
-            manifest="m.jsonl",
-            seed=0,
-            created_at="",
-            fingerprints=weights,
-            shards=tuple(shards),
-        )
+        plan = replace(plan, shards=tuple(shards))
         write_plan(storage, plan)
-        write_summary(storage, planned(plan))
         return plan
 
     def start(self, plan: Plan) -> None:

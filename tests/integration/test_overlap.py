@@ -118,7 +118,7 @@ def test_calls_are_served_while_a_batch_waits_for_its_inputs(
     Image.new("RGB", (8, 8)).save(file, "PNG")
     picture = b64encode(file.getvalue()).decode()
     seeds = list(range(16))
-    plan = site.plan("run", "null", seeds, chunk=16, image="https://slow.example.com")
+    plan = site.plan("run", "shapes", seeds, chunk=16, image="https://slow.example.com")
     epoch = site.runs.open(plan, str(site.folder / "run"), [])
     done = threads.submit(render, shop, Event().set, "run", epoch, 0, 0)
     assert asked.wait(SECONDS)
