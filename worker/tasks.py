@@ -35,7 +35,6 @@ from worker.storing import Output
 from worker.suspects import Suspects
 from worker.workshop import Workshop
 
-PAUSE_SECONDS = 2.0  # before a message that met a passing fault goes back
 RELEASE_SECONDS = 60.0  # a partition that ends within them counts as no death
 SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
 LOOK_SECONDS = 0.1  # while inputs are on their way, calls are looked for so often
@@ -210,7 +209,7 @@ def release(shop: Workshop, work: Work) -> None:
     retrying = Retrying(
         retry=retry_if_exception_type(redis.RedisError),
         stop=stop_after_delay(RELEASE_SECONDS) | stop_when_event_set(shop.stopping),
-        wait=wait_fixed(PAUSE_SECONDS),
+        wait=wait_fixed(shop.pause_seconds),
         reraise=True,
     )
     retrying(shop.runs.release, work.run_id, work.number, work.attempt)
@@ -310,7 +309,7 @@ def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
                 shop.runs.pause(run_id, str(error) or type(error).__name__)
     except (TransientError, Unfit, redis.RedisError) as error:
         log.warning("Run %s: trying again: %s", run_id, error)
-        shop.stopping.wait(PAUSE_SECONDS)
+        shop.stopping.wait(shop.pause_seconds)
         raise PutBack from error
 
 

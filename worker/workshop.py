@@ -47,8 +47,8 @@ class Workshop:
     rendered batches may be on their way into storage, and call_flow the same of calls; at_work:
     chunks that have begun; pace: seconds a request, by model, of the last batch; clock: when the
     device was last at work; unfed: until when (monotonic seconds) others come before a run that
-    could not be fed; counts: what it did, reported to counters; stopping: set when it is to end
-    after its batch.
+    could not be fed; pause_seconds: before a message that met a passing fault goes back; counts:
+    what it did, reported to counters; stopping: set when it is to end after its batch.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Workshop:
     pace: dict[str, float] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     unfed: dict[str, float] = field(default_factory=dict)
+    pause_seconds: float = 2.0
     stopping: Event = field(default_factory=Event)
     _lock: Lock = field(default_factory=Lock)
     _open: OrderedDict[tuple[str, int, str], LiveRun] = field(default_factory=OrderedDict)

@@ -17,15 +17,20 @@ from jobs.broker.fleet import Fleet, Worker
 from producer.api.wire.errors import RETRY_SECONDS, ApiError
 from producer.api.wire.threads import in_thread
 
-LOOK_SECONDS = 1.0  # between two looks
-RETURN_SECONDS = 600.0  # a worker that starts again is back by then
+LOOK_SECONDS = 1.0
+RETURN_SECONDS = 600.0
 
 
 @dataclass
 class Roster:
-    """How many workers serve each model. Raises redis.RedisError when Redis is away."""
+    """How many workers serve each model. Raises redis.RedisError when Redis is away.
+
+    look_seconds: between two looks; return_seconds: a worker that starts again is back by then.
+    """
 
     fleet: Fleet
+    look_seconds: float = LOOK_SECONDS
+    return_seconds: float = RETURN_SECONDS
     _workers: list[Worker] = field(default_factory=list)
     _served: Counter[str] = field(default_factory=Counter)
     _looked: float = float("-inf")
@@ -38,7 +43,7 @@ class Roster:
 
     async def all(self) -> list[Worker]:
         """The workers that live, by name, as of the last two looks."""
-        if time.monotonic() - self._looked > 2 * LOOK_SECONDS:
+        if time.monotonic() - self._looked > 2 * self.look_seconds:
             await self._look()
         return self._workers
 
@@ -67,7 +72,7 @@ class Roster:
         if count := await self.workers(model):
             return count
         gone = time.monotonic() - self._seen.get(model, float("-inf"))
-        if not self._served or gone < RETURN_SECONDS:
+        if not self._served or gone < self.return_seconds:
             raise ApiError(503, "no_worker", f"no worker serves {model}", "", RETRY_SECONDS)
         served = ", ".join(sorted(self._served))
         message = f"no worker serves {model}; served: {served}"
@@ -78,7 +83,7 @@ class Roster:
         while True:
             with suppress(redis.RedisError):  # whoever calls will be told
                 await self._look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(self.look_seconds)
 
     async def _look(self) -> None:
         self._workers = await in_thread(self.fleet.workers)

@@ -29,7 +29,7 @@ from producer.schedules.times import wall_clock
 
 TICK_SECONDS = 1.0
 LOOK_SECONDS = 10.0  # between two looks at runs that are under way
-RELOAD_SECONDS = 30.0  # between two looks at the schedules file
+RELOAD_SECONDS = 30.0
 AT_ONCE = 8  # schedules that are tended at a time
 STOP_SECONDS = 5.0  # for what is being tended when the process is to end
 
@@ -58,13 +58,17 @@ class _Seen:
 
 @dataclass
 class Scheduler:
-    """Sees to all schedules of a file. uri: of the file, which is read again now and then."""
+    """Sees to all schedules of a file.
+
+    uri: of the file; reload_seconds: between two looks at it.
+    """
 
     uri: str
     firing: Firing
     clock: Callable[[], datetime] = wall_clock
     look_seconds: float = LOOK_SECONDS
     lock_seconds: float = LOCK_SECONDS
+    reload_seconds: float = RELOAD_SECONDS
     _table: ScheduleTable | None = None
     _reload_at: float = 0.0
     _complaint: str = ""
@@ -127,7 +131,7 @@ class Scheduler:
         """The file's schedules, its last good ones if it is wrong or away now."""
         if self._table is not None and time.monotonic() < self._reload_at:
             return self._table
-        self._reload_at = time.monotonic() + RELOAD_SECONDS
+        self._reload_at = time.monotonic() + self.reload_seconds
         try:
             table = load_schedules(self.uri)
             table.check_models(self.firing.table)

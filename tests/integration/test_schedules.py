@@ -308,11 +308,9 @@ def test_a_schedule_that_hangs_costs_no_other(
     assert entries(hangs, 9)[1].state == "running"
 
 
-def test_a_file_that_breaks_leaves_the_schedules_as_they_were(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("producer.schedules.scheduler.RELOAD_SECONDS", 0)
+def test_a_file_that_breaks_leaves_the_schedules_as_they_were(plant: Plant) -> None:
     scheduler = plant.scheduler()
+    scheduler.reload_seconds = 0
     tick(scheduler)
     plant.file.write_text("state = 1")
     plant.now += MINUTE

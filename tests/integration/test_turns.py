@@ -111,7 +111,7 @@ def test_a_run_whose_storage_is_away_holds_up_no_other(
         return find(run_id, epoch)
 
     monkeypatch.setattr(shop, "open", open_run)
-    monkeypatch.setattr("worker.tasks.PAUSE_SECONDS", 0.0)
+    shop.pause_seconds = 0.0
     assert names(rendered(site, shop, 4)) == "HHHH"
 
 

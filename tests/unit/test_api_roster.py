@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from jobs.broker.fleet import Fleet, Worker
-from producer.api import roster as rosters
 from producer.api.roster import Roster
 from producer.api.wire.errors import ApiError
 
@@ -24,12 +23,9 @@ class Town(Fleet):
         ]
 
 
-def test_who_waits_for_a_worker_is_told_so_and_who_waits_in_vain_as_well(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rosters, "LOOK_SECONDS", 0)
+def test_who_waits_for_a_worker_is_told_so_and_who_waits_in_vain_as_well() -> None:
     town = Town(None, "")  # type: ignore[arg-type]
-    roster = Roster(town)
+    roster = Roster(town, look_seconds=0)
 
     def status() -> int:
         try:
@@ -44,7 +40,7 @@ def test_who_waits_for_a_worker_is_told_so_and_who_waits_in_vain_as_well(
     assert status() == 1
     object.__setattr__(town, "served", ("b",))
     assert status() == 503  # its worker starts again
-    monkeypatch.setattr(rosters, "RETURN_SECONDS", 0)
+    roster.return_seconds = 0
     assert status() == 404
 
 
