@@ -26,27 +26,12 @@ from pathlib import Path
 from benchmarks.measure import report
 from jobs.output import layout
 from jobs.output.dataset import Summary, write_summary
-from jobs.output.records import Record, Stack, encode_part
+from jobs.output.records import encode_part
 from jobs.output.storage import open_storage
-from jobs.requests import BatchKey, Request
+from tests.samples import make_key, make_record, make_request
 
 FILES = 500  # different ones; the others are links to them
-STACK = Stack(
-    repo="null:",
-    revision="1",
-    fingerprint="f",
-    pipeline="P",
-    scheduler="S",
-    dtype="float32",
-    device="cpu",
-    device_name="none",
-    batch_width=16,
-    threads=1,
-    versions="none 1",
-)
-KEY = BatchKey(
-    task="generate", model="null", adapter="", width=1024, height=1024, steps=8, guidance_scale=3.0
-)
+KEY = make_key(width=1024, height=1024)
 
 
 @dataclass(frozen=True)
@@ -90,16 +75,7 @@ def make(out: Path, images: int, size: int) -> None:
     with (out / layout.METADATA).open("wb") as metadata:
         for i in range(images):
             prompt = f"a large red circle on a blue background, seen from {i} metres"
-            request = Request(
-                index=i,
-                custom_id=f"row-{i}",
-                key=KEY,
-                prompt=prompt,
-                negative_prompt="",
-                seed=i,
-                format="jpeg",
-                job_id=f"{i:032x}",
-            )
+            request = make_request(i, KEY, prompt=prompt, format="jpeg")
             path = layout.image(0, request.job_id, "jpeg")
             if i < FILES:
                 data = rng.randbytes(size)
@@ -107,17 +83,8 @@ def make(out: Path, images: int, size: int) -> None:
                 digests.append(sha256(data).hexdigest())
             else:
                 os.link(out / layout.image(0, f"{i % FILES:032x}", "jpeg"), out / path)
-            record = Record(
-                request=request,
-                status="done",
-                stack=STACK,
-                worker="w",
-                attempt=1,
-                created_at="2026-01-01T00:00:00.000000+00:00",
-                file_name=path,
-                sha256=digests[i % FILES],
-                bytes=size,
-            )
+            digest = digests[i % FILES]
+            record = make_record(request, file_name=path, sha256=digest, bytes=size)
             metadata.write(encode_part([record.row()]))
     write_summary(
         storage,

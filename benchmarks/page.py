@@ -32,29 +32,17 @@ from jobs.broker.seals import NO_SEAL
 from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.plan import Plan, read_shard
-from jobs.output.records import Record, Row, Stack, encode_part
+from jobs.output.records import Row, encode_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import load_settings
 from producer.local.embedded import Crew, embedded
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
+from tests.samples import make_record
 
 _MB = 1 << 20
 PICTURES = 64  # files that all records share
 SIDE = 512
-STACK = Stack(
-    repo="null:",
-    revision="1",
-    fingerprint="f",
-    pipeline="P",
-    scheduler="S",
-    dtype="float32",
-    device="cpu",
-    device_name="none",
-    batch_width=1,
-    threads=1,
-    versions="none",
-)
 
 
 def write_run(folder: Path, lines: int) -> tuple[Storage, Plan]:
@@ -72,16 +60,7 @@ def write_run(folder: Path, lines: int) -> tuple[Storage, Plan]:
         storage.write(name, file.getvalue(), durable=False)
     for number in range(len(plan.shards)):
         requests = read_shard(storage, plan.run_id, number)
-        record = Record(
-            request=requests[0],
-            status="done",
-            stack=STACK,
-            worker="w",
-            attempt=1,
-            created_at="2026-01-01",
-            sha256="0" * 64,
-            bytes=1,
-        ).row()
+        record = make_record(requests[0], sha256="0" * 64, bytes=1).row()
         rows: list[Row] = [
             record
             | {
