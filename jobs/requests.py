@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.formats import ImageFormat
 
-Task = Literal["generate", "edit"]
+Task = Literal["generate", "edit", "inpaint"]
 
 MAX_SEED = 2**64 - 1  # what torch.Generator.manual_seed takes
 MAX_PROMPT = 32_768  # characters
@@ -63,6 +63,7 @@ class Body(BaseModel):
     height: PixelSize | None = None
     negative_prompt: Prompt | None = None
     strength: Annotated[float, Field(ge=0, le=1)] | None = None
+    mask_image: Input | None = None
 
     def numbered(self, number: int) -> Body:
         """The body of image number `number`, from 0, of several: a seed counts up with it."""
@@ -77,8 +78,9 @@ class BatchKey:
 
     width and height are pixels; guidance_scale and strength are None where the pipeline's own
     default stands; `negative` says whether negative prompts are passed at all, which differs from
-    passing empty ones (SDXL encodes "" but zeroes an absent one); inputs counts images a request;
-    slots is how many of them the call has room for, 0 where that is the model's batch_width.
+    passing empty ones (SDXL encodes "" but zeroes an absent one); inputs counts images a request,
+    without a mask; slots is how many requests the call has room for, 0 where that is the model's
+    batch_width.
     """
 
     task: Task
@@ -107,6 +109,8 @@ class BatchKey:
 class Request(NamedTuple):
     """One thing to render, fully resolved. `index` counts the manifest's lines from 0.
 
+    images: its inputs; to inpaint, the picture and then its mask.
+
     A tuple, because a planner makes millions: that is four times as fast as a frozen dataclass.
     """
 
@@ -120,3 +124,18 @@ class Request(NamedTuple):
     job_id: str
     images: tuple[str, ...] = ()
     control_images: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The images that it starts from."""
+        return self.images[:-1] if self.key.task == "inpaint" else self.images
+
+    @property
+    def mask(self) -> str:
+        """What says where to paint; "" if there is none."""
+        return self.images[-1] if self.key.task == "inpaint" else ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has the images that its key counts."""
+        return len(self.images) == self.key.inputs + (self.key.task == "inpaint")

@@ -20,6 +20,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxFillPipeline,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -27,8 +28,10 @@ from diffusers import (
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -50,7 +53,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-VERSION = "2"  # of the pipelines below: another number builds them anew
+VERSION = "3"  # of the pipelines below: another number builds them anew
 DIM = 32
 
 
@@ -135,6 +138,7 @@ def _unet(channels: int = 4, **options: Any) -> UNet2DConditionModel:
             {
                 "sample_size": 8,
                 "in_channels": channels,
+                "out_channels": 4,
                 "block_out_channels": (16, 32),
                 "layers_per_block": 1,
                 "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -178,22 +182,36 @@ def build_pix2pix(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def build_inpaint(folder: Path) -> None:
+    """Its UNet sees the mask and the rest of the picture."""
+    StableDiffusionInpaintPipeline(
+        _vae(), _clip_text(), _clip(), _unet(9), _ddim(), None, None, requires_safety_checker=False
+    ).save_pretrained(folder)
+
+
 def build_sdxl(folder: Path) -> None:
+    _sdxl(StableDiffusionXLPipeline, 4).save_pretrained(folder)
+
+
+def build_xlinpaint(folder: Path) -> None:
+    _sdxl(StableDiffusionXLInpaintPipeline, 9).save_pretrained(folder)
+
+
+def _sdxl(pipeline: Any, channels: int) -> Any:
     unet = _unet(
+        channels,
         cross_attention_dim=2 * DIM,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=DIM + 6 * 8,
         use_linear_projection=True,
     )
-    StableDiffusionXLPipeline(
-        _vae(), _clip_text(), _clip_text(True), _clip(), _clip(), unet, _ddim()
-    ).save_pretrained(folder)
+    return pipeline(_vae(), _clip_text(), _clip_text(True), _clip(), _clip(), unet, _ddim())
 
 
 def build_sd3(folder: Path) -> None:
     transformer = SD3Transformer2DModel(
-        sample_size=8, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+        sample_size=8, in_channels=16, out_channels=16, num_layers=1, attention_head_dim=8,
         num_attention_heads=4, joint_attention_dim=2 * DIM, caption_projection_dim=DIM,
         pooled_projection_dim=2 * DIM, pos_embed_max_size=16,
     ).eval()  # fmt: skip
@@ -202,17 +220,19 @@ def build_sd3(folder: Path) -> None:
     ).eval()
     StableDiffusion3Pipeline(
         transformer, FlowMatchEulerDiscreteScheduler(shift=3.0),
-        _vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        _vae(16, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
         _clip_text(True), _clip(), _clip_text(True), _clip(), t5, _bytes(),
     ).save_pretrained(folder)  # fmt: skip
 
 
-def _flux(pipeline: Any) -> Callable[[Path], None]:
+def _flux(pipeline: Any, seen: int = 0) -> Callable[[Path], None]:
+    """seen: channels beside the latent's own."""
+
     def build(folder: Path) -> None:
         transformer = FluxTransformer2DModel(
-            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=DIM, pooled_projection_dim=DIM,
-            guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+            in_channels=16 + seen, out_channels=16, num_layers=1, num_single_layers=1,
+            attention_head_dim=16, num_attention_heads=2, joint_attention_dim=DIM,
+            pooled_projection_dim=DIM, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
         ).eval()  # fmt: skip
         pipeline(
             FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -304,8 +324,11 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd": build_sd,
     "prude": build_prude,
     "sdxl": build_sdxl,
+    "inpaint": build_inpaint,
+    "xlinpaint": build_xlinpaint,
     "sd3": build_sd3,
     "flux": _flux(FluxPipeline),
+    "fill": _flux(FluxFillPipeline, 16 + 4 * 64),  # the masked picture's, and the mask's pixels
     "kontext": _flux(FluxKontextPipeline),
     "klein": build_klein,
     "pix2pix": build_pix2pix,

@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from jobs.errors import ImagemillError, InvalidRequest
 from jobs.inputs.decoding import Decoding
-from jobs.inputs.images import InputPolicy, load_input
+from jobs.inputs.images import InputPolicy, check_mask, load_input
 from jobs.inputs.stores import is_store_uri, read_store_uri
 from jobs.output.storage import Storage
 from jobs.requests import Request
@@ -23,12 +23,14 @@ from jobs.requests import Request
 class Prepared:
     """A request with its input images, upright and RGB, or the reason why they cannot be had.
 
+    mask: mode "L", of the output's size, white where the image is to be repainted; or None.
     seconds: what loading the slowest of them took.
     """
 
     request: Request
     images: tuple[Image, ...] = ()
     controls: tuple[Image, ...] = ()
+    mask: Image | None = None
     problem: InvalidRequest | None = None
     seconds: float = 0.0
 
@@ -48,7 +50,7 @@ class Loading:
     def arrives(self, seconds: float) -> bool:
         """Whether all inputs are there, or known not to be had, within so many seconds."""
         self.start()
-        inputs = [future for one in self._under_way for future in (*one.images, *one.controls)]
+        inputs = [future for one in self._under_way for future in one.all]
         return not wait(inputs, seconds).not_done
 
     def wait(self) -> list[Prepared]:
@@ -63,9 +65,10 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One input's pixels; `seconds` is what they took."""
+    """One input's pixels, and its own width and height; `seconds` is what they took."""
 
     image: Image
+    size: tuple[int, int]
     seconds: float
 
 
@@ -75,6 +78,12 @@ class Inputs:
 
     images: list[Future[Loaded]]
     controls: list[Future[Loaded]]
+    masks: list[Future[Loaded]]  # one or none
+
+    @property
+    def all(self) -> list[Future[Loaded]]:
+        """Every one of them."""
+        return [*self.images, *self.controls, *self.masks]
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,9 @@ class Loader:
             size = request.key.width, request.key.height
             images = size if request.images and self.fitted() else None
             return Inputs(
-                [load(one, "image", images) for one in request.images],
+                [load(one, "image", images) for one in request.inputs],
                 [load(one, "control_images", size) for one in request.control_images],
+                [load(request.mask, "mask_image", size)] if request.mask else [],
             )
 
         return [begin(request) for request in requests]
@@ -129,24 +139,32 @@ class Loader:
                 data = read_store_uri(reference, self.stores, self.policy, field)
             else:
                 data = load_input(reference, self.policy, self.storage, field)
-            image = self.decoding.open(data, field, size)
+            if field == "mask_image" and size:
+                found = self.decoding.open_mask(data, field, size)
+            else:
+                found = self.decoding.open(data, field, size)
         except ImagemillError:
             raise  # of the input, or of the storage of the run
         except Exception as error:  # whatever somebody else's bytes make a decoder do
             reason = f"could not be read: {type(error).__name__}"
             raise InvalidRequest(field, reason, "input_not_an_image") from error
-        return Loaded(image, time.perf_counter() - started)
+        return Loaded(*found, time.perf_counter() - started)
 
 
 def _prepared(request: Request, inputs: Inputs) -> Prepared:
     try:
-        images = [one.result() for one in inputs.images]
-        controls = [one.result() for one in inputs.controls]
+        images, controls, masks = (
+            [one.result() for one in kind]
+            for kind in (inputs.images, inputs.controls, inputs.masks)
+        )
+        for mask in masks:
+            check_mask(mask.size, images[0].size)
     except InvalidRequest as problem:
         return Prepared(request, problem=problem)
     return Prepared(
         request,
         tuple(one.image for one in images),
         tuple(one.image for one in controls),
-        seconds=max((one.seconds for one in (*images, *controls)), default=0.0),
+        masks[0].image if masks else None,
+        seconds=max((one.seconds for one in (*images, *controls, *masks)), default=0.0),
     )

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from jobs.errors import FatalError, ImagemillError, UsageError
 from jobs.models.table import Model, Route, load_models
 from jobs.output.records import Stack
-from jobs.requests import BatchKey, Request
+from jobs.requests import BatchKey, Request, Task
 from jobs.settings import load_settings
 from worker.inputs import Prepared
 from worker.render import BatchRenderer, Pixels
@@ -29,6 +29,7 @@ FIRST = "first"
 PROCESS = "in another process"
 STEPS = 4  # at most, where nobody says
 
+_TASKS: tuple[Task, ...] = ("generate", "edit", "inpaint")  # the first that a model has is tried
 _PROMPTS = (
     "a large red circle on a blue background",
     "",
@@ -143,16 +144,17 @@ def make_key(route: Route, model: Model, trial: Trial) -> BatchKey:
             f"{trial.slots} slots are no power of two up to {route.model}'s batch_width, "
             f"{model.batch_width}"
         )
-    edits = "generate" not in model.takes
+    task: Task = next((one for one in _TASKS if one in model.takes), "generate")
+    edits = task != "generate"
     return BatchKey(
-        task="edit" if edits else "generate",
+        task=task,
         model=route.model,
         adapter=route.adapter,
         width=model.size[0],
         height=model.size[1],
         steps=trial.steps or min(model.steps, STEPS),
         guidance_scale=model.guidance_scale,
-        strength=model.strength if edits else None,
+        strength=model.strength if task == "edit" else None,
         inputs=int(edits),
         slots=trial.slots,
     )
@@ -179,7 +181,8 @@ def _request(key: BatchKey, number: int) -> Prepared:
     prompt = _PROMPTS[number % len(_PROMPTS)]
     request = Request(number, "", key, prompt, "", seed, "png", f"{number:032x}")
     shade = Image.linear_gradient("L").resize((key.width, key.height)).rotate(90 * number)
-    return Prepared(request, (shade.convert("RGB"),) * key.inputs)
+    mask = shade.rotate(90) if key.task == "inpaint" else None
+    return Prepared(request, (shade.convert("RGB"),) * key.inputs, mask=mask)
 
 
 def main(arguments: Mapping[str, object]) -> None:

@@ -69,7 +69,10 @@ def decode_call(raw: bytes, seal: Seal) -> Call:
     signature, _, body = raw.decode().partition(" ")
     if not seal.fits(signature, body):
         raise ValueError("its seal is wrong")
-    return _CALL.validate_json(body)
+    call = _CALL.validate_json(body)
+    if not call.request.is_whole:
+        raise ValueError("its request lacks images")
+    return call
 
 
 def decode_answer(row: bytes | str) -> Answer:

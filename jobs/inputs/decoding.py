@@ -7,14 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from threading import Condition
+from typing import NamedTuple
 
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from jobs.inputs.images import FORMATS, check_pixels, open_image
+from jobs.inputs.images import FORMATS, check_pixels, open_image, open_mask
 
 PIXELS = 2 * 2**26  # two of the largest; each takes up to 260 MB while it is decoded
 SMALL = 2**22  # pixels
+
+
+class Decoded(NamedTuple):
+    """An image, and the width and height that it has by itself, before it was scaled."""
+
+    image: Image.Image
+    size: tuple[int, int]
 
 
 @dataclass
@@ -31,19 +39,32 @@ class Decoding:
 
     def open(
         self, data: bytes, field: str = "image", size: tuple[int, int] | None = None
-    ) -> Image.Image:
+    ) -> Decoded:
         """As open_image; then, if a size is given, scaled to cover it and cropped to it.
 
         Not decoded at a smaller scale, as formats offer: the pixels would be others.
         """
         with self._turn(data):
             image = open_image(data, field)
-            return ImageOps.fit(image, size, Resampling.LANCZOS) if size else image
+            fitted = ImageOps.fit(image, size, Resampling.LANCZOS) if size else image
+            return Decoded(fitted, image.size)
 
-    def check(self, data: bytes, field: str = "image") -> None:
+    def open_mask(self, data: bytes, field: str, size: tuple[int, int]) -> Decoded:
+        """As open_mask, then scaled and cropped like its image."""
+        with self._turn(data):
+            mask = open_mask(data, field)
+            # Lanczos would leave rings around what is to be repainted.
+            return Decoded(ImageOps.fit(mask, size, Resampling.BILINEAR), mask.size)
+
+    def check(self, data: bytes, field: str = "image") -> tuple[int, int]:
         """As check_pixels."""
         with self._turn(data):
-            check_pixels(data, field)
+            return check_pixels(data, field)
+
+    def check_mask(self, data: bytes, field: str) -> tuple[int, int]:
+        """The width and height of a mask. Raises as open_mask."""
+        with self._turn(data):
+            return open_mask(data, field).size
 
     @contextmanager
     def _turn(self, data: bytes) -> Iterator[None]:

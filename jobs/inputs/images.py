@@ -10,11 +10,12 @@ import binascii
 import re
 import time
 from base64 import b64decode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from jobs.errors import InvalidRequest
 from jobs.ids import STORED_INPUT
@@ -25,7 +26,9 @@ from jobs.output.storage import Storage
 MAX_SCANS = 100  # of a progressive JPEG, which has about ten
 DECODE_SECONDS = 20.0  # of a processor, for one image; the largest ones take one to four
 STRIP_ROWS = 256
+HALF = 128  # of a mask's 255: from here on the image is repainted, as diffusers rounds
 
+_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"  # nothing else in a JPEG's data looks like the latter
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
@@ -111,24 +114,71 @@ def open_image(data: bytes, field: str = "image", seconds: float = DECODE_SECOND
             too long.
     """
     try:
-        image = ImageOps.exif_transpose(Image.open(_Timed(data, seconds), formats=FORMATS))
+        image = _upright(data, seconds)
         if image.has_transparency_data:
             return _on_white(image)
-        if image.mode.startswith("I"):  # 16 bits a pixel, of which a plain conversion clips most
-            image = image.point(lambda value: value * (1 / 256)).convert("L")
+        if image.mode.startswith("I"):
+            image = _of_16_bits(image)
         return image.convert("RGB")
     except Exception as error:  # decoders meet hostile bytes with exceptions of every kind
         raise _damaged(field, error) from error
 
 
-def check_pixels(data: bytes, field: str = "image", seconds: float = DECODE_SECONDS) -> None:
-    """Decode checked bytes once, as they are, and keep nothing of it.
+def open_mask(
+    data: bytes, field: str = "mask_image", seconds: float = DECODE_SECONDS
+) -> Image.Image:
+    """The pixels of a checked mask, upright, mode "L": white where the image is to be repainted.
+
+    A file with transparency says that by its transparent parts, any other by its white ones.
+
+    Raises:
+        InvalidRequest: as open_image; or it repaints nothing.
+    """
+    try:
+        image = _upright(data, seconds)
+        if by_alpha := image.has_transparency_data:
+            mask = _transparent(image)
+        elif image.mode.startswith("I"):
+            mask = _of_16_bits(image)
+        else:
+            mask = image.convert("L")
+    except Exception as error:  # as above
+        raise _damaged(field, error) from error
+    if mask.getextrema()[1] < HALF:  # type: ignore[operator]  # of one band
+        shown = "is transparent" if by_alpha else "is white, and none can be transparent"
+        raise InvalidRequest(field, f"repaints nothing: no pixel {shown}")
+    return mask
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of a checked image as its file holds it, upright or not. Decodes nothing."""
+    return Image.open(BytesIO(data), formats=FORMATS).size
+
+
+def check_mask(size: tuple[int, int], image: tuple[int, int]) -> None:
+    """Refuse a mask of another size than its image's.
+
+    Raises:
+        InvalidRequest: it names both.
+    """
+    if size != image:
+        sizes = "{} x {} pixels, but the image has {} x {}".format(*size, *image)
+        raise InvalidRequest("mask_image", sizes)
+
+
+def check_pixels(
+    data: bytes, field: str = "image", seconds: float = DECODE_SECONDS
+) -> tuple[int, int]:
+    """Decode checked bytes once, as they are, and keep only their width and height, upright.
 
     Raises:
         InvalidRequest: as open_image.
     """
     try:
-        Image.open(_Timed(data, seconds), formats=FORMATS).load()
+        image = Image.open(_Timed(data, seconds), formats=FORMATS)
+        image.load()
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+        return image.size[::-1] if turned else image.size
     except Exception as error:  # as above
         raise _damaged(field, error) from error
 
@@ -156,15 +206,36 @@ class _Timed(BytesIO):
         return super().read(size)
 
 
+def _upright(data: bytes, seconds: float) -> Image.Image:
+    return ImageOps.exif_transpose(Image.open(_Timed(data, seconds), formats=FORMATS))
+
+
+def _of_16_bits(image: Image.Image) -> Image.Image:
+    """As mode "L"; a plain conversion would clip most."""
+    return image.point(lambda value: value * (1 / 256)).convert("L")
+
+
 def _on_white(image: Image.Image) -> Image.Image:
-    """Some rows at a time: whole copies would take five times the picture's memory."""
-    width, height = image.size
     done = Image.new("RGB", image.size)
-    for top in range(0, height, STRIP_ROWS):
-        strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
+    for top, strip in _strips(image):
         white = Image.new("RGBA", strip.size, "white")
         done.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
     return done
+
+
+def _transparent(image: Image.Image) -> Image.Image:
+    """How far each pixel is transparent, as mode "L"."""
+    done = Image.new("L", image.size)
+    for top, strip in _strips(image):
+        done.paste(ImageChops.invert(strip.getchannel("A")), (0, top))
+    return done
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """RGBA, some rows at a time: whole copies would take five times the picture's memory."""
+    width, height = image.size
+    for top in range(0, height, STRIP_ROWS):
+        yield top, image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
 
 
 def _read(reference: str, policy: InputPolicy, field: str) -> bytes:

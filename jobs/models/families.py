@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Capability = Literal["generate", "edit", "negative_prompt", "guidance_scale", "strength"]
+Capability = Literal["generate", "edit", "inpaint", "negative_prompt", "guidance_scale", "strength"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Family:
     output: how it gives images back: "pt" where they lie on the device, in [0, 1].
     guidance: the argument that guidance_scale becomes.
     empty_negative: the negative prompt of requests without one, where guidance needs one to work.
-    edits_itself: the model's own class edits; otherwise diffusers derives the class that does.
+    edits_itself: the model's own class edits, or inpaints; otherwise diffusers derives the class
+        that does.
     inputs: images that an edit takes. Where several, they go in as one list, so that one call
         renders one request.
     control: the argument that takes control images; "" if there are no ControlNets for it.
@@ -57,7 +58,7 @@ class Family:
 
 
 _ALL: tuple[Capability, ...] = (
-    "generate", "edit", "negative_prompt", "guidance_scale", "strength",
+    "generate", "edit", "inpaint", "negative_prompt", "guidance_scale", "strength",
 )  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {
@@ -74,6 +75,16 @@ FAMILIES: Mapping[str, Family] = {
         _ALL, size_multiple=16, control="control_image", tokenizer="tokenizer_3",
         steps=28, guidance_scale=4.5, strength=0.6,
     ),
+    "stable-diffusion-inpaint": Family(
+        ("StableDiffusionInpaintPipeline",),
+        ("inpaint", "negative_prompt", "guidance_scale", "strength"),
+        edits_itself=True, size=512, guidance_scale=7.5,
+    ),
+    "stable-diffusion-xl-inpaint": Family(
+        ("StableDiffusionXLInpaintPipeline",),
+        ("inpaint", "negative_prompt", "guidance_scale", "strength"),
+        edits_itself=True, steps=30, guidance_scale=7.5,
+    ),
     "instruct-pix2pix": Family(
         ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"),
         ("edit", "negative_prompt", "guidance_scale"),
@@ -81,9 +92,15 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "flux": Family(
         ("FluxPipeline",),
-        ("generate", "edit", "guidance_scale", "strength"),
+        ("generate", "edit", "inpaint", "guidance_scale", "strength"),
         size_multiple=16, control="control_image", tokenizer="tokenizer_2",
         steps=28, guidance_scale=3.5, strength=0.6,
+    ),
+    "flux-fill": Family(
+        ("FluxFillPipeline",),
+        ("inpaint", "guidance_scale", "strength"),
+        size_multiple=16, edits_itself=True, tokenizer="tokenizer_2",
+        steps=50, guidance_scale=30.0,
     ),
     "flux-kontext": Family(
         ("FluxKontextPipeline",),

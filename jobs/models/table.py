@@ -64,7 +64,8 @@ class Model(BaseModel):
     family: an entry of jobs.models.families; without one the pipeline's class tells it.
     takes, size_multiple, max_inputs, strength: those of the family, unless the row says less.
     size: default (width, height) in pixels; size_multiple: what both must be a multiple of.
-    max_inputs: images that one edit takes; strength: its default, the pipeline's own if None.
+    max_inputs: images that one edit takes; strength: its default, the pipeline's own if None, as
+        it is of inpainting always.
     variant: of the weights' files, for example "fp16", which is found by itself where there is no
         other; vae: takes the place of the repository's own.
     dtype: "auto" is what the worker's device is fast in; records tell which that was.

@@ -201,10 +201,13 @@ def _request(keys: list[BatchKey], row: _Row) -> Request:
     """Raises IndexError or ValueError for what no planner wrote."""
     if not JOB_ID.fullmatch(row.job_id) or row.format not in FORMATS or row.key < 0:
         raise ValueError(row.job_id)
-    return Request(
+    request = Request(
         row.index, row.custom_id, keys[row.key], row.prompt, row.negative_prompt, row.seed,
         row.format, row.job_id, row.images, row.control_images,
     )  # fmt: skip
+    if not request.is_whole:
+        raise ValueError(row.job_id)
+    return request
 
 
 def _foreign(storage: Storage, path: str) -> FatalError:

@@ -44,6 +44,7 @@ class Row(TypedDict, total=False):
     guidance_scale: float
     strength: float
     input_images: list[str]
+    mask_image: str
     control_images: list[str]
     controlnet_weights: list[float]
     model: str
@@ -168,7 +169,9 @@ class Record:
             row["negative_prompt"] = request.negative_prompt
         # Not "image": a loaded dataset has that column already.
         if request.images:
-            row["input_images"] = list(request.images)
+            row["input_images"] = list(request.inputs)
+        if mask := request.mask:
+            row["mask_image"] = mask
         if request.control_images:
             row["control_images"] = list(request.control_images)
             row["controlnet_weights"] = list(key.controlnet_weights)

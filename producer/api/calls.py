@@ -22,7 +22,7 @@ from jobs.calls.waiting import CallQueue, QueueFull
 from jobs.errors import InvalidRequest
 from jobs.formats import FORMATS
 from jobs.inputs.decoding import Decoding
-from jobs.inputs.images import InputPolicy, check_image, load_input, store_input
+from jobs.inputs.images import InputPolicy, check_image, check_mask, load_input, store_input
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import ModelTable
 from jobs.output.storage import Storage
@@ -68,11 +68,19 @@ class Picture:
     timing: Timing
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An input in storage: the reference that names it, its width and height."""
+
+    name: str
+    size: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Order:
     """What a caller wants: `count` images of a body.
 
-    images, controls: inputs that are not in storage yet; the body itself has none.
+    images, controls, mask: inputs that are not in storage yet; the body itself has none.
     """
 
     task: Task
@@ -80,6 +88,13 @@ class Order:
     images: Sequence[Source] = ()
     controls: Sequence[Source] = ()
     count: int = 1
+    mask: Source | None = None
+
+    @property
+    def inputs(self) -> dict[str, Sequence[Source]]:
+        """All inputs by their fields."""
+        masks = () if self.mask is None else (self.mask,)
+        return {"image": self.images, "control_images": self.controls, "mask_image": masks}
 
 
 @dataclass
@@ -156,22 +171,23 @@ class Calls:
         workers = await self.roster.require(self.table.route(order.body.model).model)
         names = [uuid.uuid4().hex for _ in range(order.count)]  # what missing seeds derive from
         # Before its inputs are fetched: a wrong field is refused at once.
-        requests = await self._resolve(order, names, _names(order.images), _names(order.controls))
-        if order.images or order.controls:
-            images = await self._store_inputs(caller.team, order.images, "image")
-            controls = await self._store_inputs(caller.team, order.controls, "control_images")
-            requests = await self._resolve(order, names, images, controls)
+        inputs = {field: _names(sources) for field, sources in order.inputs.items()}
+        requests = await self._resolve(order, names, inputs)
+        if any(inputs.values()):
+            requests = await self._resolve(order, names, await self._store(caller.team, order))
         return list(await _gather([self._call(caller, one, workers) for one in requests]))
 
     async def _resolve(
-        self, order: Order, names: list[str], images: list[str], controls: list[str]
+        self, order: Order, names: list[str], inputs: dict[str, list[str]]
     ) -> list[Request]:
-        inputs: dict[str, Any] = {}
-        if images:
-            inputs["image"] = tuple(ImageInput(image=one) for one in images)
-        if controls:
-            inputs["control_images"] = tuple(ImageInput(image=one) for one in controls)
-        body = order.body.model_copy(update=inputs)
+        given: dict[str, Any] = {
+            field: tuple(ImageInput(image=one) for one in several)
+            for field, several in inputs.items()
+            if several
+        }
+        if "mask_image" in given:
+            (given["mask_image"],) = given["mask_image"]
+        body = order.body.model_copy(update=given)
         return [
             await self._request(order.task, body.numbered(number), name)
             for number, name in enumerate(names)
@@ -193,17 +209,34 @@ class Calls:
                 model = unknown.model
             self._fingerprints[model] = await in_thread(route_digest, self.table, model)
 
-    async def _store_inputs(self, team: str, sources: Sequence[Source], name: str) -> list[str]:
-        """Fetch, check and store inputs: neither Redis nor a worker meets what a user wrote."""
+    async def _store(self, team: str, order: Order) -> dict[str, list[str]]:
+        """The inputs of an order in storage, by their fields.
 
-        def store(source: Source) -> str:
+        Raises:
+            InvalidRequest: one is none, or a mask has not its image's size.
+        """
+        stored = {
+            field: await self._store_inputs(team, sources, field)
+            for field, sources in order.inputs.items()
+        }
+        for mask in stored["mask_image"]:
+            check_mask(mask.size, stored["image"][0].size)
+        return {field: [one.name for one in several] for field, several in stored.items()}
+
+    async def _store_inputs(
+        self, team: str, sources: Sequence[Source], field: str
+    ) -> list[_Stored]:
+        """Fetch, check and store inputs: neither Redis nor a worker meets what a user wrote."""
+        check = self._decoding.check_mask if field == "mask_image" else self._decoding.check
+
+        def store(source: Source) -> _Stored:
             if isinstance(source, str):
-                data = load_input(source, self.policy, None, name)
+                data = load_input(source, self.policy, None, field)
             else:
                 data = source
-                check_image(data, self.policy, name)
-            self._decoding.check(data, name)
-            return store_input(self.storage, data)
+                check_image(data, self.policy, field)
+            size = check(data, field)
+            return _Stored(store_input(self.storage, data), size)
 
         return await _gather(
             [in_thread(store, source, threads=self._threads[team]) for source in sources]

@@ -13,7 +13,14 @@ from urllib.parse import unquote, urlsplit
 from jobs.errors import InvalidRequest, printable
 from jobs.ids import STORED_INPUT
 from jobs.inputs.fetching import MAX_URL
-from jobs.inputs.images import InputPolicy, check_image, load_input, store_input
+from jobs.inputs.images import (
+    InputPolicy,
+    check_image,
+    check_mask,
+    load_input,
+    size_of,
+    store_input,
+)
 from jobs.inputs.stores import check_store_uri, is_store_uri
 from jobs.output.storage import Storage
 
@@ -44,18 +51,41 @@ class Intake:
             InvalidRequest: code input_forbidden, input_unreachable, input_too_large or
                 input_not_an_image.
         """
+        data = self._bytes(reference, field)
+        return reference if data is None else self._keep(data)
+
+    def take_masked(self, image: str, mask: str) -> tuple[str, str]:
+        """As take, of an image and its mask.
+
+        Raises:
+            InvalidRequest: as take; or both are here, and their sizes differ.
+        """
+        picture, drawn = self._bytes(image, "image"), self._bytes(mask, "mask_image")
+        if picture is not None and drawn is not None:
+            # Which way is up only decoding tells: what turning may mend is left to the worker.
+            sizes = size_of(drawn), size_of(picture)
+            if sizes[0] != sizes[1][::-1]:
+                check_mask(*sizes)
+        return (
+            image if picture is None else self._keep(picture),
+            mask if drawn is None else self._keep(drawn),
+        )
+
+    def _bytes(self, reference: str, field: str) -> bytes | None:
+        """What a reference stands for, checked; None if it lies elsewhere. Raises as take."""
         if _ELSEWHERE.match(reference):
             _check_name(reference, field)
-            return reference  # the worker that renders it fetches it
+            return None  # the worker that renders it fetches it
         path = self._path(reference, field)
         if path is not None:
-            data = self._read(path, field)
-        elif is_store_uri(reference):
+            return self._read(path, field)
+        if is_store_uri(reference):
             _check_name(reference, field)
             check_store_uri(reference, self.stores, field)
-            return reference
-        else:
-            data = load_input(reference, self.policy, None, field)
+            return None
+        return load_input(reference, self.policy, None, field)
+
+    def _keep(self, data: bytes) -> str:
         if self.storage is None:
             return f"sha256:{sha256(data).hexdigest()}"
         return store_input(self.storage, data)

@@ -194,7 +194,7 @@ def _keys(line: Line) -> int:
         keys += len(line.model_fields_set)
     if body.image is None and body.control_images is None:
         return keys
-    return keys + _nested(body.image) + _nested(body.control_images)
+    return keys + sum(map(_nested, (body.image, body.control_images, body.mask_image)))
 
 
 def _nested(inputs: Input | list[Input] | None) -> int:

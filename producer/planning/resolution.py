@@ -46,11 +46,11 @@ class UnknownFingerprint(Exception):
 
 
 _OF_ONE_LINE = frozenset(
-    ("prompt", "custom_id", "seed", "negative_prompt", "image", "control_images")
+    ("prompt", "custom_id", "seed", "negative_prompt", "image", "mask_image", "control_images")
 )
 _OF_THE_IMAGE = tuple(one.name for one in fields(BatchKey) if one.name != "slots")
 _Key = tuple[BatchKey, ImageFormat, bytes]  # …, their canonical form
-_Inputs = tuple[tuple[str, ...], tuple[str, ...]]  # images, control images
+_Inputs = tuple[tuple[str, ...], tuple[str, ...]]  # images (a mask is the last), control images
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Resolver:
     intake: Intake | None = None
     _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
     _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
-    _taken: dict[_Inputs, _Inputs] = field(default_factory=dict, init=False, repr=False)
+    _taken: dict[tuple[Task, _Inputs], _Inputs] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def resolve(
         self, index: int, task: Task, body: Body, custom_id: str, number: int = 0, slots: int = 0
@@ -82,6 +84,8 @@ class Resolver:
         """
         images = _references(body.image) if body.image else ()
         controls = _references(body.control_images) if body.control_images else ()
+        if body.mask_image:
+            task, images = _masked(task, images, body.mask_image)
         # What was not given is the same for all bodies, and most give little.
         given = sorted(body.model_fields_set - _OF_ONE_LINE)
         parameters = (
@@ -90,13 +94,14 @@ class Resolver:
         )  # fmt: skip
         found = self._keys.get(parameters)
         if found is None:
-            found = self._make_key(task, body, len(images), len(controls), slots)
+            inputs = len(images) - (task == "inpaint")
+            found = self._make_key(task, body, inputs, len(controls), slots)
             self._keys[parameters] = found
         key, image_format, content = found
         if key.task != task:  # a model that edits takes control images as its inputs
             images, controls = controls, ()
         if self.intake and (images or controls):
-            images, controls = self._take(self.intake, (images, controls))
+            images, controls = self._take(self.intake, task, (images, controls))
 
         negative = body.negative_prompt or ""
         seed = body.seed
@@ -111,16 +116,17 @@ class Resolver:
             job_id(content + orjson.dumps(identity)), images, controls,
         )  # fmt: skip
 
-    def _take(self, intake: Intake, given: _Inputs) -> _Inputs:
+    def _take(self, intake: Intake, task: Task, given: _Inputs) -> _Inputs:
         """References for the inputs; the images of one line mostly have the same, taken in once."""
-        if (known := self._taken.get(given)) is None:
+        if (known := self._taken.get((task, given))) is None:
             images, controls = given
-            known = (
-                tuple(intake.take(one, "image") for one in images),
-                tuple(intake.take(one, "control_images") for one in controls),
-            )
+            if task == "inpaint":
+                images = intake.take_masked(*images)
+            else:
+                images = tuple(intake.take(one, "image") for one in images)
+            known = images, tuple(intake.take(one, "control_images") for one in controls)
             self._taken.clear()  # it may be many megabytes
-            self._taken[given] = known
+            self._taken[task, given] = known
         return known
 
     def _make_key(self, task: Task, body: Body, images: int, controls: int, slots: int) -> _Key:
@@ -132,6 +138,8 @@ class Resolver:
         strength = model.strength if body.strength is None else body.strength
         if task == "generate" or "strength" not in model.takes:
             strength = None
+        elif task == "inpaint":  # what a model's own says is for images that are seen whole
+            strength = body.strength
         _check(body, model, _Shape(route.model, task, images, controls))
         if strength is not None and strength * steps < 1:
             raise InvalidRequest("strength", f"{strength} of {steps} steps is less than one step")
@@ -176,6 +184,19 @@ def _references(inputs: Input | list[Input] | tuple[Input, ...]) -> tuple[str, .
     return tuple(i.image if isinstance(i, ImageInput) else i for i in several)
 
 
+def _masked(task: Task, images: tuple[str, ...], mask: Input) -> tuple[Task, tuple[str, ...]]:
+    """The task and the images of a body with a mask.
+
+    Raises:
+        InvalidRequest: it does not have exactly one image to be edited.
+    """
+    if task == "generate":
+        raise InvalidRequest("mask_image", "belongs to the image of an edit")
+    if len(images) != 1:
+        raise InvalidRequest("mask_image", f"belongs to one image, but {len(images)} are given")
+    return "inpaint", (*images, *_references(mask))
+
+
 def _format(body: Body, default: ImageFormat) -> ImageFormat:
     if body.response_format in (None, "url"):
         return default
@@ -204,8 +225,7 @@ def _check(body: Body, model: Model, shape: _Shape) -> None:
     """
     name = shape.model
     if shape.task not in model.takes:
-        verb = "edit images" if shape.task == "edit" else "generate without an input image"
-        raise InvalidRequest("image" if shape.task == "edit" else "model", f"{name} cannot {verb}")
+        raise _cannot(shape, model)
     if shape.task == "generate" and shape.images:
         raise InvalidRequest("image", "belongs to /v1/images/edits")
     if shape.task == "edit" and not shape.images:
@@ -231,3 +251,17 @@ def _check(body: Body, model: Model, shape: _Shape) -> None:
             raise InvalidRequest(side, f"{pixels} is no multiple of {model.size_multiple}")
         if pixels is not None and pixels > model.max_size:
             raise InvalidRequest(side, f"{pixels} is more than {name} takes ({model.max_size})")
+
+
+def _cannot(shape: _Shape, model: Model) -> InvalidRequest:
+    """Why a model has not the task."""
+    match shape.task:
+        case "generate":
+            return InvalidRequest("model", f"{shape.model} cannot generate without an input image")
+        case "edit" if "inpaint" in model.takes:
+            reason = f"is required: {shape.model} only repaints what a mask shows"
+            return InvalidRequest("mask_image", reason)
+        case "edit":
+            return InvalidRequest("image", f"{shape.model} cannot edit images")
+        case "inpaint":
+            return InvalidRequest("mask_image", f"{shape.model} cannot inpaint")

@@ -30,7 +30,7 @@ from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job
 
 _SAME = {"prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale"}
-_SAME |= {"strength", "response_format", "control_images", "controlnet_weights"}
+_SAME |= {"strength", "response_format", "mask_image", "control_images", "controlnet_weights"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,8 @@ def draw_sample(storage: Storage, sample: int) -> list[Row]:
 
 def _copy_inputs(rows: list[Row], storage: Storage, to: Storage) -> None:
     for row in rows:
-        for reference in (*row.get("input_images", ()), *row.get("control_images", ())):
+        mask = [row["mask_image"]] if "mask_image" in row else []
+        for reference in (*row.get("input_images", ()), *mask, *row.get("control_images", ())):
             if stored := STORED_INPUT.fullmatch(reference):
                 path = layout.stored_input(stored[1])
                 to.write(path, storage.read(path))
@@ -123,7 +124,7 @@ def as_line(row: Row) -> dict[str, Any]:
     line: dict[str, Any] = {name: value for name, value in row.items() if name in _SAME}
     if row["custom_id"]:
         line["custom_id"] = row["custom_id"]
-    if row["task"] == "edit":
+    if row["task"] != "generate":
         line["image"] = row["input_images"]
     return line | {"model": _route(row), "seed": int(row["seed"]), "slots": row["batch_width"]}
 

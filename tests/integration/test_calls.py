@@ -44,7 +44,7 @@ def client(broker: str) -> redis.Redis:
 
 
 def make_call(name: str, model: str = "null", width: int = 64) -> Call:
-    key = make_key(model=model, width=width)
+    key = make_key(task="edit", model=model, width=width, inputs=1)
     request = make_request(key=key, seed=2**64 - 1, images=("sha256:0",))
     return Call(id=name, team="team", request=request, out="/out", path=f"calls/{name}.png")
 
@@ -92,8 +92,20 @@ def test_withdrawn_calls_are_dropped(client: redis.Redis, put: Put) -> None:
     assert client.zcard(KEYS.waiting("null")) == 1
 
 
+def without_its_image(call: Call) -> Call:
+    return replace(call, request=call.request._replace(images=()))
+
+
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff", b" {}", b"no seal", encode_call(make_call("a"), Seal(b"x"))]
+    "body",
+    [
+        b"",
+        b"\xff",
+        b" {}",
+        b"no seal",
+        encode_call(make_call("a"), Seal(b"x")),
+        encode_call(without_its_image(make_call("a")), Seal(b"secret")),
+    ],
 )
 def test_a_call_of_somebody_else_is_dropped(client: redis.Redis, put: Put, body: bytes) -> None:
     seal = Seal(b"secret")

@@ -21,6 +21,7 @@ import pytest
 import torch
 from diffusers.pipelines.auto_pipeline import (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
     AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
     _get_task_class,
 )
@@ -34,7 +35,7 @@ from jobs.models.families import FAMILIES, GENERIC, family_of
 from jobs.models.fingerprints import fingerprint, route_digest
 from jobs.models.options import Options
 from jobs.models.table import ModelTable, load_models
-from jobs.requests import BatchKey
+from jobs.requests import BatchKey, Task
 from tests.pipelines import tiny
 from tests.samples import make_key, make_request
 from worker.inputs import Prepared
@@ -48,6 +49,7 @@ from worker.renderers import Choice, Renderers
 
 WIDTH = 4
 GENERATES = ["sd", "sdxl", "sd3", "flux", "kontext", "klein"]
+INPAINTS = ["sd", "sdxl", "sd3", "flux", "inpaint", "xlinpaint", "fill"]
 EDITS = ["sd", "sdxl", "sd3", "flux", "kontext", "klein", "pix2pix"]
 RAGGED = [
     "a red circle",
@@ -119,11 +121,13 @@ def ask(
     images: tuple[Image.Image, ...] = (),
     controls: tuple[Image.Image, ...] = (),
     negative: str = "",
+    mask: Image.Image | None = None,
 ) -> Prepared:
     if images:
-        key = replace(key, task="edit", inputs=len(images), steps=max(4, key.steps))
+        task: Task = "inpaint" if mask else "edit"
+        key = replace(key, task=task, inputs=len(images), steps=max(4, key.steps))
     request = make_request(seed, key, prompt=prompt, negative_prompt=negative)
-    return Prepared(request, images, controls)
+    return Prepared(request, images, controls, mask)
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,77 @@ def test_strength_says_how_far_an_edit_goes(studio: Studio, name: str) -> None:
     assert not same(far, near)
 
 
+def mask(*box: int) -> Image.Image:
+    """White within the box."""
+    shade = Image.new("L", (64, 64))
+    shade.paste(255, box)
+    return shade
+
+
+BOXES = [(0, 0, 32, 64), (16, 16, 56, 40), (40, 0, 64, 64)]
+
+
+@pytest.mark.parametrize("name", INPAINTS)
+def test_masked_edits_do_not_depend_on_neighbours(studio: Studio, name: str) -> None:
+    """Each has an image and a mask of its own."""
+    asked = [
+        ask(prompt, seed, images=(picture(seed),), mask=mask(*box))
+        for seed, (prompt, box) in enumerate(zip(RAGGED[:3], BOXES, strict=True))
+    ]
+    assert_independent(studio.get(name), asked)
+
+
+@pytest.mark.parametrize("name", INPAINTS)
+def test_each_field_of_a_masked_edit_has_its_effect(studio: Studio, name: str) -> None:
+    renderer, image = studio.get(name), (picture(1),)
+    box = BOXES[1]
+    before = one(renderer, ask(images=image, mask=mask(*box)))
+    assert before.shape == (64, 64, 3)
+    assert same(one(renderer, ask(images=image, mask=mask(*box))), before)
+    stronger = replace(PLAIN, steps=10, strength=0.9)
+    changed = [
+        ask(images=(picture(2),), mask=mask(*box)),
+        ask(images=image, mask=mask(*BOXES[0])),
+        ask("a blue star", images=image, mask=mask(*box)),
+        ask(seed=2, images=image, mask=mask(*box)),
+        ask(images=image, mask=mask(*box), key=stronger),
+        ask(images=image, mask=mask(*box), key=replace(stronger, strength=0.3)),
+    ]
+    made = {one(renderer, request).tobytes() for request in changed}
+    assert len(made | {before.tobytes()}) == len(changed) + 1
+
+
+@pytest.mark.parametrize("name", INPAINTS)
+def test_what_is_not_masked_stays_as_it_is(studio: Studio, name: str) -> None:
+    """Pixel for pixel, though all of it went through the autoencoder; within there is a new one."""
+    renderer: Any = studio.get(name).renderer
+    asked = [
+        ask(seed=seed, images=(picture(seed),), mask=mask(*box)) for seed, box in enumerate(BOXES)
+    ]
+    for made, request in zip(renderer.renderer.render([*asked, asked[-1]]), asked, strict=False):
+        within, image = np.asarray(request.mask) > 0, np.asarray(request.images[0])
+        assert np.array_equal(made[~within], image[~within])
+        assert (made[within] != image[within]).any(axis=-1).mean() > 0.9
+
+
+def test_masks_and_control_images_go_together(studio: Studio) -> None:
+    """Of both families that have ControlNets here; the control image has its effect."""
+    for name, net in (("sd", "controlnet-1"), ("sdxl", "xlcontrolnet-1")):
+        part = f'[models.{name}.controlnets.edges]\nrepo = "{studio.part(net)}"\n'
+        renderer = studio.load(name, parts=part)
+        key = replace(PLAIN, controlnet_weights=(0.8,))
+        asked = [
+            ask(
+                seed=seed, key=key, images=(picture(seed),), controls=(picture(seed + 5),),
+                mask=mask(*box),
+            )
+            for seed, box in enumerate(BOXES)
+        ]  # fmt: skip
+        assert_independent(renderer, asked)
+        other = replace(asked[0], controls=(picture(9),))
+        assert not same(one(renderer, other), one(renderer, asked[0]))
+
+
 @dataclass
 class Visits:
     """Renders something else in each interlude, and keeps what came of it."""
@@ -265,6 +340,8 @@ def test_a_call_between_two_steps_changes_no_byte(studio: Studio, name: str) -> 
     guests = [ask("a green star", 7, key), ask("a green star", 8, replace(key, width=96))]
     if name in EDITS:
         guests.append(ask("a green star", 9, key, images=(picture(1),)))
+    if name in INPAINTS:
+        guests.append(ask("a star", 9, key, images=(picture(1),), mask=mask(*BOXES[0])))
     expected = [one(renderer, guest) for guest in guests]
     visits = Visits(renderer, list(guests))
     rendered = renderer.render(asked, interlude(visits))
@@ -612,7 +689,7 @@ def test_out_of_memory(studio: Studio, fits: int, widths: list[int]) -> None:
     renderer = studio.load("sd")
     variants = renderer.renderer.variants  # type: ignore[attr-defined]
     variant = variants.get(PLAIN)
-    variants._made[False, ()] = replace(variant, pipeline=Hungry(variant.pipeline, fits))
+    variants._made["generate", ()] = replace(variant, pipeline=Hungry(variant.pipeline, fits))
     rendered = renderer.render([ask(seed=seed) for seed in range(3)])
     assert [result.stack.batch_width for result in rendered] == widths
     if fits:
@@ -1024,6 +1101,13 @@ def test_the_table_agrees_with_diffusers(name: str) -> None:
                 AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, class_name, not family.edits_itself
             )
             assert_takes(name, own if family.edits_itself else auto, key)
+        if "inpaint" in family.takes:
+            strength = 0.5 if "strength" in family.takes else None
+            key = replace(PLAIN, task="inpaint", inputs=1, strength=strength)
+            auto = _get_task_class(
+                AUTO_INPAINT_PIPELINES_MAPPING, class_name, not family.edits_itself
+            )
+            assert_takes(name, own if family.edits_itself else auto, key)
         if family.control:
             control = class_name.replace("Pipeline", "ControlNetPipeline")
             auto = _get_task_class(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, control)
@@ -1035,7 +1119,10 @@ def assert_takes(name: str, pipeline: type, key: BatchKey) -> None:
     negative = "negative_prompt" in family.takes
     accepted = inspect.signature(pipeline.__call__).parameters
     images = (picture(1),) * key.inputs
-    request = ask(key=replace(key, negative=negative), images=images, controls=(picture(2),))
+    request = ask(
+        key=replace(key, negative=negative), images=images, controls=(picture(2),),
+        mask=mask(*BOXES[0]) if key.task == "inpaint" else None,
+    )  # fmt: skip
     call = arguments(family, accepted, request.request.key, [request])
     assert call.keys() <= accepted.keys(), pipeline
     assert "guidance_scale" not in family.takes or family.guidance in call

@@ -127,7 +127,8 @@ URL = {"image_url": "x"}
         (EDIT, {"images": [{}]}),
         (EDIT, {"images": [URL | {"file_id": "x"}]}),
         (EDIT, {"images": [{"image_url": None}]}),
-        (EDIT, {"images": [URL], "mask": URL}),
+        (EDIT, {"images": [URL], "mask": {}}),
+        (EDIT, {"images": [URL], "mask": URL | {"file_id": "x"}}),
         (EDIT, {"images": [URL], "background": "transparent"}),
     ],
 )
@@ -137,7 +138,7 @@ def test_the_schema_lets_nothing_in_that_is_refused(
     content = ours["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     schema = content["schema"] | {"components": ours["components"]}
     told = {"prompt": "x", "size": "8192x16", "partial_images": 0, "style": "vivid"}
-    images = {"images": [URL]} if path == EDIT else {}
+    images = {"images": [URL], "mask": URL} if path == EDIT else {}
     jsonschema.validate(told | images, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"prompt": "x"} | fields, schema)

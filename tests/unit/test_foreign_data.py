@@ -117,7 +117,16 @@ def test_a_plan_of_another_form_is_refused(storage: Storage, change: dict[str, A
 
 @pytest.mark.parametrize(
     ("number", "value"),
-    [*((7, value) for value in UP), (6, "gif"), (6, "../x"), (2, 1), (2, -1), (2, "a"), (5, "x")],
+    [
+        *((7, value) for value in UP),
+        (6, "gif"),
+        (6, "../x"),
+        (2, 1),
+        (2, -1),
+        (2, "a"),
+        (5, "x"),
+        (8, ["x"]),
+    ],
 )
 def test_a_shard_of_another_form_is_refused(storage: Storage, number: int, value: object) -> None:
     fields = ("task", "model", "adapter", "width", "height", "steps")

@@ -42,14 +42,15 @@ VAE = {"vae/config.json": {"block_out_channels": [1, 2, 3, 4]}}
         (
             "FluxPipeline",
             {"transformer/config.json": {"guidance_embeds": True}},
-            {"takes": ["generate", "edit", "guidance_scale", "strength"], "steps": 28},
+            {"takes": ["generate", "edit", "inpaint", "guidance_scale", "strength"], "steps": 28},
         ),
         (
             "FluxPipeline",
             {"transformer/config.json": {"guidance_embeds": False}},
-            {"takes": ["generate", "edit", "strength"], "steps": 4},
+            {"takes": ["generate", "edit", "inpaint", "strength"], "steps": 4},
         ),
         ("Flux2KleinPipeline", {}, {"max_inputs": 10, "size_multiple": 16}),
+        ("FluxFillPipeline", {}, {"takes": ["inpaint", "guidance_scale", "strength"]}),
         (
             "SomebodysPipeline",
             VAE | {"transformer/config.json": {"sample_size": 32}},

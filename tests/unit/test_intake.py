@@ -36,15 +36,19 @@ repo = "a/depth"
 repo = "a/c"
 family = "flux2-klein"
 max_inputs = 2
+[models.fills]
+repo = "a/e"
+family = "flux-fill"
+strength = 0.7
 [models.plain]
 repo = "a/d"
 """
-FINGERPRINTS = {"draws": "d", "edits": "e", "plain": "p"}
+FINGERPRINTS = {"draws": "d", "edits": "e", "plain": "p", "fills": "f"}
 
 
-def png(colour: str = "red") -> bytes:
+def png(colour: str = "red", size: tuple[int, int] = (8, 8)) -> bytes:
     file = BytesIO()
-    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()
 
 
@@ -158,6 +162,46 @@ def test_an_edit_has_its_defaults(table: ModelTable) -> None:
     assert resolve(table).key.strength is None
 
 
+def test_a_mask_is_an_input_of_its_own(table: ModelTable, tmp_path: Path) -> None:
+    """It is stored, the request carries its name, and another one is another request."""
+    intake = Intake(open_storage(str(tmp_path / "out")))
+    mask = png("white")
+    line = {"image": BASE64, "mask_image": {"image": b64encode(mask).decode()}}
+    request = resolve(table, intake, **line)
+    name = f"sha256:{sha256(mask).hexdigest()}"
+    assert (request.key.task, request.inputs, request.mask) == ("inpaint", (NAME,), name)
+    assert open_storage(str(tmp_path / "out")).exists(layout.stored_input(name[7:]))
+    other = line | {"mask_image": b64encode(png("silver")).decode()}
+    jobs = {resolve(table, intake, **one).job_id for one in (line, other, {"image": BASE64})}
+    assert len(jobs) == 3
+    assert resolve(table, intake, image=NAME, mask_image=name).job_id == request.job_id
+
+
+def test_of_a_masked_edit_the_strength_is_the_pipelines_own(table: ModelTable) -> None:
+    """What a model's row says is for pictures that are changed as a whole."""
+    for model in ("draws", "fills"):
+        line = {"image": NAME, "mask_image": NAME, "model": model}
+        assert resolve(table, **line).key.strength is None
+        assert resolve(table, strength=0.5, **line).key.strength == 0.5
+
+
+def test_a_mask_has_its_images_size(table: ModelTable) -> None:
+    """Where planning sees both; what an EXIF rotation may explain is left to the worker."""
+
+    def asks(*mask: int) -> Request:
+        drawn = b64encode(png("white", (mask[0], mask[1]))).decode()
+        image = b64encode(png("red", (8, 16))).decode()
+        return resolve(table, Intake(), image=image, mask_image=drawn)
+
+    assert asks(8, 16).mask
+    assert asks(16, 8).mask
+    with pytest.raises(InvalidRequest) as caught:
+        asks(8, 8)
+    assert caught.value.message == "mask_image: 8 x 8 pixels, but the image has 8 x 16"
+    elsewhere = resolve(table, Intake(), image="https://a/b.png", mask_image=BASE64)
+    assert elsewhere.images == ("https://a/b.png", NAME)
+
+
 def test_control_weights_are_1_when_omitted(table: ModelTable) -> None:
     request = resolve(table, control_images=[NAME, NAME])
     assert request.key.controlnet_weights == (1.0, 1.0)
@@ -187,6 +231,13 @@ def test_for_a_model_that_edits_control_images_are_its_inputs(table: ModelTable)
         ({"image": NAME, "strength": 0.01, "num_inference_steps": 10}, "strength"),
         ({"model": "edits", "image": NAME, "negative_prompt": "x"}, "negative_prompt"),
         ({"model": "edits", "width": 72}, "width"),
+        ({"mask_image": NAME}, "mask_image"),
+        ({"mask_image": NAME, "control_images": [NAME]}, "mask_image"),
+        ({"image": [NAME, NAME], "mask_image": NAME}, "mask_image"),
+        ({"model": "edits", "image": NAME, "mask_image": NAME}, "mask_image"),
+        ({"model": "plain", "image": NAME, "mask_image": NAME}, "mask_image"),
+        ({"model": "fills", "image": NAME}, "mask_image"),
+        ({"model": "fills"}, "model"),
     ],
 )
 def test_what_the_family_does_not_take_is_refused(

@@ -2,6 +2,7 @@
 
 import json
 import random
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,28 @@ def test_the_order_of_lines_changes_no_job_id(tmp_path: Path) -> None:
     shuffled = random.Random(1).sample(lines, len(lines))
     (first,), (second,) = plan(tmp_path / "a", lines), plan(tmp_path / "b", shuffled)
     assert sorted(first.jobs) == sorted(second.jobs)
+
+
+NAME = f"sha256:{'0' * 64}"
+
+
+def test_job_ids_and_shards_stay_what_they_were(tmp_path: Path) -> None:
+    """Of every kind of line without a mask: runs of before go on, and nothing renders twice."""
+    lines: list[dict[str, Any]] = [
+        {"custom_id": "drawn", "prompt": "a red circle"},
+        {"prompt": "a blue star", "seed": 7, "negative_prompt": "red", "width": 72},
+        {"custom_id": "edited", "prompt": "green", "image": NAME, "strength": 0.5},
+        {"prompt": "turn it", "image": {"image": NAME}, "model": "shapes-edits"},
+        {"prompt": "a heart", "control_images": [NAME], "model": "shapes-edges"},
+        {"custom_id": "many", "prompt": "{{ n_ }}", "n": 2, "sweep": {"n_": ["a", "b"]}},
+    ]
+    manifest = tmp_path / "m"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fingerprints = {name: name for name in TABLE.models}
+    (block,) = plan_blocks(str(manifest), TABLE, PlanOptions(), fingerprints)
+    assert sha256(block.shard).hexdigest() == (
+        "131cc68cce46e5cc8e639c3312085e51f546fea0f6654b5bbb5f8ed4d10ac9b8"
+    )
 
 
 def test_duplicates_are_refused_across_blocks(tmp_path: Path) -> None:

@@ -6,17 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy, store_input
 from jobs.output.storage import Storage, open_storage
-from jobs.requests import Request
+from jobs.requests import BatchKey, Request
 from tests.samples import make_key, make_request
 from worker.inputs import Loader
 
@@ -40,8 +41,8 @@ def executor() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def asks(*images: str, controls: tuple[str, ...] = ()) -> Request:
-    return make_request(key=KEY, images=images, control_images=controls)
+def asks(*images: str, controls: tuple[str, ...] = (), key: BatchKey = KEY) -> Request:
+    return make_request(key=key, images=images, control_images=controls)
 
 
 def make_loader(
@@ -69,6 +70,71 @@ def test_inputs_of_every_kind(
     assert one.images[0].getpixel((0, 0)) == (255, 0, 0)
     assert one.controls[0].getpixel((0, 0)) == (0, 0, 255)
     assert one.seconds > 0
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+MASKED = replace(KEY, task="inpaint")
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "I;16", "RGBA", "LA", "PA"])
+def test_masks_say_where_in_their_own_way(
+    storage: Storage, executor: ThreadPoolExecutor, mode: str
+) -> None:
+    """Transparent where the file can be so; else white. It is scaled and cropped like its image."""
+    left = (0, 0, 8, 8)
+    if mode.endswith("A"):
+        shown = Image.new("RGBA", (16, 8), "white")
+        shown.paste((0, 0, 0, 0), left)
+        mask = shown.quantize(2) if mode == "PA" else shown.convert(mode)
+        assert mask.has_transparency_data
+    else:
+        shown = Image.new("L", (16, 8))
+        shown.paste(255, left)
+        mask = Image.merge("RGB", [shown] * 3) if mode == "RGB" else shown.convert(mode)
+        if mode == "I;16":
+            mask = shown.point(lambda value: value * 257, "I").convert("I;16")
+    loader = make_loader(executor, storage)
+    image = store_input(storage, file_of(Image.new("RGB", (16, 8), "red")))
+    name = store_input(storage, file_of(mask))
+    (one,) = loader.load([asks(image, name, key=MASKED)]).wait()
+    assert one.problem is None
+    assert len(one.images) == 1
+    assert one.mask is not None
+    assert (one.mask.mode, one.mask.size) == ("L", (16, 16))
+    assert [one.mask.getpixel((x, 8)) for x in (0, 15)] == [255, 0]
+
+
+def test_a_mask_of_another_size_names_both(storage: Storage, executor: ThreadPoolExecutor) -> None:
+    """A picture that lies on its side is as large as it is upright."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = store_input(storage, file_of(Image.new("RGB", (16, 8)), "JPEG", exif=exif))
+    loader = make_loader(executor, storage)
+    for size, fits in (((8, 16), True), ((16, 8), False)):
+        mask = store_input(storage, file_of(Image.new("L", size, "white")))
+        (one,) = loader.load([asks(turned, mask, key=MASKED)]).wait()
+        assert (one.problem is None) == fits
+    assert str(one.problem) == "mask_image: 16 x 8 pixels, but the image has 8 x 16"
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (Image.new("L", (8, 8), 127), "no pixel is white, and none can be transparent"),
+        (Image.new("RGBA", (8, 8), "white"), "no pixel is transparent"),
+    ],
+)
+def test_a_mask_that_shows_nothing_is_refused(
+    storage: Storage, executor: ThreadPoolExecutor, mask: Image.Image, reason: str
+) -> None:
+    image, name = store_input(storage, png("red")), store_input(storage, file_of(mask))
+    (one,) = make_loader(executor, storage).load([asks(image, name, key=MASKED)]).wait()
+    assert str(one.problem) == f"mask_image: repaints nothing: {reason}"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ def arguments(
         call["strength"] = key.strength
     if key.inputs:
         call["image"] = _inputs(family, key, batch)
+    if key.task == "inpaint":
+        call["mask_image"] = [one.mask for one in batch]
     return call | _control(family, key, batch)
 
 
@@ -58,7 +60,7 @@ def check(family: Family, key: BatchKey) -> None:
         InvalidRequest: it names the field.
     """
     asked = {
-        key.task: "image" if key.task == "edit" else "model",
+        key.task: {"generate": "model", "edit": "image", "inpaint": "mask_image"}[key.task],
         "negative_prompt": "negative_prompt" if key.negative else "",
         "strength": "strength" if key.strength is not None else "",
     }

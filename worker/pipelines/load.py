@@ -26,7 +26,7 @@ from worker.pipelines.arguments import arguments, check
 from worker.pipelines.caching import step_cache
 from worker.pipelines.encoders import Encoder, keep_encoded
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
-from worker.pipelines.pixels import as_channels_last, to_8_bits
+from worker.pipelines.pixels import as_channels_last, keep_unmasked, to_8_bits
 from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
 from worker.pipelines.prompts import PromptLimit, prompt_limit
 from worker.pipelines.savings import Savings
@@ -60,7 +60,7 @@ class PipelineRenderer:
 
     def render(self, batch: list[Prepared], pause: Pause = no_pause) -> list[Image]:
         """What became of each request of a batch. Raises as `draw`."""
-        return to_8_bits(*self.draw(batch, pause))
+        return keep_unmasked(to_8_bits(*self.draw(batch, pause)), batch)
 
     def draw(
         self, batch: list[Prepared], pause: Pause = no_pause

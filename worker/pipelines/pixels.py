@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.render import NON_FINITE, NSFW, Image
+from jobs.inputs.images import HALF
+from worker.inputs import Prepared
+from worker.render import NON_FINITE, NSFW, Flaw, Image
 
 
 def as_channels_last(images: torch.Tensor | NDArray[np.float32]) -> torch.Tensor:
@@ -39,3 +41,15 @@ def to_8_bits(images: torch.Tensor, unsafe: list[bool]) -> list[Image]:
         elif is_unsafe:
             found[number] = NSFW
     return found
+
+
+def keep_unmasked(images: list[Image], batch: list[Prepared]) -> list[Image]:
+    """Images whose pixels outside of their requests' masks are those of their inputs again.
+
+    Pipelines paint beyond a mask's edge, and all of a picture goes through their autoencoder.
+    """
+    for image, one in zip(images, batch, strict=True):
+        if one.mask is not None and not isinstance(image, Flaw):
+            unmasked = np.asarray(one.mask) < HALF
+            np.copyto(image, np.asarray(one.images[0]), where=unmasked[..., None])
+    return images

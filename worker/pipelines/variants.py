@@ -1,4 +1,4 @@
-"""The pipelines that one set of weights makes: generate, edit, each with any of its ControlNets."""
+"""The pipelines that one set of weights makes: one a task, each with any of its ControlNets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ import diffusers
 from jobs.errors import InvalidRequest
 from jobs.models.families import GENERIC, Family
 from jobs.models.options import Options
-from jobs.requests import BatchKey
+from jobs.requests import BatchKey, Task
 from worker.pipelines.arguments import active_controls
 from worker.pipelines.placement import mark, place
+
+# Diffusers knows which class goes with which. And the field that asks for one.
+_DERIVED: dict[Task, tuple[Any, str]] = {
+    "generate": (diffusers.AutoPipelineForText2Image, "control_images"),
+    "edit": (diffusers.AutoPipelineForImage2Image, "image"),
+    "inpaint": (diffusers.AutoPipelineForInpainting, "mask_image"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Variants:
     family: Family
     options: Options
     device: str
-    _made: dict[tuple[bool, tuple[int, ...]], Variant] = field(default_factory=dict)
+    _made: dict[tuple[Task, tuple[int, ...]], Variant] = field(default_factory=dict)
 
     def get(self, key: BatchKey) -> Variant:
         """The variant that renders a batch.
@@ -68,17 +75,16 @@ class Variants:
         made = self._made.get(_wanted(key))
         return type(made.pipeline if made else self.base).__name__
 
-    def _make(self, edit: bool, controls: tuple[int, ...]) -> Any:
-        if not controls and (not edit or self.family.edits_itself):
+    def _make(self, task: Task, controls: tuple[int, ...]) -> Any:
+        if not controls and (task == "generate" or self.family.edits_itself):
             return self.base
-        # Diffusers knows which class goes with which.
-        auto = diffusers.AutoPipelineForImage2Image if edit else diffusers.AutoPipelineForText2Image
+        auto, field = _DERIVED[task]
         nets = [self.controlnets[number] for number in controls]
         extra = {"controlnet": nets[0] if len(nets) == 1 else nets} if nets else {}
         try:
             pipeline: Any = auto.from_pipe(self.base, **extra)
         except ValueError as error:  # no class, or one that lacks parts
-            raise InvalidRequest("image" if edit else "control_images", str(error)) from error
+            raise InvalidRequest(field, str(error)) from error
         mark(pipeline, self.options)
         if self.options.offload:  # its hooks belong to one pipeline
             place(pipeline, self.options, self.device)
@@ -96,5 +102,5 @@ def beside(pipeline: Any) -> Any:
     return another
 
 
-def _wanted(key: BatchKey) -> tuple[bool, tuple[int, ...]]:
-    return bool(key.inputs), active_controls(key)
+def _wanted(key: BatchKey) -> tuple[Task, tuple[int, ...]]:
+    return key.task, active_controls(key)

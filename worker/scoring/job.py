@@ -167,7 +167,7 @@ class _Eyes:
         name = self._storage.name(row["file_name"])
         try:
             check_image(data, InputPolicy(), name)
-            return self._decoding.open(data, name)
+            return self._decoding.open(data, name).image
         except InvalidRequest as error:
             raise FatalError(str(error)) from error
 

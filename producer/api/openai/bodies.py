@@ -181,7 +181,12 @@ class EditImageBodyJsonParam(ImageRequest):
     """An edit of one or several images, as JSON."""
 
     images: Annotated[list[ImageRefParam], Field(min_length=1, max_length=MAX_INPUTS)]
-    mask: Annotated[ImageRefParam | None, WithJsonSchema({"type": "null"})] = None
+    mask: Annotated[
+        ImageRefParam | None,
+        Field(
+            description="Of the one image's size; where it is transparent, the image is repainted."
+        ),
+    ] = None
 
 
 class CreateImageEditRequest(ImageRequest):

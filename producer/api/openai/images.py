@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
-from collections.abc import Sequence
 from io import BytesIO
 from typing import Annotated
 
@@ -32,6 +31,7 @@ from producer.api.wire.schema import either
 from producer.api.wire.threads import in_thread
 
 FILES = ("image", "mask")
+SINGLE = ("mask",)  # of them, what may be there once
 
 router = APIRouter(
     prefix="/openai/v1", route_class=GuardedRoute, responses=declared(OpenAIErrorBody)
@@ -49,27 +49,31 @@ async def generate(body: CreateImageRequest, exchange: AnyExchange) -> ImagesRes
     "/images/edits",
     tags=["Images"],
     response_model_exclude_none=True,
-    openapi_extra=either(EditImageBodyJsonParam, CreateImageEditRequest, FILES[:1]),
+    openapi_extra=either(EditImageBodyJsonParam, CreateImageEditRequest, FILES, SINGLE),
 )
 async def edit(
     request: Request, exchange: AnyExchange, shelf: Annotated[Shelf, provided(Shelf)]
 ) -> ImagesResponse:
     """Images from a prompt and other images."""
-    form = await read_form(request, EditImageBodyJsonParam, CreateImageEditRequest, FILES)
+    form = await read_form(request, EditImageBodyJsonParam, CreateImageEditRequest, FILES, SINGLE)
     body = form.body
-    order = Order("edit", body.to_body(), await _inputs(exchange, shelf, form), (), body.n or 1)
+    images, mask = await _inputs(exchange, shelf, form)
+    order = Order("edit", body.to_body(), images, (), body.n or 1, mask)
     return await _answer(exchange, order, body)
 
 
-async def _inputs(exchange: Exchange, shelf: Shelf, form: Form[ImageRequest]) -> Sequence[Source]:
+async def _inputs(
+    exchange: Exchange, shelf: Shelf, form: Form[ImageRequest]
+) -> tuple[list[Source], Source | None]:
+    """The images, and the mask if there is one."""
     body = form.body
-    if "mask" in form.files or (isinstance(body, EditImageBodyJsonParam) and body.mask):
-        raise InvalidRequest("mask", "masks are not supported here", "unsupported")
     if isinstance(body, EditImageBodyJsonParam):
-        return [await in_thread(_source, exchange, shelf, one) for one in body.images]
+        images = [await in_thread(_source, exchange, shelf, one) for one in body.images]
+        mask = body.mask
+        return images, await in_thread(_source, exchange, shelf, mask) if mask else None
     if "image" not in form.files:
         raise InvalidRequest("image", "is required")
-    return form.files["image"]
+    return list(form.files["image"]), next(iter(form.files.get("mask", ())), None)
 
 
 def _source(exchange: Exchange, shelf: Shelf, reference: ImageRefParam) -> Source:

@@ -30,7 +30,9 @@ def manifest_line(request: Request, slots: int) -> str:
     if key.negative:
         line["negative_prompt"] = request.negative_prompt
     if request.images:
-        line["image"] = list(request.images)
+        line["image"] = list(request.inputs)
+    if request.mask:
+        line["mask_image"] = request.mask
     if request.control_images:
         line["control_images"] = list(request.control_images)
         line["controlnet_weights"] = list(key.controlnet_weights)

@@ -106,6 +106,9 @@ _STATUS_OF_CODE = {
 }
 
 
+_OPENAI_NAMES = {"width": "size", "height": "size", "mask_image": "mask"}
+
+
 @dataclass(frozen=True, slots=True)
 class Culprit:
     """What is wrong. place: within the field, where it has parts: image[1].image."""
@@ -173,8 +176,9 @@ def as_answer(error: Exception, openai: bool = True) -> ApiError:
         return answer
     # OpenAI has no 422, and its callers wrote a size where we have two sides.
     status = 400 if answer.status == 422 else answer.status
-    field = {"width": "size", "height": "size"}.get(answer.field, answer.field)
-    return ApiError(status, answer.code, answer.message, field, answer.retry_after)
+    field = _OPENAI_NAMES.get(answer.field, answer.field)
+    message = answer.message.replace("mask_image", "mask")
+    return ApiError(status, answer.code, message, field, answer.retry_after)
 
 
 def _classify(error: Exception) -> ApiError:

@@ -168,11 +168,16 @@ class Form(Generic[M_co]):
 
 
 async def read_form(
-    request: Request, as_json: type[J], as_form: type[F], file_fields: tuple[str, ...]
+    request: Request,
+    as_json: type[J],
+    as_form: type[F],
+    file_fields: tuple[str, ...],
+    single: tuple[str, ...] = (),
 ) -> Form[J | F]:
     """Read application/json into one model or multipart/form-data into another.
 
-    file_fields: which form fields are files; "name[]" is taken for "name".
+    file_fields: which form fields are files, of which those in `single` may be there once;
+    "name[]" is taken for "name".
 
     Raises:
         RequestValidationError, ApiError, HTTPException: the body is wrong.
@@ -194,6 +199,8 @@ async def read_form(
             if isinstance(value, UploadFile):
                 if name not in file_fields:
                     raise ApiError(422, "invalid_request", f"{name}: is no file", name)
+                if name in single and name in files:
+                    raise ApiError(422, "invalid_request", f"{name}: is given twice", name)
                 files.setdefault(name, []).append(await value.read())
             elif key in texts:
                 raise ApiError(422, "invalid_request", f"{name}: is given twice", name)

@@ -13,13 +13,20 @@ REF = "#/components/schemas/{model}"
 
 
 def either(
-    as_json: type[BaseModel], as_form: type[BaseModel], files: tuple[str, ...]
+    as_json: type[BaseModel],
+    as_form: type[BaseModel],
+    files: tuple[str, ...],
+    single: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The request body of an endpoint that uses `reading.read_form`, for `openapi_extra`."""
+    """The request body of an endpoint that uses `reading.read_form`, for `openapi_extra`.
+
+    files: of the form; the first is required, and those of `single` may be there once.
+    """
     fields = as_form.model_json_schema(ref_template=REF)
     binary = {"type": "string", "format": "binary"}
+    several = {"anyOf": [binary, {"type": "array", "items": binary}]}
     properties = fields["properties"] | {
-        name: {"anyOf": [binary, {"type": "array", "items": binary}]} for name in files
+        name: binary if name in single else several for name in files
     }
     required = [*fields.get("required", []), files[0]]
     return {

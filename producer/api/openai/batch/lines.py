@@ -174,10 +174,9 @@ def _manifest_line(custom_id: str, wanted: ImageRequest, endpoint: Endpoint, loa
         raise InvalidRequest(name, "is not supported in a batch", "unsupported")
     body: dict[str, Any] = dict(wanted.to_body())
     if isinstance(wanted, EditImageBodyJsonParam):
+        body["image"] = [ImageInput(image=load(one)) for one in wanted.images]
         if wanted.mask:
-            raise InvalidRequest("mask", "masks are not supported here", "unsupported")
-        images = [ImageInput(image=load(one)) for one in wanted.images]
-        body["image"] = images
+            body["mask_image"] = ImageInput(image=load(wanted.mask))
     if len(name_of(custom_id, (wanted.n or 1) - 1)) > MAX_CUSTOM_ID:
         raise InvalidRequest("custom_id", f"is too long for {wanted.n} images")
     recipe = Recipe(**body, n=wanted.n)
