@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import redis
+
 from benchmarks.measure import imagemill, report, rows, write_manifest
 from jobs.broker.connection import connect
 from jobs.broker.fleet import Fleet
@@ -25,6 +27,33 @@ from jobs.settings import load_settings
 from producer.local.embedded import Crew, Embedded, embedded
 
 BATCH = 16
+
+
+@dataclass(frozen=True)
+class Load:
+    """What Redis has done: commands, bytes in and out, seconds of its processor."""
+
+    commands: int
+    bytes: int
+    seconds: float
+
+    @classmethod
+    def of(cls, client: redis.Redis) -> Load:
+        """What it has done so far."""
+        info = client.info()
+        return cls(
+            info["total_commands_processed"],
+            info["total_net_input_bytes"] + info["total_net_output_bytes"],
+            info["used_cpu_user"] + info["used_cpu_sys"],
+        )
+
+    def since(self, before: Load, images: int) -> str:
+        """What of it an image has cost."""
+        return (
+            f"{(self.commands - before.commands) / images:.1f} Redis commands, "
+            f"{(self.bytes - before.bytes) / images / 1000:.1f} kB and "
+            f"{(self.seconds - before.seconds) / images * 1000:.2f} ms of Redis' processor an image"
+        )
 
 
 @dataclass(frozen=True)
@@ -42,11 +71,11 @@ class Site:
         out = self.folder / f"out-{self.workers}-{images}"
         settings = self.children.settings
         client = connect(settings)
-        before = client.info("stats")["total_commands_processed"]
+        before = Load.of(client)
         where = ["--broker", settings.broker, "--models-file", str(self.folder / "models.toml")]
         imagemill("submit", str(manifest), "--out", str(out), *where)
         imagemill("watch", str(out), "--quiet", "--broker", settings.broker)
-        commands = client.info("stats")["total_commands_processed"] - before
+        load = Load.of(client)
         found = rows(out)
         assert len(found) == images
         begun = {row["batch_started"] for row in found}
@@ -58,7 +87,7 @@ class Site:
         return (
             f"{self.workers:3} workers, {images:6} images: job ÷ ideal {ideal / span:.3f}, "
             f"time ÷ ideal {span / ideal:.3f}, {images / span:.0f} images/s, "
-            f"{commands / images:.1f} Redis commands an image"
+            f"{load.since(before, images)}"
         )
 
 

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 from platformdirs import user_config_path
@@ -32,6 +32,8 @@ from jobs.teams import TEAM
 
 # Where Compose and Kubernetes put them; `imagemill_api_keys` is the setting api_keys.
 SECRETS = Path("/run/secrets")
+SENTINELS = ("sentinel", "sentinels")  # schemes of broker URLs: plain, and by TLS
+SENTINEL_PORT = 26379
 
 
 def _check_public_url(url: str) -> str:
@@ -46,11 +48,31 @@ def _check_proxy(network: str) -> str:
     return network
 
 
+def sentinel_hosts(url: str) -> list[tuple[str, int]]:
+    """Hosts and ports of sentinel://host:port,host:port. Raises ValueError if one is none."""
+    places = [urlsplit(f"//{one}") for one in urlsplit(url).netloc.rpartition("@")[2].split(",")]
+    if not all(place.hostname and place.port != 0 for place in places):
+        raise ValueError("names a sentinel without a host, or with port 0")
+    return [(str(place.hostname), place.port or SENTINEL_PORT) for place in places]
+
+
 def _check_broker(url: str) -> str:
     parts = urlsplit(url)
+    if "cluster" in parts.scheme:
+        raise ValueError(
+            "cannot be a Redis Cluster, which keeps keys of one operation on several servers: take "
+            "one server with cluster mode disabled, or sentinel:// for a primary and its replicas"
+        )
+    if parts.scheme in SENTINELS:
+        if not sentinel_hosts(url) or not dict(parse_qsl(parts.query)).get("master_name"):
+            raise ValueError("must name its group: sentinel://host,host,host/0?master_name=NAME")
+        return url
     known = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
     if not known and not (parts.scheme == "redis+socket" and parts.path):
-        raise ValueError("must be redis://host, rediss://host or redis+socket:///path")
+        raise ValueError(
+            "must be redis://host, rediss://host, redis+socket:///path or "
+            "sentinel://host,host,host/0?master_name=NAME"
+        )
     return url
 
 
@@ -75,9 +97,13 @@ class Settings(BaseSettings):
 
     broker: Annotated[
         str,
-        Field(description="Redis URL: redis://, rediss:// or redis+socket:///path"),
+        Field(description="Redis URL: redis://, rediss://, redis+socket:///path or sentinel://"),
         AfterValidator(_check_broker),
     ] = "redis://127.0.0.1:6379/0"
+    broker_password_file: Annotated[
+        Path | None,
+        Field(description="Its password by TCP, read for each connection: it may be renewed"),
+    ] = None
     key_prefix: Annotated[
         str, Field(description="Prefix of every Redis key", pattern=r"^[A-Za-z0-9_.:-]+$")
     ] = "imagemill:"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.broker.connection import check_kind
 from jobs.children import EXIT_FATAL
 from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
 from jobs.logs import LogFormat, log_to_stderr
@@ -39,7 +40,7 @@ def worker(
     broker: Annotated[
         str | None,
         typer.Option(
-            help="Redis URL: redis://, rediss:// or redis+socket:///path.",
+            help="Redis URL: redis://, rediss://, redis+socket:///path or sentinel://.",
             show_default="IMAGEMILL_BROKER, or this machine's port 6379",
         ),
     ] = None,
@@ -62,6 +63,7 @@ def worker(
     try:
         settings = load_settings(broker, models_file, log_format)
         log_to_stderr(settings.log_format)
+        check_kind(settings)
         table = load_models(settings.models)
         served = models.split(",") if models else table.usual
         # Only models that were asked for must be there: a table may list more than is downloaded.

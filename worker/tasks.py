@@ -309,6 +309,8 @@ def responsibly(shop: Workshop, run_id: str, epoch: int) -> Iterator[None]:
                 shop.runs.pause(run_id, str(error) or type(error).__name__)
     except (TransientError, Unfit, redis.RedisError) as error:
         log.warning("Run %s: trying again: %s", run_id, error)
+        if isinstance(error, redis.RedisError):
+            shop.reopen()
         shop.stopping.wait(shop.pause_seconds)
         raise PutBack from error
 

@@ -117,6 +117,11 @@ class Workshop:
                 self.executor.submit(self.put, Shelf(self._open[key].storage, self.name, 0), ())
             return self._open[key]
 
+    def reopen(self) -> None:
+        """Have `open` look at storage again: Redis may have lost what happened since."""
+        with self._lock:
+            self._open.clear()
+
 
 class AtWork:
     """Counts the chunks that have begun and have not ended: the one that renders comes last."""

@@ -15,10 +15,8 @@ from jobs.settings import Settings
 def make_app(settings: Settings, include: Iterable[str] = ()) -> Celery:
     """The application. `include` names the modules that define tasks."""
     app = Celery("imagemill", include=list(include), set_as_current=False)
-    transport = register_transport()
     app.conf.update(
-        broker_url=settings.broker.replace("redis+socket://", f"{transport}+socket://", 1),
-        broker_transport=transport,
+        broker_url=f"{register_transport()}://broker",  # where that is, the transport's options say
         broker_transport_options=transport_options(settings),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

@@ -21,7 +21,7 @@ from redis._parsers import _RESP3Parser
 from redis._parsers.socket import SocketBuffer
 
 from jobs.broker import messages
-from jobs.broker.connection import SOCKET_TIMEOUTS, drop_endless
+from jobs.broker.connection import SOCKET_TIMEOUTS, Broker, drop_endless
 from jobs.broker.seals import NO_SEAL, Seal, make_seal
 from jobs.settings import Settings
 
@@ -156,12 +156,16 @@ class SteadyChannel(Channel):
     """Kombu's Redis channel with the parts above. Keys of another type are put out of its way."""
 
     QoS = SteadyQoS
-    from_transport_options = (*Channel.from_transport_options, "seal")  # type: ignore[assignment]
+    from_transport_options = (*Channel.from_transport_options, "broker", "seal")  # type: ignore[assignment]
+    broker: Broker
     seal = NO_SEAL
 
-    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
-        return found | {"parser_class": BoundedParser, "protocol": 3}
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        # Where the server is, jobs.broker.connection knows; kombu's own class of connections tells
+        # its event loop when one has ended.
+        self.connection_class = self.broker.kind
+        kind = super()._connparams(asynchronous)["connection_class"]  # type: ignore[no-untyped-call]
+        return self.broker.pool(connection_class=kind, parser_class=BoundedParser, protocol=3)
 
     def _get_client(self) -> Any:
         return partial(CheckedRedis, global_keyprefix=self.global_keyprefix, seal=self.seal)
@@ -213,14 +217,14 @@ class SteadyTransport(Transport):
 
 def register_transport() -> str:
     """Make SteadyTransport known to kombu; returns its name there."""
-    # By name, because kombu takes the transport of "name+socket:///path" from the URL alone.
     TRANSPORT_ALIASES["steady"] = f"{SteadyTransport.__module__}:{SteadyTransport.__name__}"
     return "steady"
 
 
 def transport_options(settings: Settings) -> dict[str, Any]:
     """Kombu's options for a short lease, which worker/process/leases.py renews."""
-    return SOCKET_TIMEOUTS | {
+    return SOCKET_TIMEOUTS | {  # kombu's loop times its own checks by them
+        "broker": Broker(settings),
         "global_keyprefix": settings.key_prefix,
         "seal": make_seal(settings),
         "visibility_timeout": settings.visibility_timeout,

@@ -22,7 +22,7 @@ from limits.aio.strategies import FixedWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.broker.connection import address, connect_async
+from jobs.broker.connection import Broker, connect_async
 from jobs.broker.fleet import Fleet
 from jobs.calls.waiting import CallLimits, CallQueue
 from jobs.errors import UsageError
@@ -147,12 +147,11 @@ def _pace(settings: Settings) -> tuple[FixedWindowRateLimiter, RateLimitItem]:
         rate = parse(settings.team_rate)
     except ValueError as error:
         raise UsageError(f"setting team_rate: {error}", "Write for example 6000/minute.") from error
-    url, options = address(settings)
     counts = RedisStorage(
-        "async+" + url.replace("unix://", "redis+unix://", 1),
+        "async+redis://",  # where it is, the pool knows
         implementation="redispy",
         key_prefix=f"{settings.key_prefix}rate",
-        **options,
+        connection_pool=Broker(settings).pool_async(),  # type: ignore[arg-type]
     )
     return FixedWindowRateLimiter(counts), rate
 

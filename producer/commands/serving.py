@@ -37,9 +37,12 @@ def serve(
     log_format: options.LogFormat = None,
 ) -> None:
     """Answer HTTP calls with the workers of a running installation, until Ctrl-C."""
+    from jobs.broker.connection import check_kind
     from producer.api.server import run_server
 
-    run_server(_settings(store, broker, models_file, log_format), host, port, insecure)
+    settings = _settings(store, broker, models_file, log_format)
+    check_kind(settings)
+    run_server(settings, host, port, insecure)
 
 
 def up(

@@ -20,7 +20,7 @@ from redis.exceptions import NoPermissionError
 from jobs.broker.backlog import Backlog
 from jobs.broker.connection import connect, without_password
 from jobs.broker.fleet import Fleet
-from jobs.errors import ImagemillError
+from jobs.errors import FatalError, ImagemillError
 from jobs.models.fingerprints import fingerprint
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_storage
@@ -195,6 +195,8 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     client = connect(settings)
     try:
         client.ping()
+    except FatalError as error:  # it is of a kind that cannot work
+        yield Finding(what, "wrong", error.message, error.hint)
     except redis.AuthenticationError as error:
         yield Finding(what, "wrong", str(error), "Correct user and password of IMAGEMILL_BROKER.")
     except redis.RedisError as error:

@@ -1,4 +1,4 @@
-"""A Valkey server of a test's own, to be broken."""
+"""Valkey servers of a test's own, to be broken: one, or a group with sentinels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ from jobs.settings import Settings
 from tests.support import eventually
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+# As docs/14-security.md gives them.
+RIGHTS = ["~imagemill:*", "resetchannels", "+@all", "-@admin", "-@dangerous"]
+
+
 @dataclass
 class Valkey:
     """Listens on a TCP port; `aof`: it keeps what it knows on disk."""
@@ -26,29 +36,32 @@ class Valkey:
     process: subprocess.Popen[bytes] | None = None
     options: list[str] = field(default_factory=list)
 
+    user: str = ""
+
     def __post_init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.user}127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                get_binary_path(), "--port", str(self.port), "--save", "", "--dir", self.folder,
-                "--appendonly", "yes" if self.aof else "no", "--appendfsync", "always",
-                *self.options,
-            ],
-            stdout=subprocess.DEVNULL,
+        self.run(
+            "--save", "", "--appendonly", "yes" if self.aof else "no", "--appendfsync", "always",
+            *self.options,
         )  # fmt: skip
+
+    def run(self, *options: str) -> None:
+        """Start with these options alone."""
+        place = ["--port", str(self.port), "--dir", str(self.folder)]
+        self.process = subprocess.Popen(
+            [get_binary_path(), *options, *place], stdout=subprocess.DEVNULL
+        )
         eventually(self.answers, 10)
 
     def answers(self) -> bool:
         try:
-            return bool(connect(Settings(broker=self.url)).ping())
+            return bool(redis.Redis.from_url(self.url).ping())
         except redis.RedisError:
             return False
 
@@ -60,3 +73,86 @@ class Valkey:
         self.send(number)
         assert self.process
         self.process.wait(20)
+
+
+@dataclass
+class Group:
+    """A primary, a replica and three sentinels, two of which have to agree that it is gone."""
+
+    folder: Path
+    password: str
+    servers: list[Valkey] = field(default_factory=list)
+    sentinels: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+
+    def start(self) -> None:
+        for number in range(2):
+            folder = self.folder / f"server-{number}"
+            folder.mkdir()
+            self.servers.append(Valkey(folder, aof=True, user=f":{self.password}@"))
+        primary, replica = self.servers
+        primary.options = self._options()
+        primary.start()
+        self._follow(replica, primary)
+        for number in range(3):
+            self.ports.append(free_port())
+            file = self.folder / f"sentinel-{number}.conf"
+            file.write_text(
+                f"port {self.ports[-1]}\n"
+                f"sentinel monitor mill 127.0.0.1 {self.servers[0].port} 2\n"
+                f"sentinel auth-pass mill {self.password}\n"
+                "sentinel down-after-milliseconds mill 1000\n"
+                "sentinel failover-timeout mill 3000\n"
+            )
+            command = [get_binary_path(), file, "--sentinel"]
+            self.sentinels.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        eventually(lambda: all(self._known(port) == (1, 2) for port in self.ports))
+
+    def stop(self) -> None:
+        for process in [*self.sentinels, *(server.process for server in self.servers)]:
+            if process:
+                process.kill()
+                process.wait()
+
+    @property
+    def url(self) -> str:
+        places = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        return f"sentinel://imagemill-worker:{self.password}@{places}/0?master_name=mill"
+
+    @property
+    def primary(self) -> Valkey:
+        """The server that a sentinel calls the primary."""
+        port = redis.Redis(port=self.ports[0]).sentinel_get_master_addr_by_name("mill")[1]
+        return next(server for server in self.servers if server.port == port)
+
+    def part(self) -> None:
+        """Have the primary's replica follow it no more; the primary goes on."""
+        primary = connect(Settings(broker=self.primary.url))
+        primary.execute_command("ACL", "SETUSER", "follower", "off")
+        primary.execute_command("CLIENT", "KILL", "TYPE", "replica")
+
+    def revive(self, server: Valkey) -> None:
+        """Start a server that was the primary: its successor's replica now."""
+        self._follow(server, self.primary)
+
+    def _follow(self, server: Valkey, primary: Valkey) -> None:
+        server.options = [*self._options(), "--replicaof", f"127.0.0.1 {primary.port}"]
+        server.start()
+        client = connect(Settings(broker=server.url))
+        eventually(lambda: client.info("replication").get("master_link_status") == "up")
+
+    def _options(self) -> list[str]:
+        return [
+            "--requirepass", self.password, "--masterauth", self.password,
+            "--masteruser", "follower", "--user", "follower", "on", f">{self.password}", "+@all",
+            "--user", "imagemill-worker", "on", f">{self.password}", *RIGHTS,
+        ]  # fmt: skip
+
+    @staticmethod
+    def _known(port: int) -> tuple[int, int]:
+        """How many replicas and other sentinels a sentinel knows."""
+        try:
+            state = redis.Redis(port=port).sentinel_masters()["mill"]
+        except redis.RedisError:
+            return 0, 0
+        return state["num-slaves"], state["num-other-sentinels"]

@@ -67,6 +67,7 @@ def test_what_no_worker_holds(held: bytes) -> None:
         ("rediss://:secret@h/0?ssl_cert_reqs=none", "rediss://**@h/0?**"),
         ("redis://h/0?password=secret", "redis://h/0?**"),
         ("redis+socket:///run/a.sock", "redis+socket:///run/a.sock"),
+        ("sentinel://u:secret@h,i/0?master_name=m", "sentinel://**@h,i/0?**"),
     ],
 )
 def test_no_password_is_shown(url: str, shown: str) -> None:

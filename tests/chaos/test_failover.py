@@ -1,0 +1,94 @@
+"""A group of servers whose primary dies: its sentinels choose another one, and work goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from jobs.settings import Settings
+from tests.chaos.ledger import Ledger
+from tests.chaos.servers import Group, Valkey
+from tests.sites import MODELS, Site
+from tests.support import eventually
+
+SEEDS = list(range(400))
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    group = Group(tmp_path, "secret")
+    try:
+        group.start()
+        yield group
+    finally:
+        group.stop()
+
+
+@pytest.fixture
+def site(group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "models.toml").write_text(MODELS)
+    settings = Settings(broker=group.url, models=tmp_path / "models.toml", visibility_timeout=5)
+    site = Site(tmp_path, settings)
+    yield site
+    for worker in site.workers:
+        worker.kill()
+        worker.wait()
+
+
+def settled(site: Site) -> int:
+    """How much is rendered; 0 while no primary says."""
+    try:
+        progress = site.runs.progress("run")
+    except redis.RedisError:
+        return 0
+    return progress.settled if progress else 0
+
+
+def fail_over(group: Group, site: Site, ledger: Ledger) -> Valkey:
+    """Kill the primary under load, and measure until its successor hears of another image."""
+    old = group.primary
+    old.stop()
+    since = time.monotonic()
+    before = eventually(lambda: settled(site))
+    eventually(lambda: settled(site) > before, 40)
+    ledger.recovered(since)
+    ledger.times += 1
+    assert group.primary is not old
+    return old
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.chaos)])
+def test_primary_killed(group: Group, site: Site, ledger: Ledger, times: int) -> None:
+    """the primary of a group with three sentinels is killed under load."""
+    for _ in range(2):
+        site.start_worker("slow")
+    seeds = SEEDS[: 40 * times]
+    site.start(site.plan("run", "slow", seeds, chunk=4))
+    site.wait_for_images("run", 4)
+    for _ in range(times):
+        group.revive(fail_over(group, site, ledger))
+    site.wait("run", 90)
+    ledger.check(site, "run", seeds)
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(8, marks=pytest.mark.chaos)])
+def test_primary_killed_with_its_last_writes(
+    group: Group, site: Site, ledger: Ledger, seconds: int
+) -> None:
+    """group."""
+    ledger.fault = f"the primary of a group is killed, and its last {seconds} s of writes are lost"
+    for _ in range(2):
+        site.start_worker("slow")
+    seeds = SEEDS[: 20 * seconds]
+    site.start(site.plan("run", "slow", seeds, chunk=4))
+    site.wait_for_images("run", 4)
+    group.part()
+    time.sleep(seconds)  # the fault itself
+    fail_over(group, site, ledger)
+    site.wait("run", 90)
+    ledger.check(site, "run", seeds)
