@@ -198,13 +198,18 @@ def rows_of_shard(
     for part in parts:
         for row in read_part(storage, part):
             found.setdefault(row["job_id"], row)
-    requests = sorted(read_shard(storage, plan.run_id, number), key=_place)
+    requests = sorted(read_shard(storage, plan.run_id, number), key=place_of_request)
     return [(request, found.get(request.job_id)) for request in requests]
 
 
-def _place(request: Request) -> tuple[int, int, str, int]:
+def place_of_request(request: Request) -> tuple[int, int, str, int]:
     """By manifest line, and the images of one by number: x, x#1, x#2, …, x#10."""
     return request.index, len(request.custom_id), request.custom_id, request.seed
+
+
+def place_of_row(row: Row) -> tuple[int, int, str, int]:
+    """The same of a dataset's row."""
+    return row["index"], len(row["custom_id"]), row["custom_id"], int(row["seed"])
 
 
 class _Tally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -161,6 +161,24 @@ class Storage:
             FileNotFoundError: there is no such object.
         """
         return self.attempt(path, lambda: cast("bytes", self.filesystem.cat_file(self._full(path))))
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """The bytes [start, stop) of files, of each (path, start, stop) its own; many at a time.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        if not ranges:
+            return []
+        paths, starts, stops = zip(*ranges, strict=True)
+        full = [self._full(path) for path in paths]
+        return self.attempt(
+            paths[0],
+            lambda: cast(
+                "list[bytes]",
+                self.filesystem.cat_ranges(full, list(starts), list(stops), on_error="raise"),
+            ),
+        )
 
     @contextmanager
     def reader(self, path: str) -> Iterator[IO[bytes]]:

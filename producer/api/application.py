@@ -51,6 +51,7 @@ from producer.api.page import endpoints as page
 from producer.api.page.board import Board
 from producer.api.page.gallery import Gallery
 from producer.api.page.pictures import Thumbnails
+from producer.api.page.ranking import Rankings
 from producer.api.page.visits import make_pages
 from producer.api.roster import Roster
 from producer.api.wire.errors import handle_errors
@@ -123,6 +124,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
         make_pages(),
         Board(known, storage),
         Gallery(),
+        Rankings(),
         Thumbnails(),
         Metrics(make_registry(known, table), settings.metrics_token),
     )

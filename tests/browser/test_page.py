@@ -99,6 +99,31 @@ def test_a_failure_is_found_by_its_message(shown: Plan, open_tab: Opening) -> No
     assert "line 8 of the manifest" in page.content()
 
 
+def test_pictures_are_sorted_and_laid_over_each_other(shown: Plan, open_tab: Opening) -> None:
+    tab = open_tab()
+    tab.go(f"/runs/{shown.run_id}")
+    page = tab.page
+    page.get_by_text("Sort and filter").click()
+    page.get_by_label("Sort by").select_option("seed")
+    page.get_by_label("Direction").select_option("falling")
+    page.get_by_label("Condition on columns").fill("seed not in ['3'] and index < 20")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_text("1 to 18 of 18").wait_for()  # 7 has failed
+    page.locator(".tiles a").first.click()
+    page.get_by_role("heading", name="scene 19").wait_for()
+    page.get_by_label("Its number").fill("2")
+    page.get_by_role("button", name="Side by side").click()
+    page.get_by_role("button", name="One over the other").click()
+    clip = "getComputedStyle(document.querySelectorAll('.beside img')[1]).clipPath"
+    page.get_by_role("slider").fill("25")
+    assert "25%" in page.evaluate(clip)
+    tab.check_access()
+    page.locator("h1").evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("ArrowLeft")  # both
+    page.get_by_text("shown, 19").first.wait_for()
+    assert "50%" in page.evaluate(clip)  # still one over the other
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_everybody_can_use_it(
@@ -112,6 +137,9 @@ def test_everybody_can_use_it(
         f"{run}?show=all",
         f"{run}/rows/3",
         f"{run}/rows/7",
+        f"{run}?by=seed&order=falling&where=index+%3E+3",
+        f"{run}?where=index+%3E",
+        f"{run}/rows/3/beside?run={SHOWN}&number=7",
         f"{run}/cancel",
         "/login",
         "/try",
@@ -175,7 +203,7 @@ def _settle_all(storage: Storage, plan: Plan) -> None:
     first = list(read_part(storage, layout.done_part(plan.run_id, 0, 0)))
     for shard in range(1, len(plan.shards)):
         rows = [
-            row | {"job_id": f"{shard * 4096 + number:032x}"}
-            for number, row in enumerate(first[: plan.shards[shard].requests])
+            row | {"job_id": f"{at:032x}", "prompt": f"scene {at}"}
+            for at, row in enumerate(first[: plan.shards[shard].requests], shard * 4096)
         ]
         storage.write(layout.done_part(plan.run_id, shard, 0), encode_part(rows))  # type: ignore[arg-type]

@@ -16,6 +16,10 @@ from starlette.testclient import TestClient
 from jobs.broker.dispatch import start_run
 from jobs.broker.fleet import Worker
 from jobs.models.table import load_models
+from jobs.output import layout
+from jobs.output.dataset import rewrite_rows, write_dataset
+from jobs.output.records import read_part
+from jobs.output.scores import Scoring, write_scores, write_scoring
 from jobs.output.storage import open_storage
 from jobs.settings import Settings
 from producer.api.admission import Access
@@ -154,7 +158,13 @@ def test_a_team_sees_its_own_runs_alone(site: Site, settings: Settings) -> None:
             assert ["batch_1" in board, "my-run" in board] == seen[token]
             for run, mine in zip((RED, LOOSE), seen[token], strict=True):
                 name = f"00000/{1:032x}.png"
-                for path in ("rows/1", "latest", f"pictures/{name}", f"thumbnails/{name}"):
+                for path in (
+                    "rows/1",
+                    f"rows/1/beside?run={run}&number=1",
+                    "latest",
+                    f"pictures/{name}",
+                    f"thumbnails/{name}",
+                ):
                     assert (client.get(f"/runs/{run}/{path}").status_code == 200) is mine, path
                 if not mine:
                     gone = client.post(f"/runs/{run}/cancel", headers=same)
@@ -202,3 +212,86 @@ def test_a_poll_takes_three_round_trips_however_many_runs(
     count(redis.connection.AbstractConnection)
     count(redis.asyncio.connection.AbstractConnection)
     assert asyncio.run(poll()) == 3
+
+
+def seeds_of(html: str) -> list[str]:
+    """The prompts of a gallery's tiles, in order."""
+    return re.findall(r'/rows/\d+" title="([^"]*)"', html)
+
+
+def test_pictures_are_sorted_and_chosen_by_any_column(site: Site, page: TestClient) -> None:
+    """Of a run under way from its parts, of a finished one from its dataset, with its scores."""
+    storage = open_storage(str(site.folder / "my-run"))
+    plan = plan_run(storage, LOOSE, 90, shard=32, chunk=8, prompts={5: "a <b>moth</b>"})
+    for shard in range(3):
+        for chunk in range(len(plan.shards[shard].chunks)):
+            settle(storage, plan, shard, chunk, {7: "the paint ran out", 40: "no canvas"})
+    start_run(plan, storage, site.runs, site.dispatcher)
+    path = f"/runs/{LOOSE}"
+
+    def shown(**params: str | int) -> list[str]:
+        answer = page.get(path, params=params)
+        assert answer.status_code == 200
+        return seeds_of(answer.text)
+
+    for _ in range(2):
+        falling = [f"scene {n}" for n in range(89, -1, -1) if n not in (5, 7, 40)]
+        assert shown(by="seed", order="falling") == falling[:40]
+        assert shown(by="seed", order="falling", after=40) == falling[40:80]
+        assert shown(by="seed", order="falling", before=80) == falling[40:80]
+        assert shown(by="prompt")[0] == "a &lt;b&gt;moth&lt;/b&gt;"
+        assert shown(where="index in [3, 7, 64] and width == 64") == ["scene 3", "scene 64"]
+        assert shown(where="index > 80", q="scene 8", order="falling") == [
+            f"scene {n}" for n in range(81, 90)
+        ]
+        assert shown(show="failures", by="message") == ["scene 40", "scene 7"]
+        assert shown(by="adapter", order="falling", where="index < 2") == ["scene 0", "scene 1"]
+        wrong = page.get(path, params={"where": "width >"}).text
+        assert 'role="alert"' in wrong
+        assert "cannot be compared" in page.get(path, params={"where": 'width == "<b>"'}).text
+        assert "<b>" not in page.get(path, params={"where": 'width == "<b>"'}).text
+        assert page.get(path, params={"by": "no such"}).status_code == 422
+        # the second time it has finished, and was scored
+        write_dataset(storage, plan)
+        scoring = Scoring("taste", "1", ("taste",))
+        rows = list(read_part(storage, layout.METADATA))
+        for number in range(3):
+            own = [
+                (row, {"taste": row["index"] % 7 / 7})
+                for row in rows
+                if row["file_name"][7:12] == f"{number:05d}"
+            ]
+            write_scores(
+                storage, layout.folder_scores(scoring.key, number, LOOSE, number), ("taste",), own
+            )
+        write_scoring(storage, scoring)
+        rewrite_rows(storage, plan)
+        site.runs.finish(LOOSE, 88, 2)
+        eventually(lambda: ">finished<" in page.get(path).text)
+    assert ">taste</option>" in page.get(path).text
+    best = page.get(path, params={"by": "taste", "order": "falling"}).text
+    assert seeds_of(best)[:3] == ["scene 6", "scene 13", "scene 20"]
+    assert ">0.8571</p>" in best
+    assert shown(where="taste > 0.8 and index < 15") == ["scene 6", "scene 13"]
+
+
+def test_two_pictures_are_seen_side_by_side(site: Site, page: TestClient) -> None:
+    for number, run_id in enumerate((LOOSE, RED)):
+        storage = open_storage(str(site.folder / f"run-{number}"))
+        plan = plan_run(storage, run_id, 4, chunk=2, prompts={1: f"moth {number}"})
+        settle(storage, plan, 0, 0, {0: "no paint"} if number else {})
+        start_run(plan, storage, site.runs, site.dispatcher)
+    assert f'<option value="{RED}">run-1</option>' in page.get(f"/runs/{LOOSE}/rows/1").text
+    path = f"/runs/{LOOSE}/rows/1/beside"
+    pair = page.get(path, params={"run": RED, "number": 2}).text
+    assert len(re.findall(r'src="[^"]*/pictures/', pair)) == 2
+    assert re.search(r"<th scope=.row.>prompt</th><td>moth 0</td><td>moth 1</td>", pair)
+    assert '<th scope="row">model</th>' not in pair  # it is the same
+    assert re.search(r'rel="prev" href="[^"]*/rows/0/beside\?run=0000000000aa&amp;number=1"', pair)
+    other = page.get(f"/runs/{LOOSE}/rows/0/beside", params={"run": RED, "number": 1}).text
+    assert "no paint" in other
+    late = page.get(path, params={"run": RED, "number": 4}).text
+    assert "Not rendered yet" in late
+    assert 'rel="next"' not in late
+    assert page.get(path, params={"run": RED, "number": 5}).status_code == 404
+    assert page.get(path, params={"run": "0000000000cc", "number": 1}).status_code == 404

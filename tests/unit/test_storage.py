@@ -47,6 +47,26 @@ def test_a_writer_that_fails_leaves_the_old_content_and_no_litter(location: str)
     assert storage.list("") == ["x"]
 
 
+def test_ranges_of_files_are_read(location: str) -> None:
+    _read_ranges(location)
+
+
+def test_ranges_of_objects_are_read(bucket: str) -> None:
+    _read_ranges(f"{bucket}/a")
+
+
+def _read_ranges(location: str) -> None:
+    storage = open_storage(location)
+    storage.write("a/b", bytes(range(256)))
+    storage.write("c", b"other")
+    wanted = [("a/b", 200, 203), ("c", 1, 3), ("a/b", 0, 2), ("a/b", 200, 203)]
+    found = [b"\xc8\xc9\xca", b"th", b"\0\1", b"\xc8\xc9\xca"]
+    assert storage.read_ranges(wanted) == found
+    assert storage.read_ranges([]) == []
+    with pytest.raises(FileNotFoundError):
+        storage.read_ranges([("a/b", 0, 2), ("gone", 0, 2)])
+
+
 def test_the_first_to_create_an_object_wins(location: str) -> None:
     _compete(location)
 

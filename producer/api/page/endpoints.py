@@ -16,18 +16,20 @@ from fastapi.staticfiles import StaticFiles
 
 from jobs.broker.runs import State
 from jobs.errors import UsageError
-from jobs.ids import RUN_ID
+from jobs.ids import COLUMN, RUN_ID
 from jobs.output import layout
 from jobs.output.dataset import Summary, read_summary
 from jobs.output.records import Row, read_part
+from jobs.output.scores import read_scorings
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request as RenderRequest
 from producer.api.admission import Access
 from producer.api.files.downloads import UsedDownloads
-from producer.api.page import trying
+from producer.api.page import comparing, trying
 from producer.api.page.board import Board, Filter
-from producer.api.page.gallery import Card, Found, Gallery, Shown, Wanted
+from producer.api.page.gallery import Album, Card, Found, Gallery, Shown, Wanted
 from producer.api.page.pictures import Thumbnails, read_picture
+from producer.api.page.ranking import Looking, Rankings, page_of
 from producer.api.page.reproduction import curl, manifest_line
 from producer.api.page.visits import (
     COOKIE,
@@ -46,15 +48,23 @@ from producer.api.wire.threads import in_thread
 from producer.control import stopping
 from producer.control.installation import Installation
 from producer.control.status import Status
+from producer.upkeep.export.selection import MAX_CONDITION
 
 FILES = "page"
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 STRIP_PICTURES = 10
 FAILURES = 12  # on a run's page
 LOGIN_BYTES = 4096
+COLUMNS = (  # of records, that one may want to sort by; any other may be named as well
+    "prompt", "custom_id", "model", "adapter", "seed", "width", "height", "num_inference_steps",
+    "guidance_scale", "bytes", "status", "code", "seconds_render", "created_at", "device_name",
+    "worker",
+)  # fmt: skip
+COLUMN_PATTERN = f"^({COLUMN.pattern})?$"
 
 UsedBoard = Annotated[Board, provided(Board)]
 UsedGallery = Annotated[Gallery, provided(Gallery)]
+UsedRankings = Annotated[Rankings, provided(Rankings)]
 UsedThumbnails = Annotated[Thumbnails, provided(Thumbnails)]
 UsedRoster = Annotated[Roster, provided(Roster)]
 
@@ -74,7 +84,7 @@ def add(app: FastAPI) -> None:
     """Serve the page."""
     folder = str(resources.files("producer.look") / "files")
     app.mount(f"/{FILES}", GZipMiddleware(StaticFiles(directory=folder)))
-    for one in (pictures, doors, router, trying.router):
+    for one in (pictures, doors, comparing.router, router, trying.router):
         app.include_router(one)
 
 
@@ -146,10 +156,13 @@ async def logout() -> Response:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What storage says of a run. first: no place in it was asked for; summary: None until it has
-    finished; failures, invalid: some of the failed requests and of the lines that were left out."""
+    finished; failures, invalid: some of the failed requests and of the lines that were left out;
+    scores: the columns of its scorers; found: None for what has to be sorted."""
 
-    found: Found
+    album: Album
+    found: Found | None
     first: bool
+    scores: tuple[str, ...]
     summary: Summary | None
     failures: tuple[Card, ...]
     more_failures: bool
@@ -165,25 +178,33 @@ async def run(
     board: UsedBoard,
     gallery: UsedGallery,
     roster: UsedRoster,
+    rankings: UsedRankings,
     after: Cursor = None,
     before: Cursor = None,
     show: Shown = "pictures",
     q: Annotated[str, Query(max_length=400)] = "",
     model: Annotated[str, Query(max_length=256)] = "",
+    where: Annotated[str, Query(max_length=MAX_CONDITION)] = "",
+    by: Annotated[str, Query(pattern=COLUMN_PATTERN)] = "",
+    order: Literal["rising", "falling"] = "rising",
 ) -> Response:
     """One run: how far it is, what failed, its pictures.
 
     after: the first row to show; before: the row to end before; without them the latest pictures
-    of a run under way, the first of one that has ended.
+    of a run under way, the first of one that has ended. Of what is sorted, or chosen by a
+    condition, they are places in that order.
     """
     standing = await board.run(run_id, visitor)
-    wanted = Wanted(show, q.strip(), model)
+    wanted = Wanted(show, q.strip(), model, where.strip(), by, order == "falling")
 
     def read() -> Reading:
         storage = open_storage(standing.progress.out)
         album = gallery.open(storage, run_id)
         first = after is None and before is None
-        if after is not None:
+        found = None
+        if wanted.ranked:
+            pass
+        elif after is not None:
             found = album.after(after, wanted)
         elif before is not None or (standing.live and not wanted.text):
             found = album.before(album.plan.requests if before is None else before, wanted)
@@ -201,9 +222,24 @@ async def run(
         if album.plan.invalid:
             invalid = list(islice(read_part(storage, layout.invalid(run_id)), FAILURES))
         more = (failed.before or failed.after) is not None
-        return Reading(found, first, summary, failed.cards, more, invalid)
+        scorings = read_scorings(storage) if summary else []
+        scores = tuple(name for one in scorings for name in one.all_columns)
+        return Reading(album, found, first, scores, summary, failed.cards, more, invalid)
 
     reading = await gallery.read(read)
+    found, looking, problem = reading.found, None, ""
+    if found is None:
+        album = reading.album
+        try:
+            ranking = await rankings.find(album, reading.summary is not None, wanted)
+            if isinstance(ranking, Looking):
+                looking = ranking
+            else:
+                found = await gallery.read(
+                    lambda: page_of(album.storage, ranking, wanted, after, before)
+                )
+        except UsageError as error:
+            problem = error.message.removeprefix("--where ")
     fleet = await roster.all()
     served = {model for worker in fleet for model in worker.serves}
     return pages.show(
@@ -211,6 +247,10 @@ async def run(
         "run.html",
         run=standing,
         reading=reading,
+        found=found,
+        looking=looking,
+        problem=problem,
+        columns=COLUMNS,
         wanted=wanted,
         unserved=sorted(set(standing.progress.models) - served) if standing.live else [],
     )
@@ -247,6 +287,8 @@ async def row(
         return Entry(wanted, record, before, after)
 
     entry = await gallery.read(read)
+    others = [one for one in await board.runs(visitor) if one.progress.run_id != run_id]
+    others.sort(key=lambda one: one.progress.requests != standing.progress.requests)
     base, access = str(request.base_url).rstrip("/"), part_of(request, Access)
     return pages.show(
         request,
@@ -254,6 +296,7 @@ async def row(
         run=standing,
         row=row,
         entry=entry,
+        others=others,
         line=manifest_line(entry.request, entry.record["batch_width"]),
         curl=curl(entry.request, base, not access.is_open),
     )

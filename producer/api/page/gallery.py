@@ -40,7 +40,7 @@ CARD_CHARACTERS = 500  # what a card takes beside its prompt
 @dataclass(frozen=True, slots=True)
 class Card:
     """What is shown of one record. line: of the manifest, from 1; file_name: "" without a picture;
-    route: "model" or "model:adapter"."""
+    route: "model" or "model:adapter"; note: what it is sorted by."""
 
     row: int
     line: int
@@ -51,15 +51,28 @@ class Card:
     file_name: str
     code: str
     message: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which records are shown. text: what a prompt, a custom_id or a message holds, in any case."""
+    """Which records are shown, and in which order.
+
+    text: what a prompt, a custom_id or a message holds, in any case; where: a condition on columns,
+    as of exports; by: a column that they are sorted by, "" for the manifest's order.
+    """
 
     shown: Shown = "pictures"
     text: str = ""
     route: str = ""
+    where: str = ""
+    by: str = ""
+    falling: bool = False
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the whole run must be looked through before the first can be shown."""
+        return bool(self.where or self.by)
 
     def takes(self, card: Card) -> bool:
         """Whether a record is one of them."""
@@ -76,12 +89,15 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Found:
     """Some cards in order. before, after: where to look for those on either side, if there may be
-    some; stopped: the look ended before it had filled the page, and more may lie further on."""
+    some; stopped: the look ended before it had filled the page, and more may lie further on; total:
+    how many there are, None if nobody counted, and first: how many of them come before these."""
 
     cards: tuple[Card, ...]
     before: int | None
     after: int | None
     stopped: bool = False
+    total: int | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,11 @@ class Gallery:
             return kept
         first = album.first_rows[shard]
         rows = rows_of_shard(album.storage, album.plan, shard, parts)
-        cards = [_card(first + n, request, row) for n, (request, row) in enumerate(rows) if row]
+        cards = [
+            card_of(first + n, request.index + 1, row)
+            for n, (request, row) in enumerate(rows)
+            if row
+        ]
         with self._lock:
             if _weight(cards) <= KEPT_CHARACTERS:
                 self._kept[key] = cards
@@ -150,16 +170,23 @@ class Album:
         """The last cards before a row, in order."""
         return self._look(min(row, self.plan.requests), wanted, most, forward=False)
 
+    def find(self, row: int) -> tuple[Request | None, Row | None]:
+        """A request and its record, as far as they are there yet.
+
+        Raises InvalidRequest, code not_found, if there is no such row.
+        """
+        if not 0 <= row < self.plan.requests:
+            raise InvalidRequest("", f"there is no row {row} in the run", "not_found")
+        shard = bisect_right(self.first_rows, row) - 1
+        rows = rows_of_shard(self.storage, self.plan, shard, self.parts.get(shard, []))
+        number = row - self.first_rows[shard]
+        return rows[number] if number < len(rows) else (None, None)
+
     def record(self, row: int) -> tuple[Request, Row]:
         """One request and its record. Raises InvalidRequest, code not_found, if there is none."""
-        if 0 <= row < self.plan.requests:
-            shard = bisect_right(self.first_rows, row) - 1
-            if parts := self.parts.get(shard):
-                rows = rows_of_shard(self.storage, self.plan, shard, parts)
-                number = row - self.first_rows[shard]
-                request, found = rows[number] if number < len(rows) else (None, None)
-                if request and found:
-                    return request, found
+        request, found = self.find(row)
+        if request and found:
+            return request, found
         raise InvalidRequest("", f"row {row} has no record", "not_found")
 
     def _look(self, row: int, wanted: Wanted, most: int, forward: bool) -> Found:
@@ -187,18 +214,21 @@ class Album:
         return Found(tuple(reversed(cards)), end, other, more)
 
 
-def _card(row: int, request: Request, record: Row) -> Card:
+def card_of(row: int, line: int, record: Row, note: str = "") -> Card:
+    """What is shown of a record. line: of the manifest, from 1; a reused one's own may differ."""
     done = record["status"] == "done"
+    adapter = record["adapter"]
     return Card(
         row,
-        request.index + 1,
-        request.custom_id,
-        request.prompt,
-        request.key.route,
-        request.seed,
-        str(record["file_name"]) if done else "",
-        "" if done else str(record.get("code", "")),
-        "" if done else str(record.get("message", "")),
+        line,
+        record["custom_id"],
+        record["prompt"],
+        f"{record['model']}:{adapter}" if adapter else record["model"],
+        int(record["seed"]),
+        record["file_name"] if done else "",
+        "" if done else record.get("code", ""),
+        "" if done else record.get("message", ""),
+        note,
     )
 
 

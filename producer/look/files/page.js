@@ -63,3 +63,23 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 }
+
+// Two pictures side by side go one over the other, with a slider between them.
+for (const button of document.querySelectorAll("button.over")) {
+  const pair = document.querySelector(".beside"), slider = document.getElementById("slider");
+  const slide = () => { pair.style.setProperty("--at", `${slider.value}%`); };
+  const lay = (over) => {
+    pair.classList.toggle("over", over);
+    button.ariaPressed = String(over);
+    slider.parentElement.hidden = !over;
+    slide();
+  };
+  button.hidden = false;
+  lay(sessionStorage.over === "true"); // whoever steps on looks at the next pair in the same way
+  button.addEventListener("click", () => {
+    lay(button.ariaPressed !== "true");
+    sessionStorage.over = button.ariaPressed;
+    if (button.ariaPressed === "true") slider.focus();
+  });
+  slider.addEventListener("input", slide);
+}
