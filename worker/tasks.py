@@ -10,6 +10,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from threading import Timer
 
 import redis
 from tenacity import (
@@ -39,7 +40,8 @@ RELEASE_SECONDS = 60.0  # a partition that ends within them counts as no death
 SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
 LOOK_SECONDS = 0.1  # while inputs are on their way, calls are looked for so often
 UNFED_SECONDS = 10.0  # a run whose storage is away takes the turns of no other
-LEAD_SECONDS = 2.0  # before a chunk's end the next message is taken, to be made ready
+LEAD_SECONDS = 2.0  # before a chunk's end the next message is taken, to be made ready: not before,
+# as it waits here for the device, and another worker may have nothing to do
 
 log = logging.getLogger(__name__)
 
@@ -154,13 +156,17 @@ def _draw_batches(
             if shop.stopping.is_set():
                 raise Interrupted
         left = len(todo.requests) - output.taken
-        if left <= len(batch.requests) or left * shop.pace.get(work.model, 0) < LEAD_SECONDS:
-            make_way()
+        pace = shop.pace.get(work.model)
+        early = None if pace is None else left * pace - LEAD_SECONDS
         started = time.monotonic()
         # With care, a call that kills the process is not to be laid to this batch's charge.
         models = frozenset() if suspects.careful else served(shop) & shop.renderers.loaded
         serve = partial(serve_beside, shop, models)
-        with suspects.watch(batch.requests), interlude(shop.claims, models, serve) as calls:
+        with (
+            in_time(make_way, early),
+            suspects.watch(batch.requests),
+            interlude(shop.claims, models, serve) as calls,
+        ):
             shop.stage.run(work.model, batch, output, work.run.plan, calls)
         seconds = time.monotonic() - started - calls.seconds
         shop.pace[work.model] = seconds / len(batch.requests)
@@ -170,6 +176,20 @@ def _draw_batches(
         if time.monotonic() - saved > SAVE_SECONDS:
             work.store_interrupted(output.records())
             saved = time.monotonic()
+    make_way()
+
+
+@contextmanager
+def in_time(act: Callable[[], None], seconds: float | None) -> Iterator[None]:
+    """Act so many seconds from now (None: nobody knows when), unless the block ends before."""
+    timer = Timer(max(0.0, seconds), act) if seconds is not None else None
+    if timer:
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer:
+            timer.cancel()
 
 
 def goes_on(shop: Workshop, work: Work) -> bool:

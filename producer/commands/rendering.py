@@ -107,8 +107,9 @@ def submit(
     submission = identify(job)
     storage, summary = submission.storage, submission.finished
     if summary is None:
+        workers = known.workers()
         with display(quiet) as shown:
-            plan = prepare(submission, shown.planning)
+            plan = prepare(submission, shown.planning, workers)
         known.admit(plan)
         with known.reached():
             summary = launch(plan, storage, known.runs, known.dispatcher)

@@ -10,6 +10,7 @@ import redis
 
 from jobs.broker.connection import connect, without_password
 from jobs.broker.dispatch import Dispatcher
+from jobs.broker.fleet import Fleet
 from jobs.broker.quotas import Quotas
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
@@ -52,6 +53,11 @@ class Installation:
         if team := self.teams.get(plan.team):
             with self.reached():
                 Quotas(self.runs.client, self.runs.prefix).admit(plan, team)
+
+    def workers(self) -> int:
+        """How many workers live. Raises TransientError if the broker cannot be reached."""
+        with self.reached():
+            return len(Fleet(self.runs.client, self.runs.prefix).workers())
 
     def ping(self) -> None:
         """Raises TransientError if the broker does not answer."""

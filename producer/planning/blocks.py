@@ -1,4 +1,4 @@
-"""Blocks of manifest lines → plan shards: validate, seed, group, cut into chunks.
+"""Blocks of manifest lines → plan shards: validate, seed, group, fit into pipeline calls.
 
 Long manifests are planned by several processes; the order of the blocks is kept.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from operator import attrgetter
 
@@ -24,22 +24,23 @@ from jobs.errors import InvalidRequest, LineError, UsageError
 from jobs.models.fingerprints import commits_of, route_digest
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
-from jobs.output.plan import SHARD_LINES, Chunk, encode_shard
+from jobs.output.plan import SHARD_LINES, encode_shard
 from jobs.output.storage import Storage
 from jobs.requests import BatchKey, Request
+from producer.planning.chunks import Calls, collect
 from producer.planning.intake import Intake, local_folder
 from producer.planning.manifest import Block, Line, parse_line, read_blocks
+from producer.planning.rates import Rates, estimate
 from producer.planning.recipes import MAX_IMAGES, Recipe, as_recipe
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
-from producer.planning.slots import cost, fit
+from producer.planning.slots import fit
 
-CHUNK_SECONDS = 30.0  # device time that one message stands for
-CHUNK_BATCHES = 4  # at least: the time of an image is mostly a guess, and often too long
-CHUNK_SHARE = 8  # at most this part of a shard, so that several workers share it
-CHUNK_SHARE_ALONE = 32  # and this of a manifest of few shards, so that each gets several
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
 PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process starts
 MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
+
+NO_CALLS = collect((), ())
+NO_RATES: Rates = {}
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -55,7 +56,7 @@ class PlannedBlock:
 
     shard: bytes
     raw: bytes
-    chunks: tuple[Chunk, ...]
+    calls: Calls
     groups: Counter[BatchKey]
     identities: Hashes
     jobs: Hashes
@@ -74,14 +75,15 @@ class PlannedBlock:
 class Planner:
     """Plans blocks; can be sent to another process, with what it has learned of models so far.
 
-    refused: models that lines may not name, with the reason.
+    rates: what is known of the models' times; refused: models that lines may not name, with the
+    reason.
     """
 
     table: ModelTable
     options: PlanOptions
     fingerprints: dict[str, str]
     intake: Intake
-    share: int = CHUNK_SHARE
+    rates: Rates = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
@@ -106,7 +108,7 @@ class Planner:
                     found = _expand(number, line, resolver)
                     images += len(found)
                     if images > SHARD_LINES and lines:
-                        return replace(_planned([], (), b"", []), images=_count(block, n))
+                        return replace(_planned([], NO_CALLS, b"", []), images=_count(block, n))
                 else:
                     slots = line.slots or 0
                     found = (resolver.resolve(number - 1, line.task, line.body, name, slots=slots),)
@@ -122,14 +124,14 @@ class Planner:
                 for request in found:
                     rows[id(request.key)].append(request)
         if missing:
-            return _planned([], (), b"", errors, missing=frozenset(missing))
+            return _planned([], NO_CALLS, b"", errors, missing=frozenset(missing))
         fitted = (self._fit(group) for group in rows.values())
         grouped = sorted(chain.from_iterable(fitted), key=_order)
         groups: Counter[BatchKey] = Counter()
         for group in grouped:  # two may share a key: of lines that say the slots that others got
             groups[group[0].key] += len(group)
         requests = list(chain.from_iterable(grouped))
-        planned = _planned(requests, tuple(self._chunks(groups)), block.gzipped(), errors, groups)
+        planned = _planned(requests, self._calls(groups), block.gzipped(), errors, groups)
         return replace(planned, lines=lines)
 
     def learn(self, route: str) -> None:
@@ -160,32 +162,21 @@ class Planner:
         model = route if route in self.table.models else route.rpartition(":")[0]
         return model in self.table.models or route == self.options.model
 
-    def _chunks(self, groups: Counter[BatchKey]) -> Iterator[Chunk]:
-        """Ranges of whole batches, each of one model, of about CHUNK_SECONDS.
-
-        At worst a batch too long: to go from one chunk to the next costs the device nothing, but
-        each one is a message, and a part to be read when the run ends.
-        """
-        most = groups.total() // self.share
+    def _calls(self, groups: Counter[BatchKey]) -> Calls:
+        """The pipeline calls that the shard's rows make, in their order."""
+        calls: list[tuple[str, int, float]] = []
+        guessed: set[str] = set()
         start = 0
-        for name, keys in groupby(groups, attrgetter("model")):
-            model = self.table.get(name)
-            least = CHUNK_BATCHES * model.batch_width
-            wanted = min(most, max(least, int(CHUNK_SECONDS / model.seconds_per_image)))
-            stop, left = start, float(wanted)
-            for key in keys:
-                slots = key.slots_within(model.batch_width)
-                worth = cost(slots, model.batch_width) / cost(model.batch_width, model.batch_width)
-                worth *= model.times_larger(key.width, key.height)
-                for first in range(0, groups[key], slots):
-                    stop += min(slots, groups[key] - first)
-                    left -= worth * model.batch_width
-                    if left < model.batch_width:
-                        yield Chunk(name, start, stop)
-                        start, left = stop, float(wanted)
-            if stop > start:
-                yield Chunk(name, start, stop)
-                start = stop
+        for key, images in groups.items():
+            slots = key.slots_within(self.table.get(key.model).batch_width)
+            of_one = estimate(key, slots, self.table, self.rates)
+            if not of_one.device:
+                guessed.add(key.model)
+            end = start + images
+            stops = (min(first + slots, end) for first in range(start, end, slots))
+            calls += ((key.model, stop, of_one.seconds) for stop in stops)
+            start = end
+        return collect(calls, guessed)
 
     def _fit(self, group: list[Request]) -> list[list[Request]]:
         """Requests of one key by the slots of their calls, which their new keys say.
@@ -247,7 +238,7 @@ def _order(group: list[Request]) -> tuple[str, ...]:
 
 def _planned(
     rows: list[Request],
-    chunks: tuple[Chunk, ...],
+    calls: Calls,
     raw: bytes,
     errors: list[LineError],
     groups: Counter[BatchKey] | None = None,
@@ -264,7 +255,7 @@ def _planned(
     return PlannedBlock(
         shard=encode_shard(rows),
         raw=raw,
-        chunks=chunks,
+        calls=calls,
         groups=groups if groups is not None else Counter(),
         identities=np.frombuffer(identities, np.uint64),
         jobs=np.frombuffer(jobs, np.uint64),
@@ -280,12 +271,14 @@ def plan_blocks(
     options: PlanOptions,
     fingerprints: dict[str, str],
     storage: Storage | None = None,
+    rates: Rates = NO_RATES,
 ) -> Iterator[PlannedBlock]:
     """Every block of a manifest, planned, duplicates refused.
 
     Adds to `fingerprints`, and to the table's commits, as it goes.
 
-    storage: where the bytes of input images go; without it they are only checked.
+    storage: where the bytes of input images go; without it they are only checked; rates: what is
+    known of the models' times.
 
     Raises:
         UsageError, FatalError: the manifest, or a model that it names, cannot be read; its lines
@@ -295,8 +288,7 @@ def plan_blocks(
     head = list(islice(blocks, PARALLEL_BLOCKS))
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))
-    share = CHUNK_SHARE if len(head) == PARALLEL_BLOCKS else CHUNK_SHARE_ALONE
-    planner = Planner(table, options, fingerprints, intake, share)
+    planner = Planner(table, options, fingerprints, intake, rates)
     if head:  # so that the other processes know the fingerprints that most manifests need
         _learn_fingerprints(planner, head[0])
     seen = _Seen()
@@ -355,8 +347,6 @@ def _in_process(planner: Planner, blocks: list[Block]) -> Iterator[tuple[Block, 
         result = planner.plan(block)
         if result.images:
             pending.extendleft(reversed(cutter.cut(block, result.images)))
-            if len(pending) >= PARALLEL_BLOCKS:  # as many shards are no small manifest
-                planner = replace(planner, share=CHUNK_SHARE)
         else:
             yield block, result
 

@@ -21,6 +21,7 @@ from jobs.output import layout
 from jobs.output.records import read_part
 from jobs.output.storage import Storage
 from jobs.requests import BatchKey
+from producer.planning.slots import cost
 
 SAMPLE = 4096  # rows of a run that are enough for a mean
 
@@ -77,8 +78,10 @@ def estimate(key: BatchKey, images: int, table: ModelTable, rates: Rates) -> Est
     rate = rates.get(_name(key.model, key.adapter, key.width, key.height, key.steps, slots))
     if rate:
         return Estimate(images * rate.seconds, rate.device)
+    width = model.batch_width  # the guess is of an image in a call of so many
+    share = cost(slots, width) / slots / (cost(width, width) / width)
     larger = model.times_larger(key.width, key.height)
-    return Estimate(images * model.seconds_per_image * larger)
+    return Estimate(images * model.seconds_per_image * share * larger)
 
 
 def _name(model: str, adapter: str, width: int, height: int, steps: int, slots: int) -> str:

@@ -27,8 +27,9 @@ from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey
 from jobs.teams import OPEN_TEAM, Priority
 from producer.planning.blocks import PlannedBlock, plan_blocks
+from producer.planning.chunks import Calls, cut
 from producer.planning.manifest import manifest_digest
-from producer.planning.rates import estimate, rates_file, read_rates
+from producer.planning.rates import rates_file, read_rates
 from producer.planning.resolution import PlanOptions
 from producer.planning.reuse import reuse_records
 
@@ -105,14 +106,16 @@ def identify(job: Job) -> Submission:
     return Submission(job, storage, newest.run_id, newest, summary)
 
 
-def prepare(submission: Submission, on_lines: OnLines) -> Plan:
+def prepare(submission: Submission, on_lines: OnLines, workers: int = 0) -> Plan:
     """The submission's plan, made now if it does not exist. `on_lines` is told lines read so far.
+
+    workers: how many live, so that the plan has work for each; 0 if one does not know.
 
     Raises:
         ManifestRefused: it has invalid lines (and skip_invalid is off); nothing is left to render.
         UsageError, FatalError: the manifest, a model or the output location does not work.
     """
-    plan, job = submission.plan or _make_plan(submission, on_lines), submission.job
+    plan, job = submission.plan or _make_plan(submission, on_lines, workers), submission.job
     if (plan.team, plan.priority) != (job.team, job.priority):
         plan = replace(plan, team=job.team, priority=job.priority)
         write_plan(submission.storage, plan)
@@ -165,28 +168,26 @@ def survey(manifest: str, table: ModelTable, options: PlanOptions, on_lines: OnL
     return Survey(lines, requests, invalid, errors, groups)
 
 
-def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
+def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     job, storage, run = submission.job, submission.storage, submission.run_id
     table, fingerprints = replace(job.table, commits={}), dict[str, str]()
-    shards: list[Shard] = []
+    sizes: list[int] = []
+    calls: list[Calls] = []
     jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
     errors: list[LineError] = []
-    rates, seconds = read_rates(rates_file()), 0.0
+    rates = read_rates(rates_file())
     requests = invalid = 0
     with ExitStack() as stack:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
         report = stack.enter_context(storage.writer(layout.invalid(run)))
         writes = stack.enter_context(_Writes(storage))
-        for block in plan_blocks(job.manifest, table, job.options, fingerprints, storage):
+        for block in plan_blocks(job.manifest, table, job.options, fingerprints, storage, rates):
             copy.write(block.raw)
             if block.requests:
-                writes.add(layout.shard(run, len(shards)), block.shard)
-                shards.append(Shard(block.requests, block.chunks))
+                writes.add(layout.shard(run, len(sizes)), block.shard)
+                sizes.append(block.requests)
+                calls.append(block.calls)
                 jobs.append(block.jobs)
-            seconds += sum(
-                estimate(key, images, job.table, rates).seconds
-                for key, images in block.groups.items()
-            )
             requests += block.requests
             invalid += _report(report, block)
             errors += block.errors[: SHOWN_ERRORS - len(errors)]
@@ -196,6 +197,8 @@ def _make_plan(submission: Submission, on_lines: OnLines) -> Plan:
     if errors and (not job.options.skip_invalid or not requests):
         storage.remove(f"_run/{run}/plan")
         raise ManifestRefused(max(1, invalid), errors, storage.name(layout.invalid(run)))
+    seconds = sum(float(some.seconds.sum()) for some in calls)
+    shards = [Shard(size, chunks) for size, chunks in zip(sizes, cut(calls, workers), strict=True)]
     kept, reused = reuse_records(storage, run, shards, jobs)
     plan = Plan(
         run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), invalid, reused,

@@ -192,7 +192,7 @@ class Inbox:
             out = submission.storage
             self._check_free(out, submission.run_id)
             finished = submission.plan if submission.finished else None
-            plan = finished or prepare(submission, lambda _: None)
+            plan = finished or prepare(submission, lambda _: None, self.known.workers())
             if not finished:
                 self.known.admit(plan)
         except QuotaExceeded as error:

@@ -169,6 +169,30 @@ def test_the_next_chunk_is_read_while_one_renders_and_each_shard_once(
     assert len(reads) == 1
 
 
+@pytest.mark.parametrize(("pace", "early"), [(0.1, True), (1000.0, False), (None, False)])
+def test_the_next_message_is_taken_shortly_before_a_chunk_ends(
+    desk: Desk, shop: Workshop, monkeypatch: pytest.MonkeyPatch, pace: float | None, early: bool
+) -> None:
+    """Taken at the begin of a long batch, it would wait while another worker has none."""
+    drawing, may_draw = Event(), Event()
+    draw = NullRenderer.render
+
+    def wait(self: NullRenderer, batch: list[Prepared], pause: Pause) -> list[Drawn]:
+        drawing.set()
+        assert may_draw.wait(SECONDS)
+        return draw(self, batch, pause)
+
+    monkeypatch.setattr(NullRenderer, "render", wait)
+    if pace is not None:
+        shop.pace["null"] = pace
+    done, way = desk.render(0)
+    assert drawing.wait(SECONDS)
+    assert way.wait(SECONDS if early else 0.2) == early
+    may_draw.set()
+    done.result(SECONDS)
+    assert way.is_set()
+
+
 def test_a_message_that_only_waits_goes_back_without_an_attempt(
     site: Site, desk: Desk, shop: Workshop
 ) -> None:

@@ -97,14 +97,15 @@ def test_what_the_model_does_not_take_is_refused(body: dict[str, Any], field: st
     assert caught.value.field == field
 
 
-def test_chunks_cover_all_rows_and_hold_one_model(tmp_path: Path) -> None:
+def test_calls_cover_all_rows_and_hold_one_model(tmp_path: Path) -> None:
     models = ["shapes", "null"]
     lines = [{"prompt": f"p{i}", "model": models[i % 2]} for i in range(3000)]
     (block,) = plan(tmp_path / "m", lines)
-    assert [c.start for c in block.chunks] == [0, *(c.stop for c in block.chunks[:-1])]
-    assert block.chunks[-1].stop == 3000
-    assert {c.model for c in block.chunks} == set(models)
-    assert sum(block.groups.values()) == 3000
+    found = dict(block.calls.by_model())
+    stops = [stop for calls in found.values() for stop, _ in calls]
+    assert set(found) == set(models)
+    assert stops == sorted(set(stops))
+    assert stops[-1] == sum(block.groups.values()) == 3000
 
 
 def test_parallel_planning_gives_what_planning_in_process_gives(tmp_path: Path) -> None:

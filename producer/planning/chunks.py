@@ -1,0 +1,94 @@
+"""Cuts the pipeline calls of a plan into chunks: long ones first, short ones towards its end.
+
+A chunk takes at most a share of what its model has left. So nobody is at a long chunk while others
+have nothing left to do, however many workers there are and however wrong the times may be that one
+knows; nor does a long run have many more messages and parts than it needs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.output.plan import Chunk
+
+CHUNK_SECONDS = 30.0  # of device time that one message stands for
+GUESSED_CALLS = (4, 32)  # that it has at least and at most where their time is a guess
+WORKERS = 64  # that a plan is cut for, if fewer live: more may be started
+EACH = 2  # chunks that each of them gets at least of what is left
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The pipeline calls of one shard, in the order of its rows; arrays have an entry a call.
+
+    models: names; model: the number of each one's among these; stop: the row after its last;
+    seconds: of a device, as far as one knows; guessed: the models of which one does not.
+    """
+
+    models: tuple[str, ...]
+    model: npt.NDArray[np.uint16]
+    stop: npt.NDArray[np.uint32]
+    seconds: npt.NDArray[np.float32]
+    guessed: frozenset[str]
+
+    def by_model(self) -> Iterator[tuple[str, list[tuple[int, float]]]]:
+        """Of each model (row after the last, seconds) of its calls, which lie together."""
+        calls = zip(self.model.tolist(), self.stop.tolist(), self.seconds.tolist(), strict=True)
+        for number, some in groupby(calls, itemgetter(0)):
+            yield self.models[number], [(stop, seconds) for _, stop, seconds in some]
+
+
+def collect(calls: Iterable[tuple[str, int, float]], guessed: Iterable[str]) -> Calls:
+    """Calls as (model, row after the last, seconds), in order."""
+    named = list(calls)
+    models = tuple(dict.fromkeys(name for name, _, _ in named))
+    numbers = {name: number for number, name in enumerate(models)}
+    return Calls(
+        models,
+        np.array([numbers[name] for name, _, _ in named], np.uint16),
+        np.array([stop for _, stop, _ in named], np.uint32),
+        np.array([seconds for _, _, seconds in named], np.float32),
+        frozenset(guessed),
+    )
+
+
+def cut(shards: Sequence[Calls], workers: int = 0) -> Iterator[tuple[Chunk, ...]]:
+    """The chunks of each shard of a plan: ranges of whole calls, each of one model.
+
+    workers: how many live, 0 if one does not know.
+    """
+    shares = EACH * max(workers, WORKERS)
+    left: defaultdict[str, float] = defaultdict(float)
+    for shard in shards:
+        for number, model in enumerate(shard.models):
+            left[model] += float(shard.seconds[shard.model == number].sum())
+    for shard in shards:
+        chunks: list[Chunk] = []
+        start = end = 0
+        for model, calls in shard.by_model():
+            wanted = taken = 0.0
+            for stop, seconds in calls:
+                if end > start and taken + seconds > wanted:
+                    chunks.append(Chunk(model, start, end))
+                    start = end
+                if end == start:
+                    longest = _longest(seconds) if model in shard.guessed else CHUNK_SECONDS
+                    wanted, taken = min(longest, left[model] / shares), 0.0
+                taken, end = taken + seconds, stop
+                left[model] -= seconds
+            chunks.append(Chunk(model, start, end))
+            start = end
+        yield tuple(chunks)
+
+
+def _longest(seconds: float) -> float:
+    """Of a chunk whose calls take so long by a mere guess."""
+    least, most = GUESSED_CALLS
+    return min(max(CHUNK_SECONDS, least * seconds), most * seconds)
