@@ -33,7 +33,7 @@ from producer.api.roster import Roster
 from producer.api.wire.errors import RETRY_SECONDS, ApiError
 from producer.api.wire.parts import provided
 from producer.api.wire.reading import Source
-from producer.api.wire.threads import in_thread
+from producer.api.wire.threads import in_daemon, in_thread
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 INPUT_THREADS = 16  # inputs of a team that are fetched and checked at a time
@@ -239,7 +239,7 @@ class Calls:
             return _Stored(store_input(self.storage, data), size)
 
         return await _gather(
-            [in_thread(store, source, threads=self._threads[team]) for source in sources]
+            [in_daemon(store, source, threads=self._threads[team]) for source in sources]
         )
 
     async def _call(self, caller: Caller, request: Request, workers: int) -> Picture:
