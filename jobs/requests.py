@@ -15,11 +15,12 @@ from jobs.formats import ImageFormat
 
 Task = Literal["generate", "edit", "inpaint"]
 
-MAX_SEED = 2**64 - 1  # what torch.Generator.manual_seed takes
+SEEDS = 2**64  # as many as torch.Generator.manual_seed takes
 MAX_PROMPT = 32_768  # characters
 MAX_INPUTS = 16  # images that one request may carry
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]  # which a schema's number says exactly: it is a float
 Weight = Annotated[float, Field(ge=0, le=1)]
 PixelSize = Annotated[int, Field(ge=16, le=8192)]
 
@@ -54,7 +55,7 @@ class Body(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    seed: Seed | None = None
     response_format: Literal["url", "raw", "png", "jpeg", "jpg"] | None = None
     image: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
     control_images: Annotated[list[Input], Field(max_length=MAX_INPUTS)] | None = None
@@ -69,7 +70,7 @@ class Body(BaseModel):
         """The body of image number `number`, from 0, of several: a seed counts up with it."""
         if self.seed is None:
             return self
-        return self.model_copy(update={"seed": (self.seed + number) % (MAX_SEED + 1)})
+        return self.model_copy(update={"seed": (self.seed + number) % SEEDS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from jobs.formats import ImageFormat
 from jobs.models.table import Model
-from jobs.requests import MAX_INPUTS, MAX_SEED, Body, ImageInput, PixelSize, Prompt, Weight
+from jobs.requests import MAX_INPUTS, Body, ImageInput, PixelSize, Prompt, Seed, Weight
 from producer.api.wire.reading import Given
+from producer.api.wire.schema import needs, rules, where
 
 AnyFormat = Literal["url", "raw", "png", "jpeg", "jpg"]
+
+_SOME: JsonDict = {"type": "array", "minItems": 1}
+_SIDE = "Pixels, in steps and up to a size that the model says; the model's own when not given."
 
 
 class Common(Given):
@@ -25,21 +30,19 @@ class Common(Given):
         Annotated[int, Field(ge=1, le=50)] | None, Field(description="Inference steps.")
     ] = 20
     seed: Annotated[
-        Annotated[int, Field(ge=0, le=MAX_SEED)] | None,
+        Seed | None,
         Field(description="The seed of the image's noise; a random one when not given."),
     ] = None
-    width: Annotated[PixelSize | None, Field(description="Pixels; the model's when not given.")] = (
-        None
-    )
-    height: Annotated[
-        PixelSize | None, Field(description="Pixels; the model's when not given.")
-    ] = None
+    width: Annotated[PixelSize | None, Field(description=_SIDE)] = None
+    height: Annotated[PixelSize | None, Field(description=_SIDE)] = None
     negative_prompt: Annotated[
         Prompt | None, Field(description="What the image should not show.")
     ] = None
     strength: Annotated[
-        Annotated[float, Field(ge=0, le=1)] | None,
-        Field(description="How far an edit may leave its input."),
+        Annotated[float, Field(gt=0, le=1)] | None,
+        Field(
+            description="How far an edit may leave its input; times num_inference_steps at least 1."
+        ),
     ] = None
 
     not_of_body: ClassVar[frozenset[str]] = frozenset(
@@ -55,13 +58,27 @@ class Common(Given):
 class Generation(Common):
     """What generations have."""
 
+    # For a model that edits, control images are its inputs.
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            where("strength", {"type": "number"}, needs("control_images", _SOME)),
+            where("controlnet_weights", _SOME, needs("control_images", _SOME)),
+        )
+    )
+
     control_images: Annotated[
         Annotated[list[ImageInput], Field(max_length=MAX_INPUTS)] | None,
-        Field(description="Images that guide the generation; for models with ControlNets."),
+        Field(
+            description="Images that guide the generation, for models with ControlNets, as many at "
+            "most; the inputs of models that edit."
+        ),
     ] = None
     controlnet_weights: Annotated[
         Annotated[list[Weight], Field(max_length=MAX_INPUTS)] | None,
-        Field(description="Influence of each ControlNet, in [0, 1]; 1 when not given."),
+        Field(
+            description="Influence of each ControlNet, in [0, 1], as many as control_images; "
+            "1 when not given."
+        ),
     ] = None
 
     @property

@@ -23,8 +23,9 @@ from pydantic.json_schema import SkipJsonSchema
 
 from jobs.errors import InvalidRequest
 from jobs.formats import ImageFormat
-from jobs.requests import MAX_INPUTS, MAX_SEED, Body, Prompt
+from jobs.requests import MAX_INPUTS, Body, Prompt, Seed
 from producer.api.wire.reading import Given
+from producer.api.wire.schema import needs, rules, where
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 ResponseFormat = Literal["url", "b64_json"]
@@ -55,8 +56,17 @@ def _can(name: str) -> Any:
     return Field(json_schema_extra={"enum": [*_CAN[name], None]})
 
 
+_LOSSY = where(
+    "output_compression",
+    {"type": "integer", "maximum": 99},
+    needs("output_format", {"enum": ["jpeg", "webp"]}),
+)
+
+
 class ImageRequest(Given):
     """What generations and edits share."""
+
+    model_config = ConfigDict(json_schema_extra=rules(_LOSSY))
 
     prompt: Prompt
     model: Annotated[
@@ -71,7 +81,10 @@ class ImageRequest(Given):
             WithJsonSchema({"type": "string", "pattern": f"^(auto|{_SIDE}x{_SIDE})$"}),
         ]
         | None,
-        Field(description="WIDTHxHEIGHT in pixels; auto is the model's own."),
+        Field(
+            description="WIDTHxHEIGHT in pixels, in steps and up to a size that the model says; "
+            "auto is the model's own."
+        ),
     ] = "auto"
     response_format: Annotated[
         ResponseFormat | None,
@@ -79,7 +92,8 @@ class ImageRequest(Given):
     ] = None
     output_format: OutputFormat | None = "png"
     output_compression: Annotated[
-        Annotated[int, Field(ge=0, le=100)] | None, Field(description="Quality of jpeg and webp.")
+        Annotated[int, Field(ge=0, le=100)] | None,
+        Field(description="Quality of jpeg and webp; png, the usual format, has 100 alone."),
     ] = None
     user: Annotated[str, Field(max_length=512)] | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
@@ -93,11 +107,10 @@ class ImageRequest(Given):
     input_fidelity: Literal["high", "low"] | None = None
     stream: Annotated[bool | None, _can("stream")] = False
     partial_images: Annotated[Annotated[int, Field(ge=0, le=3)] | None, _can("partial_images")] = 0
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    seed: Seed | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     negative_prompt: Prompt | None = None
-    strength: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @property
     def shown_as(self) -> ResponseFormat:
@@ -142,7 +155,6 @@ class ImageRequest(Given):
             seed=self.seed,
             response_format=self.stored_format,
             negative_prompt=self.negative_prompt,
-            strength=self.strength,
             width=width,
             height=height,
         )
@@ -158,6 +170,21 @@ class CreateImageRequest(ImageRequest):
     """Text to image."""
 
 
+class EditRequest(ImageRequest):
+    """What edits as JSON and as forms share."""
+
+    strength: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None,
+        Field(
+            description="How far an edit may leave its input; times num_inference_steps at least 1."
+        ),
+    ] = None
+
+    def to_body(self) -> Body:
+        """As that of any other."""
+        return super().to_body().model_copy(update={"strength": self.strength})
+
+
 class ImageRefParam(Given):
     """An input: a URL (or data URL), or an uploaded file."""
 
@@ -165,9 +192,9 @@ class ImageRefParam(Given):
         json_schema_extra={"oneOf": [{"required": ["image_url"]}, {"required": ["file_id"]}]}
     )
 
-    image_url: (
-        Annotated[str, Field(min_length=1, max_length=100 * 2**20)] | SkipJsonSchema[None]
-    ) = None
+    image_url: Annotated[str, Field(min_length=1, max_length=70 * 2**20)] | SkipJsonSchema[None] = (
+        None
+    )
     file_id: Annotated[str, Field(min_length=1, max_length=64)] | SkipJsonSchema[None] = None
 
     @model_validator(mode="after")
@@ -177,19 +204,26 @@ class ImageRefParam(Given):
         return self
 
 
-class EditImageBodyJsonParam(ImageRequest):
+class EditImageBodyJsonParam(EditRequest):
     """An edit of one or several images, as JSON."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            _LOSSY, where("mask", {"type": "object"}, needs("images", {"maxItems": 1}))
+        )
+    )
 
     images: Annotated[list[ImageRefParam], Field(min_length=1, max_length=MAX_INPUTS)]
     mask: Annotated[
         ImageRefParam | None,
         Field(
-            description="Of the one image's size; where it is transparent, the image is repainted."
+            description="For models that inpaint. Of the image's size, and there is one image; "
+            "where the mask is transparent it is repainted."
         ),
     ] = None
 
 
-class CreateImageEditRequest(ImageRequest):
+class CreateImageEditRequest(EditRequest):
     """An edit of one or several images, as a form; its files are `image` and `mask`."""
 
 

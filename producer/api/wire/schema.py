@@ -7,9 +7,27 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from pydantic.config import JsonDict
 from pydantic.json_schema import models_json_schema
 
+from jobs.requests import MAX_INPUTS
+
 REF = "#/components/schemas/{model}"
+
+
+def rules(*several: JsonDict) -> JsonDict:
+    """What a body's fields must keep together, for the `json_schema_extra` of its model."""
+    return {"allOf": [*several]}
+
+
+def where(field: str, value: JsonDict, then: JsonDict) -> JsonDict:
+    """The rule that a body in which a field has such a value is like `then`, another schema."""
+    return {"if": {"properties": {field: value}, "required": [field]}, "then": then}
+
+
+def needs(field: str, value: JsonDict) -> JsonDict:
+    """A schema: of bodies in which a field has such a value."""
+    return {"properties": {field: value}, "required": [field]}
 
 
 def either(
@@ -24,7 +42,11 @@ def either(
     """
     fields = as_form.model_json_schema(ref_template=REF)
     binary = {"type": "string", "format": "binary"}
-    several = {"anyOf": [binary, {"type": "array", "items": binary}]}
+    several = {
+        "anyOf": [
+            binary, {"type": "array", "items": binary, "minItems": 1, "maxItems": MAX_INPUTS}
+        ]
+    }  # fmt: skip
     properties = fields["properties"] | {
         name: binary if name in single else several for name in files
     }
