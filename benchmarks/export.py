@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -53,7 +55,7 @@ def main() -> None:
         folder = Path(name)
         sizes = {images: folder / f"out-{images}" for images in (few, many)}
         for images, out in sizes.items():
-            make(out, images, options.bytes)
+            make(out, images, partial(random.Random(0).randbytes, options.bytes))
         for form in ("webdataset", "parquet"):
             for images, workers in ((few, 1), (many, 1), (many, 2)):
                 before = copy(sizes[images], folder / "copy")
@@ -66,11 +68,10 @@ def main() -> None:
     report(f"Exporting images of {options.bytes:,} bytes", lines)
 
 
-def make(out: Path, images: int, size: int) -> None:
-    """A finished dataset."""
+def make(out: Path, images: int, content: Callable[[], bytes]) -> None:
+    """A finished dataset; content: of each file that is another."""
     storage = open_storage(str(out))
-    rng = random.Random(0)
-    digests = []
+    made: list[tuple[str, int]] = []
     (out / "images/00000").mkdir(parents=True)
     with (out / layout.METADATA).open("wb") as metadata:
         for i in range(images):
@@ -78,12 +79,12 @@ def make(out: Path, images: int, size: int) -> None:
             request = make_request(i, KEY, prompt=prompt, format="jpeg")
             path = layout.image(0, request.job_id, "jpeg")
             if i < FILES:
-                data = rng.randbytes(size)
+                data = content()
                 (out / path).write_bytes(data)
-                digests.append(sha256(data).hexdigest())
+                made.append((sha256(data).hexdigest(), len(data)))
             else:
                 os.link(out / layout.image(0, f"{i % FILES:032x}", "jpeg"), out / path)
-            digest = digests[i % FILES]
+            digest, size = made[i % FILES]
             record = make_record(request, file_name=path, sha256=digest, bytes=size)
             metadata.write(encode_part([record.row()]))
     write_summary(

@@ -16,7 +16,7 @@ from jobs.ids import COMMIT
 XMP = "xmp"  # what records call it
 
 # https://cv.iptc.org/newscodes/digitalsourcetype, and IPTC's Photo Metadata Standard of 2025
-_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -31,14 +31,18 @@ _PNG_KEYWORD = "XML:com.adobe.xmp"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
+def system(repo: str, revision: str) -> str:
+    """What a model is called to everybody: its repository, where the revision is a commit of it.
+
+    Else it is a folder of somebody's machine, and goes by its hash, the revision, alone.
+    """
+    return repo if COMMIT.fullmatch(revision) else "imagemill"
+
+
 @cache
 def packet(repo: str, revision: str) -> bytes:
-    """The mark of what a model's weights made; UTF-8.
-
-    repo: named where the revision is a commit of it; else it is a folder of somebody's machine.
-    """
-    system = repo if COMMIT.fullmatch(revision) else "imagemill"
-    return _PACKET.format(*map(quoteattr, (_SOURCE, system, revision))).encode()
+    """The mark of what a model's weights made; UTF-8."""
+    return _PACKET.format(*map(quoteattr, (SOURCE, system(repo, revision), revision))).encode()
 
 
 def saved_with(image_format: ImageFormat | str, mark: bytes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.errors import UsageError
 from producer.commands import options
 from producer.upkeep.export.order import FormName
 
@@ -44,6 +45,19 @@ def export(
         str,
         typer.Option("--license", metavar="NAME", help="Of the dataset, for its card."),
     ] = "unknown",
+    sign: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Sign each image with C2PA content credentials: a private key, PEM.",
+        ),
+    ] = None,
+    certificate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHAIN", help="Of --sign: the key's certificate and those above it, PEM."
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Processes.", show_default="one a core, at most 4"),
@@ -58,6 +72,7 @@ def export(
     """
     from producer.control.progress import display
     from producer.report import show_export, show_json
+    from producer.upkeep.export.credentials import read_credentials
     from producer.upkeep.export.job import export as write
     from producer.upkeep.export.order import Order
     from producer.upkeep.export.selection import parse_condition, parse_splits
@@ -66,7 +81,12 @@ def export(
     condition = parse_condition(where) if where is not None else None
     selection = Selection(condition, parse_splits(split), parse_size(shard_size))
     processes = workers or min(os.cpu_count() or 1, 4)
-    order = Order(to, selection, where or "", license_name, processes)
+    if (sign is None) != (certificate is None):
+        raise UsageError(
+            "--sign and --certificate belong together", "Give both: --sign KEY --certificate CHAIN."
+        )
+    credentials = read_credentials(sign, certificate) if sign and certificate else None
+    order = Order(to, selection, where or "", license_name, processes, credentials)
     with display(quiet) as shown:
         outcome = write(out, target, order, shown.exporting)
     if as_json:

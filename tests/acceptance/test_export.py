@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from jobs.output.storage import open_storage
+from tests.certificates import write_pair
 from tests.datasets import make_dataset
 from tests.support import Cli, eventually
 
@@ -42,6 +44,23 @@ def test_a_killed_export_goes_on(cli: Cli) -> None:
     assert {path.name: path.read_bytes() for path in shards.glob("[0-9]*")} == {
         path.name: path.read_bytes() for path in again.iterdir()
     }
+
+
+def test_images_are_signed_by_several_processes(cli: Cli) -> None:
+    rows = make_dataset(str(cli.folder / "out"), 12)
+    key, chain, _ = write_pair(cli.folder)
+    command = ["export", "out", "to", "--to", "parquet", "--shard-size", "4", "--workers", "2"]
+    assert cli.json(*command, "--sign", key, "--certificate", chain)["written"] == 3
+    found = [
+        row
+        for path in sorted((cli.folder / "to/train").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert [row["sha256"] for row in found] == [row["sha256"] for row in rows]
+    hashes = [sha256(row["image"]["bytes"]).hexdigest() for row in found]
+    assert hashes == [row["signed_sha256"] for row in found]
+    assert not set(hashes) & {row["sha256"] for row in rows}
+    assert "belong together" in cli(*command, "--sign", key, code=2).stderr
 
 
 def test_from_bucket_to_bucket(cli: Cli, bucket: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from jobs.output.dataset import Summary
+from producer.upkeep.export.credentials import SIGNED
 from producer.upkeep.export.forms import FORMS
 from producer.upkeep.export.order import Order
 from producer.upkeep.export.shards import Survey
@@ -61,6 +62,7 @@ def _body(found: Survey, summary: Summary, order: Order) -> str:
             "|---|---|---|---|---|---|",
             *models,
             "",
+            *_credentials(order),
             "## Seeds",
             "",
             "`seed` is the seed of an image's generator, as text: it may be larger than what a "
@@ -72,6 +74,20 @@ def _body(found: Survey, summary: Summary, order: Order) -> str:
             "",
         ]
     )
+
+
+def _credentials(order: Order) -> list[str]:
+    if order.credentials is None:
+        return []
+    return [
+        "## Content credentials",
+        "",
+        "Every image holds C2PA content credentials: that a model made it, and which. They are "
+        f"signed by {_cell(order.credentials.name)}.",
+        f"`{SIGNED}` is the SHA-256 of the file as it is here, `sha256` that of the file without "
+        "its credentials.",
+        "",
+    ]
 
 
 def _cell(text: str) -> str:

@@ -54,6 +54,15 @@ class Columns:
         kept = {name: kind for name, kind in kinds if name not in self.partial or kind == _TEXT}
         return Columns(kept, self.partial & kept.keys())
 
+    def having(self, name: str) -> Columns:
+        """These and one of text that every row has."""
+        return Columns({**self.kinds, name: _TEXT}, self.partial - {name})
+
+    def lacking(self, name: str) -> Columns:
+        """These without one."""
+        kinds = {one: kind for one, kind in self.kinds.items() if one != name}
+        return Columns(kinds, self.partial - {name})
+
     def filled(self, row: Row) -> dict[str, Any]:
         """As values, with empty text for what even columns lack."""
         return {name: "" if value is None else value for name, value in self.values(row).items()}

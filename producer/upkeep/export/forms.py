@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -16,11 +16,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.output.images import ImageReader
 from jobs.output.records import Row
 from jobs.output.storage import Storage
 from jobs.output.writers import DatasetWriter, FilesWriter
 from producer.upkeep.export.columns import Columns, Kind
+from producer.upkeep.export.credentials import SIGNED
 from producer.upkeep.export.order import FormName
 from producer.upkeep.export.shards import Shard
 
@@ -39,6 +39,10 @@ _CUTTING = {"min_chunk_size": 256 << 10, "max_chunk_size": 1 << 20, "norm_level"
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
+# Reads rows' images, in their order; a row may come back with more in it.
+Samples = Callable[[Sequence[Row]], Iterable[tuple[Row, bytes]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a shard goes, and the columns it gets."""
@@ -53,31 +57,34 @@ class WebDatasetWriter(FilesWriter):
 
     A key is the shard's number and the sample's within it, as NeMo Curator numbers them. The .json
     has the columns that every sample has; the Parquet file has all. It appears last.
+
+    Only the .json tells the hash of a signed image: of two that sign a shard at once, one may have
+    written the tar file and the other the Parquet file.
     """
 
-    def __init__(self, images: ImageReader, target: Target) -> None:
+    def __init__(self, samples: Samples, target: Target) -> None:
         super().__init__()
-        self._images, self._shard = images, target.shard
-        self._columns, self._even = target.columns, target.columns.even()
+        self._samples, self._shard = samples, target.shard
+        self._columns, self._even = target.columns.lacking(SIGNED), target.columns.even()
         path = target.shard.name
         index = self._files.enter_context(target.storage.writer(f"{path}.parquet"))
         self._index = _Table(
-            index, target.columns, first={"key": (pa.string(), _feature(Kind("string")))}
+            index, self._columns, first={"key": (pa.string(), _feature(Kind("string")))}
         )
         self._files.callback(self._index.close)
         self._tar = self._files.enter_context(target.storage.writer(f"{path}.tar"))
         self._files.callback(self._tar.write, bytes(2 * tarfile.BLOCKSIZE))  # a tar file's end
-        self._samples = 0
+        self._written = 0
 
     def add(self, rows: Sequence[Row]) -> None:
         """Samples that follow all earlier ones."""
-        for row, image in zip(rows, self._images.read(rows), strict=True):
-            key = f"{self._shard.number:05d}{self._samples:04d}"
+        for row, image in self._samples(rows):
+            key = f"{self._shard.number:05d}{self._written:04d}"
             self._member(f"{key}.{row['file_name'].rsplit('.', 1)[-1]}", image)
             self._member(f"{key}.json", orjson.dumps(self._even.filled(row)))
             self._member(f"{key}.txt", str(row.get("prompt", "")).encode())
             self._index.add({"key": key, **self._columns.values(row)}, 0)
-            self._samples += 1
+            self._written += 1
 
     def _member(self, name: str, data: bytes) -> None:
         member = tarfile.TarInfo(name)  # of nobody, of 1970: the same bytes whoever writes them
@@ -90,16 +97,16 @@ class WebDatasetWriter(FilesWriter):
 class ParquetWriter(FilesWriter):
     """00042.parquet: a row an image, which is a column as `datasets` stores its `Image`."""
 
-    def __init__(self, images: ImageReader, target: Target) -> None:
+    def __init__(self, samples: Samples, target: Target) -> None:
         super().__init__()
-        self._images, self._columns = images, target.columns
+        self._samples, self._columns = samples, target.columns
         stream = self._files.enter_context(target.storage.writer(f"{target.shard.name}.parquet"))
         self._table = _Table(stream, target.columns, first={"image": (_IMAGE, {"_type": "Image"})})
         self._files.callback(self._table.close)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Rows that follow all earlier ones."""
-        for row, image in zip(rows, self._images.read(rows), strict=True):
+        for row, image in self._samples(rows):
             cell = {"bytes": image, "path": row["file_name"].rsplit("/", 1)[-1]}
             self._table.add({"image": cell, **self._columns.values(row)}, len(image))
 
@@ -109,7 +116,7 @@ class Form:
     """writer: makes it; extensions: of a shard's files, that with the images first; mixed: whether
     images of several formats can stand side by side."""
 
-    writer: Callable[[ImageReader, Target], DatasetWriter]
+    writer: Callable[[Samples, Target], DatasetWriter]
     extensions: tuple[str, ...]
     mixed: bool
 

@@ -24,7 +24,8 @@ from jobs.output.records import Row, read_row
 from jobs.output.storage import Storage, open_storage
 from producer.upkeep.export.card import CARD, make_card
 from producer.upkeep.export.columns import Columns
-from producer.upkeep.export.forms import FORMS, Target
+from producer.upkeep.export.credentials import SIGNED, Credentials, SignedSamples, signatory
+from producer.upkeep.export.forms import FORMS, Samples, Target
 from producer.upkeep.export.order import FormName, Order
 from producer.upkeep.export.shards import Shard, Survey, lines_of, survey
 
@@ -75,10 +76,11 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
             _Task(
                 shard,
                 lines_of(shard, lines, source, order.selection),
-                found.columns,
+                found.columns.having(SIGNED) if order.credentials else found.columns,
                 order.form,
                 source.uri,
                 target.uri,
+                order.credentials,
             )
             for shard in missing
         )
@@ -107,7 +109,7 @@ def _check(found: Survey, order: Order) -> None:
 def _claim(target: Storage, found: Survey, summary: Summary, order: Order) -> None:
     """Say what the target is for; raises UsageError where it is for something else."""
     selection = order.selection
-    about = {
+    about: dict[str, Any] = {
         "version": VERSION,
         "form": order.form,
         "run_id": summary.run_id,
@@ -116,6 +118,8 @@ def _claim(target: Storage, found: Survey, summary: Summary, order: Order) -> No
         "splits": {split.name: split.share for split in selection.splits},
         "shard_size": asdict(selection.size),
     }
+    if order.credentials:
+        about["certificate"] = order.credentials.fingerprint
     content = orjson.dumps(about, option=orjson.OPT_INDENT_2)
     # In this order: who else begins now writes it first.
     names = [name for name in target.list("") if name != CARD and not name.startswith(".")]
@@ -167,6 +171,7 @@ class _Task:
     form: FormName
     out: str
     to: str
+    credentials: Credentials | None
 
     def write(self) -> bool:
         """False if somebody else has written it meanwhile."""
@@ -176,9 +181,15 @@ class _Task:
         where = source.name(layout.METADATA)
         rows: list[Row] = [read_row(line, where) for line in self.lines]
         with closing(ImageReader(source)) as images:
-            with form.writer(images, Target(target, self.shard, self.columns)) as writer:
+            samples = self._samples(images)
+            with form.writer(samples, Target(target, self.shard, self.columns)) as writer:
                 writer.add(rows)
         return True
+
+    def _samples(self, images: ImageReader) -> Samples:
+        if self.credentials:
+            return SignedSamples(images, signatory(self.credentials)).read
+        return lambda rows: zip(rows, images.read(rows), strict=True)
 
 
 def _write_all(tasks: Iterator[_Task], processes: int) -> Iterator[tuple[Shard, bool]]:

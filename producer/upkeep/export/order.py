@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from producer.upkeep.export.credentials import Credentials
     from producer.upkeep.export.shards import Selection
 
 FormName = Literal["webdataset", "parquet"]
@@ -13,10 +14,12 @@ FormName = Literal["webdataset", "parquet"]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """where: the text of the selection's condition; license: for the dataset card."""
+    """where: the text of the selection's condition; license: for the dataset card; credentials: of
+    whoever signs the images, None if nobody does."""
 
     form: FormName
     selection: Selection
     where: str = ""
     license: str = "unknown"
     processes: int = 1
+    credentials: Credentials | None = None
