@@ -91,7 +91,7 @@ def render(
                 raise PutBack from None
             return
         statuses = store(shop, drawn)
-        shop.runs.spend(run_id, drawn.effort)
+        shop.runs.spend(run_id, work.model, drawn.effort)
         shop.turns.settle(run_id, drawn.effort.seconds)
         if shop.runs.complete(run_id, work.number, *count(statuses.values())):
             shop.dispatcher.finalize(run_id, epoch, work.model)
@@ -107,6 +107,7 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
         raise Interrupted
     work = replace(work, attempt=shop.runs.begin(work.run_id, work.number))
     shop.at_work.enter()
+    shop.tell(work.run_id, work.model)
     output = Output(
         work.run.storage, shop.executor, work.shard, shop.name, work.attempt.number, shop.flow,
         shop.clock.start(work.run_id, work.run.epoch), put=shop.put,
@@ -126,6 +127,8 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
             shop.at_work.leave()
             release(shop, work)
         raise
+    finally:
+        shop.tell()
     effort = output.meter.effort()
     while not shop.stopping.is_set() and serve_calls(shop):
         pass  # their wakes may wait behind the next chunk

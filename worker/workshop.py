@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Event, Lock, Semaphore
+
+import redis
 
 from jobs.broker.connection import connect
 from jobs.broker.counters import Counters
 from jobs.broker.dispatch import Dispatcher
-from jobs.broker.fleet import Fleet, Worker
+from jobs.broker.fleet import Doing, Fleet, Worker
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
 from jobs.broker.turns import Turns
@@ -101,6 +105,12 @@ class Workshop:
             executor, storage, self.policy, self.stores, self.decoding,
             lambda: renderer().renderer.fits_inputs(),
         )  # fmt: skip
+
+    def tell(self, run_id: str = "", model: str = "") -> None:
+        """Say what the device does now, for whoever looks; nothing depends on it."""
+        doing = Doing(run_id, model, tuple(sorted(self.renderers.loaded)), time.time())
+        with suppress(redis.RedisError):
+            self.fitness.fleet.tell(self.name, doing)
 
     def open(self, run_id: str, epoch: int) -> LiveRun | None:
         """The run of a message; None if it is cancelled, paused, finished or was resumed since."""

@@ -2,6 +2,7 @@
 
 <prefix>worker:<name>          JSON of a Worker; expires when its process is gone
 <prefix>workers                set: names, those of some that are gone among them
+<prefix>doing:<name>           JSON of a Doing
 <prefix>unfit:<name>:<what>    why the worker cannot render a model, one of its adapters
                                ("model:adapter") or a run; expires when it is to try again
 """
@@ -18,6 +19,17 @@ from pydantic import TypeAdapter
 
 EXPIRE_SECONDS = 10
 UNFIT_SECONDS = 120  # after that a worker tries again what it could not do
+DOING_SECONDS = 24 * 3600  # longer than a chunk takes
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What a worker renders, "" for nothing, and has loaded. since: Unix seconds."""
+
+    run_id: str = ""
+    model: str = ""
+    loaded: tuple[str, ...] = ()
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +37,8 @@ class Worker:
     """One device process. `name` is unique; `models` are the names of the queues it reads.
 
     unfit: of these the ones that it does not read for now, as it cannot render them, and why;
-    ready: it has loaded the first of its models, or found that it cannot.
+    ready: it has loaded the first of its models, or found that it cannot; doing: as of the last
+    change.
     """
 
     name: str
@@ -35,6 +48,7 @@ class Worker:
     pid: int
     unfit: dict[str, str] = field(default_factory=dict)
     ready: bool = True
+    doing: Doing = Doing()
 
     @property
     def serves(self) -> list[str]:
@@ -42,7 +56,7 @@ class Worker:
         return [model for model in self.models if model not in self.unfit]
 
 
-_WORKER = TypeAdapter(Worker)
+_WORKER, _DOING = TypeAdapter(Worker), TypeAdapter(Doing)
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Fleet:
     def forget(self, worker: Worker) -> None:
         """Say that a worker ended."""
         with self.client.pipeline() as pipe:
-            pipe.delete(self._key(worker.name))
+            pipe.delete(self._key(worker.name), self._doing(worker.name))
             pipe.srem(self._names, worker.name)
             pipe.execute()
 
@@ -77,8 +91,20 @@ class Fleet:
         if gone := [name for name, report in reports.items() if report is None]:
             self.client.srem(self._names, *gone)  # one that lives comes back with its next report
         workers = [_WORKER.validate_json(report) for report in reports.values() if report]
-        unfit = self._reasons([(worker.name, one) for worker in workers for one in worker.models])
-        return [replace(worker, unfit=unfit.get(worker.name, {})) for worker in workers]
+        pairs = [(worker.name, one) for worker in workers for one in worker.models]
+        keys = [self._doing(worker.name) for worker in workers]
+        keys += [self._unfit(*pair) for pair in pairs]
+        answers = cast("list[bytes | None]", self.client.mget(keys) if keys else [])
+        unfit = _by_worker(pairs, answers[len(workers) :])
+        doing = [_DOING.validate_json(raw) if raw else Doing() for raw in answers[: len(workers)]]
+        return [
+            replace(worker, unfit=unfit.get(worker.name, {}), doing=now)
+            for worker, now in zip(workers, doing, strict=True)
+        ]
+
+    def tell(self, name: str, doing: Doing) -> None:
+        """Say what a worker does."""
+        self.client.set(self._doing(name), orjson.dumps(doing), ex=DOING_SECONDS)
 
     def give_up(self, name: str, what: str, reason: str) -> None:
         """Say that a worker cannot render something for now: a model, "model:adapter" or a run."""
@@ -111,15 +137,25 @@ class Fleet:
 
     def _reasons(self, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, str]]:
         """Of pairs of a worker and what it may have given up: worker → what → why."""
-        found: dict[str, dict[str, str]] = {}
         reasons = self.client.mget([self._unfit(*pair) for pair in pairs]) if pairs else []
-        for (name, what), reason in zip(pairs, cast("list[bytes | None]", reasons), strict=True):
-            if reason is not None:
-                found.setdefault(name, {})[what] = reason.decode("utf-8", "replace")
-        return found
+        return _by_worker(pairs, cast("list[bytes | None]", reasons))
+
+    def _doing(self, name: str) -> str:
+        return f"{self.prefix}doing:{name}"
 
     def _unfit(self, name: str, what: str) -> str:
         return f"{self.prefix}unfit:{name}:{what}"
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}worker:{name}"
+
+
+def _by_worker(
+    pairs: Sequence[tuple[str, str]], reasons: Sequence[bytes | None]
+) -> dict[str, dict[str, str]]:
+    """Of pairs of a worker and what it may have given up, and of each the reason, if it has one."""
+    found: dict[str, dict[str, str]] = {}
+    for (name, what), reason in zip(pairs, reasons, strict=True):
+        if reason is not None:
+            found.setdefault(name, {})[what] = reason.decode("utf-8", "replace")
+    return found

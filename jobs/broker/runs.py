@@ -4,7 +4,8 @@ Everything here can be rebuilt from a run's storage; that is what `imagemill res
 
     <prefix>runs                   sorted set: run id → time of submission
     <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, team, …;
-                                   models: JSON, of each how many requests the chunks have
+                                   models: JSON, of each how many requests the chunks have;
+                                   device_seconds:<model>: of these
     <prefix>run:<id>:chunks        bitmap: chunk number → complete
     <prefix>run:<id>:busy          hash: chunk number → "<done> <failed> <attempt>" while it renders
     <prefix>run:<id>:attempts      hash: chunk number → how often a worker began it
@@ -18,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import orjson
@@ -33,6 +34,7 @@ from jobs.teams import OPEN_TEAM, Priority
 State = Literal["running", "paused", "cancelled", "finished"]
 
 KEEP_SECONDS = 30 * 24 * 3600  # how long a run stays listed after its last change
+_COST = "device_seconds:"
 ASKED = 4  # questions whose answers make a run's progress
 
 
@@ -67,7 +69,7 @@ class Progress:
     problem: why the run is paused, and what to do; empty if it was not. retries: attempts at
     chunks beyond the first; deaths: those among the attempts that no worker has ended; suspects:
     requests that may have killed a worker; models: what the run needs workers for; effort: of the
-    chunks that are complete.
+    chunks that are complete; costs: of these the device seconds by model.
     """
 
     run_id: str
@@ -87,6 +89,7 @@ class Progress:
     effort: Effort = Effort()
     team: str = OPEN_TEAM
     priority: Priority = "normal"
+    costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def settled(self) -> int:
@@ -245,6 +248,11 @@ class Runs:
             ),
             team=text.get("team", OPEN_TEAM),
             priority=cast("Priority", text.get("priority", "normal")),
+            costs={
+                name.removeprefix(_COST): float(value)
+                for name, value in text.items()
+                if name.startswith(_COST)
+            },
         )
 
     def location(self, run_id: str, epoch: int) -> str | None:
@@ -280,6 +288,10 @@ class Runs:
 
     def set_state(self, run_id: str, state: State) -> None:
         self._change(run_id, state)
+
+    def set_priority(self, run_id: str, priority: Priority) -> None:
+        """From the next turn on; chunks that are queued already stay where they are."""
+        self.client.hset(self._key(run_id), "priority", priority)
 
     def pause(self, run_id: str, problem: str) -> None:
         """Pause a run until a person resumes it; `problem` says why and what to do."""
@@ -363,12 +375,13 @@ class Runs:
                 pipe.execute()
         return chunks is not None and int(chunks_done) >= int(chunks)
 
-    def spend(self, run_id: str, effort: Effort) -> None:
-        """Add what a chunk has cost."""
+    def spend(self, run_id: str, model: str, effort: Effort) -> None:
+        """Add what a chunk of a model has cost."""
         key = self._key(run_id)
         with self.client.pipeline() as pipe:
             pipe.hincrby(key, "device_chunks", 1)
             pipe.hincrbyfloat(key, "device_seconds", effort.seconds)
+            pipe.hincrbyfloat(key, f"{_COST}{model}", effort.seconds)
             pipe.hincrbyfloat(key, "device_span", effort.span)
             pipe.hincrby(key, "device_slots", effort.slots)
             pipe.hincrby(key, "device_images", effort.images)

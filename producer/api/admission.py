@@ -75,6 +75,10 @@ class Access:
             raise ApiError(403, "wrong_team", "this token does not belong to that team")
         return await self.pace(team, key.priority)
 
+    def priority(self, token: str | None) -> Priority:
+        """The highest that a token's runs may have. Raises: as teams."""
+        return "high" if self.is_open else self._key(token).priority
+
     def teams(self, token: str | None) -> tuple[str, ...]:
         """Whose work a token shows; without any keys a token is not needed.
 

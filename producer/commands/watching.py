@@ -1,4 +1,4 @@
-"""Commands about runs: status, watch, pause, cancel, resume, usage."""
+"""Commands about runs: status, watch, pause, cancel, resume, prioritize, usage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from jobs.teams import Priority
 from producer.commands import options
 from producer.commands.rendering import end, wait_for
 
@@ -88,6 +89,20 @@ def resume(run: options.Run, broker: options.Broker = None, as_json: options.Jso
     from producer.control.stopping import resume as restart
 
     _show(restart(run, installation(load_settings(broker))), as_json)
+
+
+def prioritize(
+    run: options.Run,
+    priority: Annotated[Priority, typer.Argument(metavar="PRIORITY", help="low, normal, high.")],
+    broker: options.Broker = None,
+    as_json: options.Json = False,
+) -> None:
+    """Give a run another priority, from its next turn on."""
+    from jobs.settings import load_settings
+    from producer.control.installation import installation
+    from producer.control.stopping import prioritize as change
+
+    _show(change(run, priority, installation(load_settings(broker))), as_json)
 
 
 def usage(

@@ -1,5 +1,5 @@
-"""Stops runs and has them go on: paused, cancelled, resumed. The broker says it to the workers,
-run.json to whoever looks later."""
+"""Stops runs and has them go on: paused, cancelled, resumed; and says which come first. The broker
+says it to the workers, run.json and the plan to whoever looks later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from jobs.errors import UsageError
 from jobs.output.dataset import planned, read_summary, write_summary
+from jobs.output.plan import write_plan
 from jobs.output.storage import Storage, open_storage
+from jobs.teams import Priority
 from producer.control.installation import Installation
 from producer.control.status import (
     Status,
@@ -79,6 +81,20 @@ def resume(name: str, known: Installation) -> Status:
     with known.reached():
         launch(plan, storage, known.runs, known.dispatcher)
     return look(out, known)
+
+
+def prioritize(name: str, priority: Priority, known: Installation) -> Status:
+    """Give a run another priority, from its next turn on: what is queued stays where it is.
+
+    Raises: as pause.
+    """
+    run_id, out = _unfinished(name, known)
+    storage = open_storage(out)
+    # First where resume will find it.
+    write_plan(storage, replace(planned_run(storage, run_id), priority=priority))
+    with known.reached():
+        known.runs.set_priority(run_id, priority)
+    return look(run_id, known)
 
 
 def _unfinished(name: str, known: Installation) -> tuple[str, str]:

@@ -141,6 +141,7 @@ def test_everybody_can_use_it(
         f"{run}?where=index+%3E",
         f"{run}/rows/3/beside?run={SHOWN}&number=7",
         f"{run}/cancel",
+        f"{run}/priority",
         "/login",
         "/try",
     ):

@@ -11,6 +11,7 @@ from threading import Event
 import pytest
 from PIL import Image
 
+from jobs.broker.fleet import Doing, Worker
 from jobs.output.records import Record
 from tests.samples import make_key, make_request
 from tests.sites import Site
@@ -217,3 +218,25 @@ def test_a_chunk_that_killed_its_process_is_rendered_beside_no_other(
     for done in (first, second):
         done.result(SECONDS)
     assert rendering == [0, 4, 8, 12]
+
+
+def test_a_worker_says_what_it_renders(
+    site: Site, shop: Workshop, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = Worker(name=shop.name, models=("null",), device="cpu", host="host", pid=1)
+    site.fleet.report(member)
+    draw, seen = NullRenderer.render, list[Doing]()
+
+    def look(self: NullRenderer, batch: list[Prepared], pause: Pause) -> list[Drawn]:
+        seen.extend(worker.doing for worker in site.fleet.workers())
+        return draw(self, batch, pause)
+
+    monkeypatch.setattr(NullRenderer, "render", look)
+    desk.render(0)[0].result(SECONDS)
+    assert {(one.run_id, one.model) for one in seen} == {("run", "null")}
+    (idle,) = site.fleet.workers()
+    assert (idle.doing.run_id, idle.doing.loaded) == ("", ("null",))
+    assert site.progress("run").costs.keys() == {"null"}
+    site.fleet.forget(member)
+    site.fleet.report(member)
+    assert site.fleet.workers()[0].doing == Doing()

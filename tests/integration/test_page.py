@@ -14,14 +14,17 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from jobs.broker.dispatch import start_run
-from jobs.broker.fleet import Worker
+from jobs.broker.fleet import Doing, Worker
+from jobs.broker.runs import Effort
 from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import rewrite_rows, write_dataset
+from jobs.output.plan import read_plan
 from jobs.output.records import read_part
 from jobs.output.scores import Scoring, write_scores, write_scoring
 from jobs.output.storage import open_storage
 from jobs.settings import Settings
+from producer.api.access.keys import create_key
 from producer.api.admission import Access
 from producer.api.application import make_api
 from producer.api.page.board import Board
@@ -295,3 +298,38 @@ def test_two_pictures_are_seen_side_by_side(site: Site, page: TestClient) -> Non
     assert 'rel="next"' not in late
     assert page.get(path, params={"run": RED, "number": 5}).status_code == 404
     assert page.get(path, params={"run": "0000000000cc", "number": 1}).status_code == 404
+
+
+def test_a_run_gets_another_priority_as_far_as_the_key_goes(site: Site, settings: Settings) -> None:
+    _, token = create_key(settings.keys_file, ["red"], "normal")
+    out = Path(str(settings.store)) / "batches/red/batch_1/out"
+    start(site, RED, out)
+    with TestClient(make_api(settings, load_models(settings.models)), HOST) as client:
+        same = {"Origin": HOST}
+        client.post("/login", data={"token": token}, headers=same)
+        assert ">high</" not in client.get(f"/runs/{RED}/priority").text
+        path = f"/runs/{RED}/priority"
+        for asked, status in (("low", 200), ("high", 403), ("urgent", 422)):
+            answer = client.post(path, data={"priority": asked}, headers=same)
+            assert answer.status_code == status
+        assert client.post(path, data={"priority": "low"}).status_code == 403  # of another site
+        assert "Priority: low" in client.get(f"/runs/{RED}").text
+    assert site.progress(RED).priority == "low"
+    plan = read_plan(open_storage(str(out)), RED)
+    assert plan
+    assert plan.priority == "low"  # resume will find it
+
+
+def test_workers_say_what_they_render_and_what_is_spent(site: Site, page: TestClient) -> None:
+    start(site, LOOSE, site.folder / "my-run")
+    worker = Worker(name="gpu0@host", models=("null", "slow"), device="cuda", host="host", pid=1)
+    site.fleet.report(worker)
+    site.fleet.tell(worker.name, Doing(LOOSE, "null", ("null",), 1.0))
+    site.runs.spend(LOOSE, "null", Effort(seconds=90))
+    eventually(lambda: "gpu0@host" in page.get("/").text)
+    board = page.get("/").text
+    assert re.search(rf'renders <a href="./runs/{LOOSE}">my-run</a> with null', board)
+    assert board.count("(loaded)") == 1
+    assert "<dt>null</dt><dd>1 min 30 s</dd>" in board
+    site.fleet.tell(worker.name, Doing("0000000000cc", "null", (), 1.0))
+    eventually(lambda: "renders another run" in page.get("/").text)  # that nobody may know of

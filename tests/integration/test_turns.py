@@ -46,7 +46,7 @@ def rendered(site: Site, shop: Workshop, most: int, **took: float) -> list[tuple
         run_id, _, shard, chunk = message.arguments
         order.append((run_id, shard, chunk))
         if run_id in took:
-            site.runs.spend(run_id, Effort(seconds=took[run_id]))
+            site.runs.spend(run_id, "null", Effort(seconds=took[run_id]))
             shop.turns.settle(run_id, took[run_id])
     return order
 

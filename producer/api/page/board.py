@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,6 +65,29 @@ class Filter:
         return self.state in ("", run.progress.state) and any(
             text in place.casefold() for place in places
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Device seconds of some runs, the most first: by model, and by team."""
+
+    by_model: list[tuple[str, float]]
+    by_team: list[tuple[str, float]]
+
+
+def costs(runs: Sequence[Standing]) -> Costs:
+    """What the devices did for runs, as far as the broker knows it of each model."""
+    models, teams = defaultdict[str, float](float), defaultdict[str, float](float)
+    for run in runs:
+        if run.progress.effort.seconds:
+            teams[run.progress.team] += run.progress.effort.seconds
+        for model, seconds in run.progress.costs.items():
+            models[model] += seconds
+    return Costs(_most_first(models), _most_first(teams))
+
+
+def _most_first(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(seconds.items(), key=lambda one: (-one[1], one[0]))
 
 
 @dataclass

@@ -23,10 +23,11 @@ from jobs.output.records import Row, read_part
 from jobs.output.scores import read_scorings
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request as RenderRequest
+from jobs.teams import PRIORITIES
 from producer.api.admission import Access
 from producer.api.files.downloads import UsedDownloads
 from producer.api.page import comparing, trying
-from producer.api.page.board import Board, Filter
+from producer.api.page.board import Board, Filter, costs
 from producer.api.page.gallery import Album, Card, Found, Gallery, Shown, Wanted
 from producer.api.page.pictures import Thumbnails, read_picture
 from producer.api.page.ranking import Looking, Rankings, page_of
@@ -108,6 +109,8 @@ async def board(
         total=len(every),
         wanted=wanted,
         fleet=await roster.all(),
+        names={run.progress.run_id: run.name for run in every},
+        costs=costs(every),
     )
 
 
@@ -362,6 +365,32 @@ async def latest(
     return Response(data, media_type="image/webp", headers=headers)
 
 
+@router.get("/runs/{run_id}/priority")
+async def ask_priority(
+    request: Request, run_id: RunId, visitor: Visiting, pages: UsedPages, board: UsedBoard
+) -> Response:
+    """Which priority it is to have."""
+    standing = await board.run(run_id, visitor)
+    ranks = PRIORITIES[: PRIORITIES.index(visitor.priority) + 1]
+    return pages.show(request, "priority.html", run=standing, ranks=ranks)
+
+
+@router.post("/runs/{run_id}/priority")
+async def prioritize(
+    request: Request, run_id: RunId, visitor: Visiting, board: UsedBoard
+) -> Response:
+    """Give a run another priority, as high as the visitor's key may."""
+    await board.run(run_id, visitor)  # it must be theirs
+    (asked,) = parse_qs((await _small_body(request)).decode("latin-1")).get("priority", [""])[:1]
+    if asked not in PRIORITIES:
+        raise ApiError(422, "wrong_priority", f"a priority is one of {', '.join(PRIORITIES)}")
+    wanted = PRIORITIES[PRIORITIES.index(asked)]
+    if PRIORITIES.index(wanted) > PRIORITIES.index(visitor.priority):
+        message = f"this token's runs have the priority {visitor.priority} at most"
+        raise ApiError(403, "wrong_priority", message)
+    return await _changed(board, run_id, lambda: stopping.prioritize(run_id, wanted, board.known))
+
+
 @router.get("/runs/{run_id}/{act}")
 async def confirm(
     request: Request, run_id: RunId, act: Act, visitor: Visiting, pages: UsedPages, board: UsedBoard
@@ -380,8 +409,13 @@ async def change(run_id: RunId, act: Act, visitor: Visiting, board: UsedBoard) -
         "resume": stopping.resume,
         "cancel": stopping.cancel,
     }
+    return await _changed(board, run_id, lambda: acts[act](run_id, board.known))
+
+
+async def _changed(board: Board, run_id: str, change: Callable[[], Status]) -> Response:
+    """Back to a run's page, which is changed by then. Raises ApiError 409."""
     try:
-        await in_thread(acts[act], run_id, board.known)
+        await in_thread(change)
     except UsageError as error:  # it has finished meanwhile
         raise ApiError(409, "not_possible", error.message) from error
     finally:

@@ -13,6 +13,7 @@ from fastapi import Depends, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment
 
+from jobs.teams import Priority
 from producer.api.admission import Access, Caller, check_site
 from producer.api.wire.errors import ApiError, as_answer
 from producer.api.wire.parts import part_of
@@ -39,11 +40,13 @@ HEADERS = {
 class Visitor:
     """Whoever looks at the page. teams: whose runs are shown; the first is whose calls are made.
 
-    everybody: there are no keys, so that all runs are shown.
+    everybody: there are no keys, so that all runs are shown; priority: the highest that they may
+    give a run.
     """
 
     teams: tuple[str, ...]
     everybody: bool
+    priority: Priority = "normal"
 
     @property
     def caller(self) -> Caller:
@@ -125,10 +128,11 @@ async def _admit(request: Request, counts: bool) -> Visitor:
     access = part_of(request, Access)
     if access.is_open:
         check_site(request, access.public_host)
-    teams = access.teams(request.cookies.get(COOKIE))
+    token = request.cookies.get(COOKIE)
+    teams, priority = access.teams(token), access.priority(token)
     if counts:
         await access.pace(teams[0])
-    return Visitor(teams, access.is_open)
+    return Visitor(teams, access.is_open, priority)
 
 
 def _check_form(request: Request) -> None:
