@@ -303,7 +303,22 @@ def _save_controlnet(unet: UNet2DConditionModel, folder: Path) -> None:
 def build_lora(folder: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(folder.parent / "sd")
     _add_lora(pipeline.unet)
-    pipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+    _save_unet_lora(pipeline, folder)
+
+
+def build_smalllora(folder: Path) -> None:
+    """Of a lower rank, in fewer layers, and with an alpha that is not its rank."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder.parent / "sd")
+    _add_lora(pipeline.unet, r=2, lora_alpha=6, target_modules=["attn2.to_q"])
+    _save_unet_lora(pipeline, folder)
+
+
+def build_textlora(folder: Path) -> None:
+    """In the text encoder as well."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder.parent / "sd")
+    _add_lora(pipeline.unet)
+    _add_lora(pipeline.text_encoder, target_modules=["q_proj"])
+    _save_unet_lora(pipeline, folder, _layers(pipeline.text_encoder, "text_encoder"))
 
 
 def build_fluxlora(folder: Path) -> None:
@@ -313,8 +328,19 @@ def build_fluxlora(folder: Path) -> None:
     pipeline.save_lora_weights(folder, transformer_lora_layers=layers)
 
 
-def _add_lora(model: Any) -> None:
-    model.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"]))
+def _save_unet_lora(pipeline: Any, folder: Path, more: dict[str, Any] | None = None) -> None:
+    pipeline.save_lora_weights(folder, **_layers(pipeline.unet, "unet"), **(more or {}))
+
+
+def _layers(model: Any, part: str) -> dict[str, Any]:
+    return {
+        f"{part}_lora_layers": get_peft_model_state_dict(model),
+        f"{part}_lora_adapter_metadata": model.peft_config["default"].to_dict(),
+    }
+
+
+def _add_lora(model: Any, **config: Any) -> None:
+    model.add_adapter(LoraConfig(**({"r": 4, "target_modules": ["to_q", "to_k", "to_v"]} | config)))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # starts at zero
             torch.nn.init.normal_(parameter, std=0.5)
@@ -336,5 +362,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "controlnet": build_controlnet,
     "xlcontrolnet": build_xlcontrolnet,
     "lora": build_lora,
+    "smalllora": build_smalllora,
+    "textlora": build_textlora,
     "fluxlora": build_fluxlora,
 }

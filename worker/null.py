@@ -67,6 +67,10 @@ class NullRenderer:
         """The same for all."""
         return self.stack
 
+    def compile_seconds(self) -> float:
+        """It never does."""
+        return 0.0
+
     def tokens_cut(self, _: str) -> int:
         """It reads no prompts."""
         return 0

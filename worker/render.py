@@ -76,13 +76,17 @@ class Renderer(Protocol):
     def tokens_cut(self, prompt: str) -> int:
         """Tokens at a prompt's end that the model does not read."""
 
+    def compile_seconds(self) -> float:
+        """What the last call spent on compiling."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """One request's pixels, or the code and message of its failure.
 
-    stack: what rendered it; its batch_width counts the padding. seconds: the call's share; started:
-    of the call, in monotonic seconds; together: how many images it made.
+    stack: what rendered it; its batch_width counts the padding. seconds: its share of the call, but
+    for compiling, of which it has a share as well; started: of the call, in monotonic seconds;
+    together: how many images it made.
     """
 
     request: Request
@@ -93,6 +97,7 @@ class Rendered:
     code: str = ""
     message: str = ""
     seconds_load: float = 0.0
+    seconds_compile: float = 0.0
     tokens_cut: int = 0
     started: float = 0.0
     together: int = 0
@@ -189,7 +194,9 @@ class BatchRenderer:
             seconds = time.monotonic() - started
             if interlude:
                 seconds -= interlude.seconds - elsewhere
-            return self._done(batch, images, slots, started, seconds / len(batch))
+            compiling = self.renderer.compile_seconds()
+            shares = (seconds - compiling) / len(batch), compiling / len(batch)
+            return self._done(batch, images, slots, started, *shares)
         # Not inside of a handler: an error holds on to all that its call had in memory.
         if code == "out_of_memory":
             if beside:
@@ -221,6 +228,7 @@ class BatchRenderer:
         slots: int,
         started: float,
         share: float,
+        compiling: float,
     ) -> list[Rendered]:
         key = batch[0].request.key
         stack = with_slots(self.renderer.stack_for(key), slots)
@@ -231,6 +239,7 @@ class BatchRenderer:
                 share,
                 pixels,
                 seconds_load=one.seconds,
+                seconds_compile=compiling,
                 tokens_cut=self.renderer.tokens_cut(one.request.prompt),
                 started=started,
                 together=len(batch),

@@ -17,6 +17,7 @@ from jobs.models.table import NULL_REPO, ModelTable
 from worker.counts import Counts
 from worker.faults import own_fault
 from worker.render import BatchRenderer, Renderer
+from worker.warmup import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Choice:
 class Renderers:
     """The loaded models of one device process, most recently used last, at most `kept`.
 
+    warms: whether compiled models are rendered with once they are loaded, so that nobody waits;
     loaded: the names of those of this machine's own commits, as calls have them, for any thread.
     """
 
@@ -46,6 +48,7 @@ class Renderers:
     device: str
     kept: int
     counts: Counts = field(default_factory=Counts)
+    warms: bool = False
     loaded: frozenset[str] = frozenset()
     _loaded: OrderedDict[Choice, BatchRenderer] = field(default_factory=OrderedDict)
 
@@ -64,11 +67,14 @@ class Renderers:
             gc.collect()  # pipelines are cycles
             started = time.perf_counter()
             with own_fault(name, whole=not choice.commits), self.counts.timed(name, "load"):
-                renderer = self._fit(choice)
+                loaded = BatchRenderer(self._fit(choice), partial(self._make_room, choice))
             self.counts.once("model_loads", name)
-            self._loaded[choice] = BatchRenderer(renderer, partial(self._make_room, choice))
+            self._loaded[choice] = loaded
             self._note()
             log.info("Loaded %s in %.1f s", choice, time.perf_counter() - started)
+            if self.warms and (model := self.table.get(name)).options.compile:
+                with self.counts.timed(name, "load"):
+                    warm_up(loaded, name, model)
         self._loaded.move_to_end(choice)
         return self._loaded[choice]
 

@@ -70,6 +70,7 @@ class Shelf:
             created_at=now(),
             timings=Timings(
                 load=round(one.seconds_load, 6),
+                compile=round(one.seconds_compile, 6),
                 render=round(one.seconds, 6),
                 encode=round(encoded - started, 6),
                 store=round(stored - encoded, 6),

@@ -161,7 +161,7 @@ def make_workshop(worker: Worker, put: Put) -> Workshop:
     client, seal = connect(settings), make_seal(settings)
     table = load_models(settings.models)
     counts = Counts(table.models)
-    renderers = Renderers(table, worker.device, settings.models_kept, counts)
+    renderers = Renderers(table, worker.device, settings.models_kept, counts, warms=True)
     return Workshop(
         name=worker.name,
         models=list(worker.models),

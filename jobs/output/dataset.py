@@ -37,7 +37,7 @@ class Summary:
     stacks: what rendered how many images; device_seconds: render time summed over devices;
     device_span: from each device's first pipeline call to the end of its last, summed;
     device_slots: what all calls had room for; the other seconds are summed over images; invalid:
-    lines that --skip-invalid left out.
+    lines that --skip-invalid left out. device_seconds are without those of compiling.
     """
 
     run_id: str
@@ -59,6 +59,7 @@ class Summary:
     finished_at: str = ""
     device_seconds: float = 0.0
     seconds_load: float = 0.0
+    seconds_compile: float = 0.0
     seconds_encode: float = 0.0
     seconds_store: float = 0.0
     device_span: float = 0.0
@@ -230,7 +231,8 @@ class _Tally:
         for row in rows:
             if started := row.get("batch_started"):  # not in records of before it was noted
                 calls[row["worker"], started] = row["batch_width"]
-                ended = started + row["seconds_render"] * row["batch_images"]
+                share = row["seconds_render"] + row.get("seconds_compile", 0.0)
+                ended = started + share * row["batch_images"]
                 first, last = self.spans.get(row["worker"], (started, ended))
                 self.spans[row["worker"]] = (min(first, started), max(last, ended))
             self.status[row["status"]] += 1
@@ -239,6 +241,7 @@ class _Tally:
             known = "mark" in row and "modes" in row
             self.stacks[_stack_of(row if known else {"modes": "", "mark": "", **row})] += 1
             self.seconds["load"] += row["seconds_load"]
+            self.seconds["compile"] += row.get("seconds_compile", 0.0)
             self.seconds["render"] += row["seconds_render"]
             self.seconds["encode"] += row["seconds_encode"]
             self.seconds["store"] += row["seconds_store"]
@@ -264,6 +267,7 @@ class _Tally:
             finished_at=now(),
             device_seconds=round(self.seconds["render"], 3),
             seconds_load=round(self.seconds["load"], 3),
+            seconds_compile=round(self.seconds["compile"], 3),
             seconds_encode=round(self.seconds["encode"], 3),
             seconds_store=round(self.seconds["store"], 3),
             device_span=round(sum(last - first for first, last in self.spans.values()), 3),

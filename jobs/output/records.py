@@ -70,6 +70,7 @@ class Row(TypedDict, total=False):
     worker: str
     attempt: int
     seconds_load: float
+    seconds_compile: float
     seconds_render: float
     seconds_encode: float
     seconds_store: float
@@ -110,11 +111,13 @@ STACK_FIELDS = tuple(one.name for one in fields(Stack))
 class Timings:
     """Seconds of each stage. `render` is the pipeline call's time divided by its images.
 
+    compile: that torch.compile took within the call, divided likewise; `render` is without it.
     started: of that call, in seconds of its host's monotonic clock; images: how many it made. So
-    it ended at started + images * render. Both are 0 where there was none.
+    it ended at started + images * (compile + render). Both are 0 where there was none.
     """
 
     load: float = 0.0
+    compile: float = 0.0
     render: float = 0.0
     encode: float = 0.0
     store: float = 0.0
@@ -190,6 +193,7 @@ class Record:
             "worker": self.worker,
             "attempt": self.attempt,
             "seconds_load": self.timings.load,
+            "seconds_compile": self.timings.compile,
             "seconds_render": self.timings.render,
             "seconds_encode": self.timings.encode,
             "seconds_store": self.timings.store,

@@ -28,7 +28,8 @@ SHOWN_VALUE = 80  # characters
 
 # What differs from run to run, and what says less than the pixels do.
 _INCIDENTAL = {"index", "file_name", "job_id", "sha256", "bytes", "worker", "attempt", "created_at"}
-_INCIDENTAL |= {"seconds_load", "seconds_render", "seconds_encode", "seconds_store"}
+_INCIDENTAL |= {"seconds_load", "seconds_compile", "seconds_render"}
+_INCIDENTAL |= {"seconds_encode", "seconds_store"}
 
 
 @dataclass(frozen=True, slots=True)

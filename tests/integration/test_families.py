@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -1003,28 +1004,109 @@ def test_a_compiled_model_takes_adapters_and_controlnets(studio: Studio) -> None
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own code
 def test_many_adapters_share_their_graphs(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fifth was one too many, and the bare model failed after it."""
+    """Also those of other ranks, layers and weights; and no byte tells which ones came before.
+
+    With graphs of their own the fifth was one too many, and the bare model failed after it.
+    """
     counter = CompileCounter()
     monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by(counter))
-    files = [studio.part(f"lora-{name}") for name in ("ink", "oil")]
-    rows = [
-        f'[models.sd.adapters.a{number}]\nrepo = "{files[number % 2]}"\n' for number in range(12)
-    ]
-    renderer = studio.load("sd", "options = { compile = true }", "".join(rows), width=1)
+    files = [studio.part(name) for name in ("lora-ink", "smalllora-oil", "lora-oil")]
+    rows = "".join(
+        f'[models.sd.adapters.a{n}]\nrepo = "{files[n % 3]}"\nweight = {1 - n / 20}\n'
+        for n in range(12)
+    )
+    rows += f'[models.sd.adapters.text]\nrepo = "{studio.part("textlora-ink")}"\n'
     key = replace(PLAIN, steps=1, guidance_scale=1.0)
 
-    def drawn(adapter: str) -> NDArray[np.float32]:
+    def drawn(renderer: BatchRenderer, adapter: str) -> NDArray[np.float32]:
         return one(renderer, ask(key=replace(key, adapter=adapter)))
 
-    bare = drawn("")
-    images = [drawn("a0"), drawn("a1")]
+    def modes(renderer: BatchRenderer, adapter: str) -> str:
+        return renderer.renderer.stack_for(replace(key, adapter=adapter)).modes
+
+    plain = studio.load("sd", parts=rows, width=1)
+    renderer = studio.load("sd", "options = { compile = true }", rows, width=1)
+    bare = drawn(renderer, "")
+    images = [drawn(renderer, "a0")]
     before = counter.frame_count
     assert before > 0
-    images += [drawn(f"a{number}") for number in range(2, 12)]
+    images += [drawn(renderer, f"a{n}") for n in range(1, 12)]
     assert counter.frame_count == before
-    assert len({image.tobytes() for image in images}) == 2
-    assert same(drawn(""), bare)
+    assert len({image.tobytes() for image in images}) == 12
     assert not any(same(image, bare) for image in images)
+    assert modes(renderer, "a1") == "adapter frame of rank 4 in 24 layers"
+    tolerance = 1e-5 if studio.dtype == "float32" else 0.05
+    for n, image in enumerate(images):
+        np.testing.assert_allclose(image, drawn(plain, f"a{n}"), atol=tolerance)
+    # One that does not fit into the frame, and back.
+    np.testing.assert_allclose(drawn(renderer, "text"), drawn(plain, "text"), atol=tolerance)
+    assert modes(renderer, "text") == ""
+    assert same(drawn(renderer, ""), bare)
+    assert same(drawn(renderer, "a7"), images[7])
+    fresh = studio.load("sd", "options = { compile = true }", rows, width=1)
+    assert same(drawn(fresh, "a7"), images[7])
+
+
+def test_a_frame_needs_all_adapters_of_its_model(studio: Studio) -> None:
+    """Without one it would be another frame, and other bytes, from the day that it is there."""
+    rows = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
+    rows += '[models.sd.adapters.gone]\nrepo = "no/such"\n'
+    renderer = studio.load("sd", "options = { compile = true }", rows, width=1)
+    with pytest.raises(FatalError, match=r"adapter no/such is not to be had"):
+        one(renderer, adapted("ink"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own code
+def test_compiling_is_no_rendering(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each record tells the seconds apart; those of a call between two steps are the call's."""
+    monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by(CompileCounter()))
+    renderer = studio.load("sd", "options = { compile = true }", width=1)
+    started = time.monotonic()
+    (cold,), (warm,) = renderer.render([ask()]), renderer.render([ask(seed=2)])
+    together = cold.seconds + cold.seconds_compile + warm.seconds
+    assert cold.seconds_compile > 0
+    assert warm.seconds_compile == 0
+    assert together <= time.monotonic() - started
+    guest = ask(key=replace(PLAIN, width=96))
+    (host,) = renderer.render([ask()], interlude(Visits(renderer, [guest])))
+    assert host.seconds_compile == 0
+    (visitor,) = renderer.render([guest])
+    assert visitor.seconds_compile == 0  # it was compiled then
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own code
+def test_a_compiled_model_is_warm_before_it_is_asked(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by(counter))
+    ink = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\nweight = 0.5\n'
+    ink += f'[models.sd.adapters.oil]\nrepo = "{studio.part("lora-oil")}"\n'
+    row = "options = { compile = true }\ncall_slots = [1, 2]"
+    renderer = Renderers(studio.table("sd", row, ink), studio.device, 1, warms=True).get("sd")
+    before = counter.frame_count
+    assert before > 0
+    for adapter in ("", "ink", "oil"):
+        for slots in (1, 2, 4):
+            key = replace(PLAIN, model="sd", adapter=adapter, slots=slots, steps=3)
+            (rendered,) = renderer.render([ask(key=key)])
+            assert (rendered.status, rendered.seconds_compile) == ("done", 0)
+    assert counter.frame_count == before
+
+
+def test_a_unet_is_compiled_whole_on_a_gpu(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In channels-last memory; each shape has a graph, whatever came before."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch.nn.Module, "compile", _compiled_by(counter))
+    renderer = studio.load("sd")
+    base = renderer.renderer.variants.base  # type: ignore[attr-defined]
+    tune(base, Options(compile=True), "cuda")
+    assert base.unet._compiled_call_impl
+    assert base.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for sizes, graphs in (([64], 1), ([64, 96], 2), ([96, 64, 128], 3)):
+        for size in sizes:
+            one(renderer, ask(key=replace(PLAIN, width=size)))
+        assert counter.frame_count == graphs
 
 
 def _compiled_by(counter: CompileCounter) -> Callable[..., None]:
@@ -1057,7 +1139,7 @@ def test_blocks_that_diffusers_does_not_name_are_compiled_too(
         num_layers=1, num_attention_heads=1, attention_head_dim=8, num_cross_attention_heads=1,
         cross_attention_head_dim=8, cross_attention_dim=8, caption_channels=8, sample_size=8,
     )  # fmt: skip
-    tune(SimpleNamespace(transformer=sana), Options(compile=True))
+    tune(SimpleNamespace(transformer=sana), Options(compile=True), "cpu")
     assert sana.transformer_blocks[0]._compiled_call_impl
 
 

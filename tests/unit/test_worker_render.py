@@ -53,6 +53,9 @@ class Fake:
     def stack_for(self, key: BatchKey) -> Stack:
         return replace(STACK, pipeline="Edit") if key.inputs else STACK
 
+    def compile_seconds(self) -> float:
+        return 0.0
+
     def tokens_cut(self, prompt: str) -> int:
         return max(0, len(prompt) - 8)
 

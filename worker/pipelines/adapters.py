@@ -23,16 +23,14 @@ class Adapters:
     Fused weights, taken off again, are no longer the same bytes; adapters beside them leave no
     trace. Pipelines that were derived from this one share its parts and so its adapter.
 
-    compiled: the pipeline's graphs hold for the adapters that it has, by name. So one alone is
-    loaded, always under the same name, and a graph serves all adapters of its rank and weight;
-    with several beside each other, each that is loaded would have everything compiled anew.
+    modes: of those that are rendered in another than the usual way, as records tell it.
     """
 
     pipeline: Any
     table: ModelTable
     known: Mapping[str, Adapter]
     budget: int  # bytes
-    compiled: bool = False
+    modes: Mapping[str, str] = field(default_factory=dict)
     _loaded: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _active: str | None = ""
 
@@ -65,21 +63,22 @@ class Adapters:
 
     def _switch_to(self, name: str) -> None:
         if name not in self._loaded:
-            self._load(name)
+            before = self._bytes()
+            self._load(name, name)
+            self._loaded[name] = self._bytes() - before
         self.pipeline.enable_lora()
-        self.pipeline.set_adapters([self._called(name)], [self.known[name].weight])
+        self.pipeline.set_adapters([name], [self.known[name].weight])
 
-    def _called(self, name: str) -> str:
-        """An adapter's name within the pipeline."""
-        return "adapter" if self.compiled else name
+    def _load(self, name: str, inside: str, hotswap: bool = False) -> None:
+        """Read an adapter's weights into the pipeline, where it is called `inside`.
 
-    def _load(self, name: str) -> None:
+        hotswap: in the place of the one that is called so.
+
+        Raises:
+            FatalError: they cannot be had, or do not load.
+        """
         adapter = self.known[name]
         folder, file = _weights_file(self._folder(adapter))
-        if self.compiled and self._loaded:
-            self.pipeline.delete_adapters(self._called(name))
-            self._loaded.clear()
-        before = self._bytes()
         try:
             with warnings.catch_warnings():
                 # That there are several adapters now is what we want.
@@ -87,19 +86,22 @@ class Adapters:
                 self.pipeline.load_lora_weights(
                     str(folder),
                     weight_name=file,
-                    adapter_name=self._called(name),
+                    adapter_name=inside,
                     use_safetensors=True,
                     local_files_only=True,
+                    hotswap=hotswap,
                 )
         except Exception as error:  # every library in there has errors of its own
             # It may lie in one half of the pipeline: no later image may show it.
-            self.pipeline.unload_lora_weights()
-            self._loaded.clear()
+            self._forget()
             raise FatalError(
                 f"adapter {name} does not load from {folder}: {type(error).__name__}: {error}",
                 "Check its row in models.toml and its files, then resume the run.",
             ) from error
-        self._loaded[name] = self._bytes() - before
+
+    def _forget(self) -> None:
+        self.pipeline.unload_lora_weights()
+        self._loaded.clear()
 
     def _folder(self, adapter: Adapter) -> Path:
         """Where an adapter's files are, once a repository's are fetched.

@@ -22,15 +22,17 @@ from jobs.output.records import Stack
 from jobs.requests import BatchKey
 from worker.inputs import Prepared
 from worker.pipelines.adapters import Adapters
-from worker.pipelines.arguments import arguments, check
+from worker.pipelines.arguments import Arguments, arguments, check
 from worker.pipelines.caching import step_cache
+from worker.pipelines.compiling import CompileClock, compile_clock
 from worker.pipelines.encoders import Encoder, keep_encoded
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
 from worker.pipelines.pixels import as_channels_last, keep_unmasked, to_8_bits
 from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
 from worker.pipelines.prompts import PromptLimit, prompt_limit
 from worker.pipelines.savings import Savings
-from worker.pipelines.variants import Variants, beside
+from worker.pipelines.swapping import SwappedAdapters
+from worker.pipelines.variants import Variant, Variants, beside
 from worker.pipelines.weights import dtype_for, load_parts, load_weights
 from worker.process.gpus import Machine
 from worker.render import Image, Pause, no_pause
@@ -57,6 +59,7 @@ class PipelineRenderer:
     encoders: Sequence[Encoder] = ()
     _stacks: dict[tuple[str, str, str], Stack] = field(default_factory=dict)
     _under_way: int = 0
+    _compile_seconds: float = 0.0
 
     def render(self, batch: list[Prepared], pause: Pause = no_pause) -> list[Image]:
         """What became of each request of a batch. Raises as `draw`."""
@@ -77,14 +80,25 @@ class PipelineRenderer:
         check(self.variants.family, key)
         variant = self.variants.get(key)
         call = arguments(self.variants.family, variant.accepted, key, batch)
-        if self.variants.can_pause(variant):
-            call["callback_on_step_end"] = self._pausing(key, pause)
+        with compile_clock() as clock:
+            if self.variants.can_pause(variant):
+                call["callback_on_step_end"] = self._pausing(key, pause, clock)
+            made = self._call(variant, key, call)
+        self._compile_seconds = clock.seconds
+        pixels = as_channels_last(made.images)
+        if pixels.shape[1:3] != (key.height, key.width):
+            height, width = pixels.shape[1:3]
+            raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
+        unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(pixels)
+        return pixels, unsafe
+
+    def _call(self, variant: Variant, key: BatchKey, call: Arguments) -> Any:
         pipeline = beside(variant.pipeline) if self._under_way else variant.pipeline
         self._set_up(key)
         self._under_way += 1
         try:
             with step_cache(pipeline, self.variants.family, self.variants.options):
-                made = pipeline(**call)
+                return pipeline(**call)
         except RuntimeError as error:
             if is_device_lost(error):
                 log.exception("The device is lost: this process ends")
@@ -96,12 +110,6 @@ class PipelineRenderer:
             raise out_of_memory(error) from error
         finally:
             self._under_way -= 1
-        pixels = as_channels_last(made.images)
-        if pixels.shape[1:3] != (key.height, key.width):
-            height, width = pixels.shape[1:3]
-            raise InvalidRequest("width", f"this pipeline makes {width} x {height} of it")
-        unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(pixels)
-        return pixels, unsafe
 
     def _set_up(self, key: BatchKey) -> None:
         self.adapters.use(key.adapter)
@@ -109,10 +117,12 @@ class PipelineRenderer:
         # Another model of this process may have set another count.
         torch.set_num_threads(self.stack.threads)
 
-    def _pausing(self, key: BatchKey, pause: Pause) -> StepEnd:
+    def _pausing(self, key: BatchKey, pause: Pause, clock: CompileClock) -> StepEnd:
         def step_end(_: object, __: int, ___: object, tensors: Tensors) -> Tensors:
+            clock.paused = True
             if pause():  # whatever was rendered meanwhile has set us up for itself
                 self._set_up(key)
+            clock.paused = False
             return tensors
 
         return step_end
@@ -134,7 +144,8 @@ class PipelineRenderer:
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
         pipeline = self.variants.class_name(key)
-        modes = ", ".join(filter(None, (self.stack.modes, self.savings.names(key))))
+        parts = (self.stack.modes, self.savings.names(key), self.adapters.modes.get(key.adapter))
+        modes = ", ".join(filter(None, parts))
         name = (pipeline, key.adapter, modes)
         if name not in self._stacks:
             digest = self.stack.fingerprint
@@ -151,6 +162,10 @@ class PipelineRenderer:
                 self.stack, pipeline=pipeline, fingerprint=digest, modes=modes
             )
         return self._stacks[name]
+
+    def compile_seconds(self) -> float:
+        """Of the last call: how long torch compiled."""
+        return self._compile_seconds
 
     def tokens_cut(self, prompt: str) -> int:
         """Tokens at a prompt's end that the pipeline does not read."""
@@ -205,10 +220,9 @@ def load_pipeline(
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(error) from error
-    tune(pipeline, model.options)
-    adapters = Adapters(
-        pipeline, table, model.adapters, model.adapters_mib * 2**20, model.options.compile
-    )
+    tune(pipeline, model.options, device)
+    kind = SwappedAdapters if model.options.compile else Adapters
+    adapters = kind(pipeline, table, model.adapters, model.adapters_mib * 2**20)
     return PipelineRenderer(
         Variants(pipeline, controls, family, model.options, device),
         adapters,

@@ -15,13 +15,7 @@ from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 from jobs.errors import FatalError
 from jobs.models.options import Options, Quantization
 from jobs.models.table import Model
-
-# The blocks that repeat, of denoisers whose class in diffusers 0.42 does not name them.
-_BLOCKS = {
-    "SD3Transformer2DModel": ["JointTransformerBlock"],
-    "SanaTransformer2DModel": ["SanaTransformerBlock"],
-}
-GRAPHS = 256  # of one compiled block; torch's own limit is 8
+from worker.pipelines.compiling import compile_denoiser
 
 
 def loading_options(model: Model, dtype: torch.dtype) -> dict[str, Any]:
@@ -73,8 +67,10 @@ def mark(pipeline: Any, options: Options) -> None:
         )
 
 
-def tune(pipeline: Any, options: Options) -> None:
+def tune(pipeline: Any, options: Options, device: str) -> None:
     """Apply the options that belong to a pipeline's parts, once; others derived from it share them.
+
+    device: "cpu" or "cuda", where it is.
 
     Raises:
         FatalError: diffusers refuses an option; it is named.
@@ -102,25 +98,12 @@ def tune(pipeline: Any, options: Options) -> None:
             lambda: denoiser.enable_cache(_step_cache(denoiser, options)),
         ),
         # Last, so that it compiles what the others have made.
-        "compile": (options.compile, lambda: _compile(denoiser)),
+        "compile": (options.compile, lambda: compile_denoiser(denoiser, device)),
     }
     for name, (wanted, apply) in steps.items():
         if wanted:
             with _naming(name):
                 apply()
-
-
-def _compile(denoiser: Any) -> None:
-    name = type(denoiser).__name__
-    if name in _BLOCKS:
-        denoiser._repeated_blocks = _BLOCKS[name]
-    if not getattr(denoiser, "_repeated_blocks", None):
-        raise ValueError(f"diffusers does not know which blocks of {name} repeat: leave it out")
-    # Each size, number of slots, rank and weight of an adapter may need a graph of its own, and
-    # whoever comes after the last that is allowed fails, the bare model as well.
-    torch._dynamo.config.recompile_limit = GRAPHS
-    torch._dynamo.config.accumulated_recompile_limit = 16 * GRAPHS
-    denoiser.compile_repeated_blocks(fullgraph=True)
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:
