@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 import redis
+from safetensors.torch import load_file, save_file
 
 from jobs.broker.connection import connect
 from jobs.broker.fleet import Fleet, Worker
@@ -14,9 +17,9 @@ from jobs.settings import Settings
 from producer.control.installation import installation
 from producer.control.status import look
 from producer.control.stopping import resume
-from tests.sites import MODELS, Site
+from tests.sites import DEMO, MODELS, Site
 from tests.support import eventually
-from worker.faults import Fitness, Unfit
+from worker.faults import LIKE_FAILURES, Fitness, Unfit
 
 RUN = "0123456789ab"
 
@@ -85,6 +88,31 @@ def test_other_weights_than_planned_cost_a_worker_that_run_alone(site: Site) -> 
     site.start(site.plan(RUN, "slow", list(range(6)), chunk=2))
     assert worker.name not in {row["worker"] for row in site.wait(RUN)}
     assert [one.unfit for one in site.fleet.workers()] == [{}, {}]
+
+
+def test_a_model_that_fails_every_request_pauses_its_run(site: Site) -> None:
+    """Not one row after the other: the run says what they all said, and the rest is not tried."""
+    broken = site.folder / "broken"
+    shutil.copytree(DEMO, broken)
+    weights = broken / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.bias"].fill_(math.nan)
+    save_file(tensors, weights)
+    table = site.folder / "models.toml"
+    table.write_text(MODELS.replace(str(DEMO), str(broken)))
+    plant = Site(site.folder, site.settings, workers=site.workers)
+    plant.start(plant.plan(RUN, "shapes", list(range(80)), chunk=8))
+    plant.start_worker("shapes")
+    eventually(lambda: plant.progress(RUN).state == "paused", 120)
+    same = f"{LIKE_FAILURES} requests in a row failed alike: non_finite: the image has NaN pixels"
+    assert plant.progress(RUN).problem.startswith(same)
+    assert LIKE_FAILURES - 4 <= len(plant.records(RUN)) < LIKE_FAILURES
+    # Resumed with nothing mended: it says so again after one batch, not after as many as before.
+    before = len(plant.records(RUN))
+    resume(RUN, installation(plant.settings))
+    eventually(lambda: plant.progress(RUN).state == "paused")
+    assert plant.progress(RUN).problem.startswith(same)
+    assert len(plant.records(RUN)) == before
 
 
 @pytest.fixture
