@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -77,31 +78,30 @@ def check(
         device = choose_devices(devices)[0]
         file = str(settings.models) if settings.models else None
         with tempfile.TemporaryDirectory(prefix="imagemill-determinism-") as folder:
-            found, firsts = dict[bool, Findings](), dict[bool, Path]()
-            for compiled in (False, True):
-                firsts[compiled] = Path(folder) / f"{compiled}.npy"
-                trial = Trial(
-                    file,
-                    model,
-                    device.kind,
-                    slots or 0,
-                    steps or 0,
-                    compiled,
-                    str(firsts[compiled]),
-                )
-                found[compiled] = _twice(trial, device)
-                if found[compiled].problem and compiled == compiles:
-                    raise FatalError(found[compiled].problem)
+            asked = (slots or 0, steps or 0)
+            trials = [
+                Trial(file, model, device.kind, *asked, compiled, f"{folder}/{compiled}.npy")
+                for compiled in (False, True)
+            ]
+            with ThreadPoolExecutor(_at_once(device)) as executor:
+                off, on = executor.map(lambda trial: _twice(trial, device), trials)
+            if problem := (on if compiles else off).problem:
+                raise FatalError(problem)
             changed = None
-            if all(path.exists() for path in firsts.values()):
-                off, on = (np.load(path) for path in firsts.values())
-                changed = compare(list(zip(off, on, strict=True)))
-        verdict = Verdict(found[False], found[True], changed)
+            if all(Path(trial.first).exists() for trial in trials):
+                firsts = [np.load(trial.first) for trial in trials]
+                changed = compare(list(zip(*firsts, strict=True)))
+        verdict = Verdict(off, on, changed)
     except ImagemillError as error:
         typer.echo(str(error), err=True)
         sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
     typer.echo(_as_json(verdict) if as_json else _as_table(verdict))
     sys.exit(0 if verdict.same else 1)
+
+
+def _at_once(device: Device) -> int:
+    """How many processes render at a time: memory of a GPU may hold a model only once."""
+    return 2 if device.kind == "cpu" else 1
 
 
 def _twice(trial: Trial, device: Device) -> Findings:
@@ -126,7 +126,7 @@ def _run(trial: Trial, device: Device) -> Findings:
             "worker.trials",
             orjson.dumps(asdict(trial)).decode(),
         ]
-        own = os.environ | environment(device, 1)
+        own = os.environ | environment(device, _at_once(device))
         process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=log)
         with process:
             answer, _ = process.communicate()
