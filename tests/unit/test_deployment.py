@@ -5,6 +5,7 @@ compose-spec.json is the Compose specification's own schema (Apache License 2.0)
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_compose_is_of_its_specification() -> None:
     assert {v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", [])
             if v[0] != "."} == set(COMPOSE["volumes"])  # fmt: skip
     for service in SERVICES.values():
-        assert service["restart"] == "unless-stopped"
+        assert service["restart"] == ("no" if service is SERVICES["demo"] else "unless-stopped")
         assert ":" in service.get("image", ":")  # never whatever is the latest
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")
@@ -60,6 +61,11 @@ def test_compose_is_of_its_specification() -> None:
             assert (secret if isinstance(secret, str) else secret["source"]) in COMPOSE["secrets"]
         for path in service.get("volumes", []):
             assert path[0] != "." or (ROOT / path.split(":")[0]).exists()
+
+
+def test_the_image_without_torch_has_the_same_packages_else() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert set(project["dependency-groups"]["producer"]) < set(project["project"]["dependencies"])
 
 
 @pytest.mark.parametrize("name", OURS)
