@@ -1,6 +1,7 @@
 """What a team may have at most: device seconds a day, as estimated, and images in flight.
 
     <prefix>quota:<team>:<day>     hash: run id → device seconds that it was let in with on that day
+    <prefix>entering:<team>        hash: run id → "<images> <Unix seconds>": let in, not open yet
 
 Days are UTC. After a wiped Redis a day begins anew.
 """
@@ -14,12 +15,13 @@ from typing import cast
 
 import redis
 
+from jobs.broker.runs import entering
 from jobs.errors import UsageError
 from jobs.output.plan import Plan
 from jobs.settings import Team
 
 KEEP_SECONDS = 2 * 24 * 3600  # a day's hash
-
+ENTER_SECONDS = 300  # whoever was let in has opened its run by then, or has died
 
 _MORE_THAN_EVER = "That is more than it ever has: split the manifest, or raise the quota."
 
@@ -28,13 +30,14 @@ class QuotaExceeded(UsageError):
     """A team has not enough left for a run."""
 
 
-# KEYS: the day's hash, the run, all runs. ARGV: run id, team, device seconds, images, both limits,
-# prefix of runs, seconds to keep. Lets a run in, once however often it is said. Returns what of the
-# team counts already if that is too much: {"images" or "seconds", how many}.
+# KEYS: the day's hash, the run, all runs, those that enter. ARGV: run id, team, device seconds,
+# images, both limits, prefix of runs, seconds to keep, seconds to enter. Lets a run in, once
+# however often it is said. Returns what of the team counts already if that is too much: {"images"
+# or "seconds", how many}.
 ADMIT = """
 local state = redis.call('HGET', KEYS[2], 'state')
 if state == 'running' or state == 'paused' then return false end
-local in_flight = 0
+local in_flight, now = 0, tonumber(redis.call('TIME')[1])
 for _, id in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
   local run = redis.call('HMGET', ARGV[7] .. id, 'team', 'state', 'requests', 'done', 'failed')
   if run[1] == ARGV[2] and (run[2] == 'running' or run[2] == 'paused') then
@@ -42,13 +45,25 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
     in_flight = in_flight + math.max(0, left)
   end
 end
+local entering = redis.call('HGETALL', KEYS[4])
+for i = 1, #entering, 2 do
+  local images, at = string.match(entering[i + 1], '^(%d+) (%d+)$')
+  if not at or now - tonumber(at) > tonumber(ARGV[9]) then
+    redis.call('HDEL', KEYS[4], entering[i])
+  elseif entering[i] ~= ARGV[1] then
+    in_flight = in_flight + tonumber(images)
+  end
+end
 if in_flight + ARGV[4] > tonumber(ARGV[6]) then return {'images', tostring(in_flight)} end
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return false end
-local used = 0
-for _, seconds in ipairs(redis.call('HVALS', KEYS[1])) do used = used + (tonumber(seconds) or 0) end
-if used + ARGV[3] > tonumber(ARGV[5]) then return {'seconds', tostring(used)} end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[8])
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
+  local used = 0
+  for _, spent in ipairs(redis.call('HVALS', KEYS[1])) do used = used + (tonumber(spent) or 0) end
+  if used + ARGV[3] > tonumber(ARGV[5]) then return {'seconds', tostring(used)} end
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+  redis.call('EXPIRE', KEYS[1], ARGV[8])
+end
+redis.call('HSET', KEYS[4], ARGV[1], ARGV[4] .. ' ' .. now)
+redis.call('EXPIRE', KEYS[4], ARGV[9])
 return false
 """
 
@@ -71,13 +86,14 @@ class Quotas:
             f"{self.prefix}quota:{plan.team}:{moment:%Y-%m-%d}",
             f"{self.prefix}run:{plan.run_id}",
             f"{self.prefix}runs",
+            entering(self.prefix, plan.team),
         )
         seconds = team.device_seconds_a_day
         images = team.images_in_flight
         refused = self.client.eval(
             ADMIT, len(keys), *keys, plan.run_id, plan.team, plan.seconds, plan.left,
             math.inf if seconds is None else seconds, math.inf if images is None else images,
-            f"{self.prefix}run:", KEEP_SECONDS,
+            f"{self.prefix}run:", KEEP_SECONDS, ENTER_SECONDS,
         )  # fmt: skip
         if not refused:
             return

@@ -159,6 +159,7 @@ class Runs:
                     "owing": 0,
                 },
             )
+            pipe.hdel(entering(self.prefix, plan.team), plan.run_id)  # it counts by itself now
             pipe.delete(f"{key}:chunks", f"{key}:busy", f"{key}:next")
             for number in done:
                 pipe.setbit(f"{key}:chunks", number, 1)
@@ -443,6 +444,11 @@ class Runs:
     def _touch(pipe: redis.client.Pipeline, key: str) -> None:
         for name in ("", ":chunks", ":busy", ":next", ":attempts", ":deaths"):
             pipe.expire(f"{key}{name}", KEEP_SECONDS)
+
+
+def entering(prefix: str, team: str) -> str:
+    """Key of a team's runs that were let in (jobs.broker.quotas) and are not open yet."""
+    return f"{prefix}entering:{team}"
 
 
 def _requests_by_model(plan: Plan) -> dict[str, int]:

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jobs.broker.quotas import QuotaExceeded, Quotas
+from jobs.broker.quotas import ENTER_SECONDS, QuotaExceeded, Quotas
+from jobs.broker.runs import entering
 from jobs.output.plan import Chunk, Plan, Shard
 from jobs.settings import Team
 from tests.samples import make_plan
@@ -59,6 +60,30 @@ def test_images_in_flight(site: Site, quotas: Quotas) -> None:
         quotas.admit(plan("b", 16), team)
     site.runs.complete("a", 0, 9, 1)
     quotas.admit(plan("b", 25), team)
+
+
+def test_of_runs_that_come_at_once_one_finds_room(site: Site, quotas: Quotas) -> None:
+    team = Team(images_in_flight=25)
+    quotas.admit(plan("a", 20), team)
+    quotas.admit(plan("a", 20), team)  # again: it is not beside itself
+    with pytest.raises(QuotaExceeded, match="has 5 of them left; run b has 20"):
+        quotas.admit(plan("b", 20), team)
+    quotas.admit(plan("other", 25, team="blue"), team)
+    site.runs.open(plan("a", 20), "out", [])
+    quotas.admit(plan("b", 5), team)
+    # One that has died before it was open takes no room for ever.
+    key = entering(site.settings.key_prefix, "red")
+    now = site.client.time()[0]
+    site.client.hset(key, "b", f"5 {now - ENTER_SECONDS - 1}")
+    quotas.admit(plan("c", 5), team)
+    assert site.client.hkeys(key) == [b"c"]
+
+
+def test_what_others_write_there_ends_nothing(site: Site, quotas: Quotas) -> None:
+    key = entering(site.settings.key_prefix, "red")
+    site.client.hset(key, "x", "many")
+    quotas.admit(plan("a", 20), Team(images_in_flight=25))
+    assert site.client.hkeys(key) == [b"a"]
 
 
 def test_without_a_limit_everything_is_let_in(quotas: Quotas) -> None:
