@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import orjson
@@ -52,10 +53,10 @@ def batches(site: Site, tmp_path: Path) -> Batches:
     return Batches(store, steps, known.runs.client, site.settings.key_prefix)
 
 
-def made(batches: Batches, model: str, requests: int, ends_in: float) -> Ticket:
+def made(batches: Batches, model: str, requests: int, ends_in: float, team: str = "red") -> Ticket:
     """A batch of `model`, which expires so many seconds from now."""
     endpoint: Any = "/v1/images/generations"
-    with batches.steps.shelf.new("red", "a", "batch") as (file, content):
+    with batches.steps.shelf.new(team, "a", "batch") as (file, content):
         for i in range(requests):
             body = {"prompt": f"{i}", "model": model}
             line = {"custom_id": f"{i}", "method": "POST", "url": endpoint, "body": body}
@@ -63,7 +64,7 @@ def made(batches: Batches, model: str, requests: int, ends_in: float) -> Ticket:
     now = int(time.time())
     ticket = Ticket(
         id=new_id("batch_"),
-        team="red",
+        team=team,
         input_file_id=file.id,
         endpoint=endpoint,
         metadata=None,
@@ -132,3 +133,26 @@ def test_a_facade_that_comes_back_late_lets_workers_settle(site: Site, batches: 
     images = len(list(Path(out.root).rglob("images/*/*")))
     assert final.request_counts.completed == images
     assert len(list(Path(out.root).rglob("images/*/*"))) == images
+
+
+def test_a_team_takes_one_step_at_a_time(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many batches it has; another team's step begins meanwhile."""
+    done, begun = Event(), list[str]()
+
+    def advance(_: Steps, ticket: Ticket) -> None:
+        begun.append(ticket.team)
+        done.wait(20)
+
+    monkeypatch.setattr(Steps, "advance", advance)
+    for team in ("red", "red", "red", "blue"):
+        made(batches, "slow", 1, 3600, team)
+    for _ in range(3):
+        batches.tend()
+    try:
+        assert eventually(lambda: sorted(begun) == ["blue", "red"])
+        batches.tend()
+        assert sorted(batches._under_way) == ["blue", "red"]
+    finally:
+        done.set()
+    eventually(lambda: not batches._under_way)
+    assert sorted(begun) == ["blue", "red"]

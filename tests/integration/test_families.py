@@ -624,6 +624,46 @@ def test_a_pickled_adapter_is_refused(studio: Studio, tmp_path: Path) -> None:
         studio.load("sd", parts=parts).render([adapted("ink")])
 
 
+@pytest.mark.parametrize("place", ["pipeline", "component"])
+def test_a_model_folder_runs_no_code(studio: Studio, tmp_path: Path, place: str) -> None:
+    """Nor are weights read that are pickled."""
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(studio.part("sd"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    code = (
+        f"from diffusers import *\nopen({str(ran)!r}, 'w')\nclass Own(UNet2DConditionModel): pass\n"
+    )
+    if place == "pipeline":
+        (folder / "own.py").write_text(code)
+        index["_class_name"] = ["own", "Own"]
+    else:
+        (folder / "unet/own.py").write_text(code)
+        index["unet"] = ["own", "Own"]
+    table = own_table(tmp_path, folder)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(FatalError, match="custom code"):
+        load_pipeline(table, table.get("m"), fingerprint(table, table.get("m")), "cpu")
+    assert not ran.exists()
+
+
+def test_pickled_weights_are_not_read(studio: Studio, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(studio.part("sd"), folder)
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    table = own_table(tmp_path, folder)
+    with pytest.raises(FatalError, match=r"no file named .*\.safetensors"):
+        load_pipeline(table, table.get("m"), fingerprint(table, table.get("m")), "cpu")
+
+
+def own_table(place: Path, folder: Path) -> ModelTable:
+    """Of one model, whose weights lie in the folder."""
+    file = place / "models.toml"
+    file.write_text(f'default = "m"\n[models.m]\nrepo = "{folder}"\nthreads = 1\n')
+    return load_models(file)
+
+
 def test_a_missing_adapter_is_named(studio: Studio) -> None:
     parts = f'[models.sd.adapters.ink]\nrepo = "{studio.part("sd")}"\n'
     renderer = studio.load("sd", parts=parts)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import orjson
+from io import BytesIO
 
-from producer.api.openai.batch.lines import STORED, with_urls
+import orjson
+import pytest
+
+from producer.api.openai.batch import lines as reading
+from producer.api.openai.batch.lines import MAX_REQUESTS, STORED, Translation, translate, with_urls
 
 
 def test_stored_images_become_urls_and_nothing_else_does() -> None:
@@ -20,3 +24,24 @@ def test_stored_images_become_urls_and_nothing_else_does() -> None:
     url = f"http://here/{own.removeprefix(STORED)}?a"
     assert orjson.loads(read[0]) == {"data": [{"url": url, "seed": 1}, {"url": url}]}
     assert read[1:] == lines[1:]
+
+
+def test_a_batch_has_so_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after them is not even read."""
+    assert MAX_REQUESTS == 50_000  # as docs/14-security.md says
+    monkeypatch.setattr(reading, "MAX_REQUESTS", 3)
+
+    def read(count: int) -> tuple[Translation, int]:
+        line = (
+            b'{"custom_id": "%d", "method": "POST", "url": "/v1/images/generations", "body": {}}\n'
+        )
+        source = BytesIO(b"".join(line % number for number in range(count)))
+        return translate(
+            source, BytesIO(), BytesIO(), "/v1/images/generations", lambda _: ""
+        ), source.tell()  # fmt: skip
+
+    allowed, end = read(3)
+    assert (allowed.requests, allowed.errors) == (3, [])
+    refused, stopped = read(100)
+    assert [error.reason for error in refused.errors] == ["the file has more than 3 requests"]
+    assert stopped < 2 * end

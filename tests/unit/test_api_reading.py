@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.types import Message
 
+from producer.api.wire import reading
 from producer.planning.strict_json import parse_json
 
 
@@ -51,3 +55,22 @@ def test_surprises_are_refused(raw: bytes, reason: str) -> None:
 )
 def test_plain_json_is_read(content: Any) -> None:
     assert parse_json(json.dumps(content).encode()) == content
+
+
+def test_a_body_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it has a deadline, not each piece."""
+    monkeypatch.setattr(reading, "BODY_SECONDS", 0.2)
+
+    async def drip() -> Message:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def read() -> None:
+        receive = reading._in_time(drip)
+        async with asyncio.timeout(10):
+            while True:
+                await receive()
+
+    with pytest.raises(HTTPException) as told:
+        asyncio.run(read())
+    assert told.value.status_code == 408
