@@ -57,8 +57,8 @@ def say_news(news: News) -> None:
     say(str(news))
 
 
-def show_news(news: News) -> None:
-    """The same as a line of JSON on stdout, at once."""
+def show_news(news: News | Verdict) -> None:
+    """The same, or a verdict, as a line of JSON on stdout, at once."""
     event = {"at": datetime.now(UTC).isoformat(timespec="seconds")} | asdict(news)
     print(orjson.dumps(event).decode(), flush=True)
 

@@ -35,6 +35,7 @@ State = Literal["running", "paused", "cancelled", "finished"]
 
 KEEP_SECONDS = 30 * 24 * 3600  # how long a run stays listed after its last change
 _COST = "device_seconds:"
+_KEYS = ("", ":chunks", ":busy", ":next", ":attempts", ":deaths")  # of a run, after its own
 ASKED = 4  # questions whose answers make a run's progress
 
 
@@ -394,6 +395,14 @@ class Runs:
             self._key(run_id), mapping={"state": "finished", "done": done, "failed": failed}
         )
 
+    def forget(self, run_id: str) -> None:
+        """Keep nothing of a run, whose messages are void then."""
+        key = self._key(run_id)
+        with self.client.pipeline() as pipe:
+            pipe.delete(*(f"{key}{name}" for name in (*_KEYS, ":suspects")))
+            pipe.zrem(f"{self.prefix}runs", run_id)
+            pipe.execute()
+
     def listed(self, most: int = 100) -> list[str]:
         """Ids of the runs that Redis knows, newest first."""
         found = self.client.zrevrange(f"{self.prefix}runs", 0, most - 1)
@@ -442,7 +451,7 @@ class Runs:
 
     @staticmethod
     def _touch(pipe: redis.client.Pipeline, key: str) -> None:
-        for name in ("", ":chunks", ":busy", ":next", ":attempts", ":deaths"):
+        for name in _KEYS:
             pipe.expire(f"{key}{name}", KEEP_SECONDS)
 
 

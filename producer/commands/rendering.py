@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from jobs.errors import FatalError, TransientError, UsageError
 from jobs.teams import OPEN_TEAM, check_team
 from producer.commands import options
 
 if TYPE_CHECKING:
+    from jobs.settings import Settings
     from producer.control.installation import Installation
     from producer.local.whole import Outcome
 
@@ -193,6 +195,17 @@ def verify(
             rich_help_panel=options.DEPLOYMENT,
         ),
     ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Until Ctrl-C, have the workers of the installation (--broker) render another "
+            "sample so often, after all other work; its metrics tell the verdicts.",
+            rich_help_panel=options.DEPLOYMENT,
+        ),
+    ] = None,
+    broker: options.Broker = None,
     models_file: options.ModelsFile = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -200,12 +213,17 @@ def verify(
     """Render a sample of finished images again, compare bytes. Exits with 1 if any differ."""
     from jobs.models.table import load_models
     from jobs.settings import load_settings
+
+    if every:
+        _keep_verifying(out, sample, every, load_settings(broker, models_file), quiet, as_json)
     from producer.control.installation import installation
     from producer.control.progress import display
     from producer.report import show_json, show_verdict
     from producer.upkeep.verification import count_verdict
     from producer.upkeep.verification import verify as compare
 
+    if broker:
+        raise UsageError("--broker goes with --every", "--count-in counts a single verdict.")
     settings = load_settings(models=models_file)
     with display(quiet) as shown:
         verdict = compare(out, sample, settings, load_models(settings.models), shown)
@@ -217,3 +235,32 @@ def verify(
         show_verdict(verdict)
     if verdict.differences:
         raise typer.Exit(1)
+
+
+def _keep_verifying(
+    out: str, sample: int, every: float, settings: Settings, quiet: bool, as_json: bool
+) -> NoReturn:
+    """Verify by an installation's workers until Ctrl-C; what passes is told and tried again."""
+    from jobs.models.table import load_models
+    from producer.control.installation import installation
+    from producer.report import say, show_news, show_verdict
+    from producer.upkeep.verification import verify_by
+
+    known, table = installation(settings), load_models(settings.models)
+    try:
+        while True:
+            started = time.monotonic()
+            try:
+                # By the clock: another copy, or this one started again, draws others as well.
+                verdict = verify_by(known, out, sample, time.time_ns(), settings, table)
+            except (TransientError, FatalError) as error:
+                say(str(error))
+            else:
+                if as_json:
+                    show_news(verdict)
+                elif not quiet or verdict.differences:
+                    show_verdict(verdict)
+            time.sleep(max(0.0, every - (time.monotonic() - started)))
+    except KeyboardInterrupt:
+        say("Stopped.")
+        raise

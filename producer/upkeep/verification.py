@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import orjson
+import redis
 
 from jobs.broker.counters import Counters, Series
+from jobs.broker.runs import Runs
 from jobs.errors import UsageError
 from jobs.ids import STORED_INPUT
 from jobs.marks import stripped
@@ -23,11 +27,11 @@ from jobs.output.records import STACK_FIELDS, Row, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import Settings
 from producer.control.installation import Installation
-from producer.control.progress import Display
+from producer.control.progress import Display, display, follow
 from producer.local.embedded import Crew
 from producer.local.whole import render
 from producer.planning.resolution import PlanOptions
-from producer.planning.submission import Job
+from producer.planning.submission import Job, identify, launch, prepare
 
 _SAME = {"prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale"}
 _SAME |= {"strength", "response_format", "mask_image", "control_images", "controlnet_weights"}
@@ -55,9 +59,7 @@ class Verdict:
     differences: list[Difference]
 
 
-def verify(
-    out: str, sample: int, settings: Settings, table: ModelTable, display: Display
-) -> Verdict:
+def verify(out: str, sample: int, settings: Settings, table: ModelTable, shown: Display) -> Verdict:
     """Render a sample of a dataset's images again on this machine.
 
     The sample is the same each time for the same dataset. Images that were rendered elsewhere may
@@ -69,14 +71,70 @@ def verify(
     """
     rows = draw_sample(open_storage(out), sample)
     with tempfile.TemporaryDirectory(prefix="imagemill-verify-") as name:
-        folder = Path(name)
-        manifest = folder / "manifest.jsonl"
-        manifest.write_bytes(b"\n".join(orjson.dumps(_again(row, table)) for row in rows))
-        again = str(folder / "again")
-        _copy_inputs(rows, open_storage(out), open_storage(again))
-        options = PlanOptions(stores=tuple(sorted(settings.input_stores)))
-        render(Job(str(manifest), again, table, options), settings, Crew(), display)
-        return compare(rows, _rendered(rows, open_storage(again)))
+        again = open_storage(str(Path(name, "again")))
+        job = _job(rows, open_storage(out), again, settings, table, Path(name))
+        render(job, settings, Crew(), shown)
+        return compare(rows, _rendered(rows, again))
+
+
+def verify_by(
+    known: Installation, out: str, sample: int, draw: int, settings: Settings, table: ModelTable
+) -> Verdict:
+    """Have an installation's workers render a sample again, after all other work, and count it.
+
+    draw: another number, another sample. Nothing of it stays, neither in storage, where it lies in
+    the dataset's `_verify` meanwhile, nor in the broker.
+
+    Raises:
+        UsageError, ManifestRefused: as verify.
+        FatalError: the workers cannot render it.
+        TransientError: broker or storage are away.
+    """
+    storage = open_storage(out)
+    rows = draw_sample(storage, sample, draw)
+    place = f"_verify/{uuid.uuid4().hex}"
+    again = open_storage(f"{storage.uri}/{place}")
+    with tempfile.TemporaryDirectory(prefix="imagemill-verify-") as name:
+        job = _job(rows, storage, again, settings, table, Path(name))
+        submission = identify(replace(job, priority="low"))
+        try:
+            plan = prepare(submission, lambda _: None)
+            with known.reached():
+                launch(plan, again, known.runs, known.dispatcher)
+                _await(known.runs, plan.run_id)
+                verdict = compare(rows, _rendered(rows, again))
+                known.runs.forget(plan.run_id)
+        finally:
+            storage.remove(place)
+    count_verdict(known, verdict)
+    return verdict
+
+
+def _await(runs: Runs, run_id: str) -> None:
+    """Wait for a run's end; it does not go on if that is not to be had."""
+    try:
+        with display(quiet=True) as shown:
+            follow(runs, run_id, shown)
+    except BaseException:
+        with suppress(redis.RedisError):
+            runs.set_state(run_id, "cancelled")
+        raise
+
+
+def _job(
+    rows: list[Row],
+    storage: Storage,
+    again: Storage,
+    settings: Settings,
+    table: ModelTable,
+    folder: Path,
+) -> Job:
+    """What renders some records of a dataset once more, with its manifest in a local folder."""
+    manifest = folder / "manifest.jsonl"
+    manifest.write_bytes(b"\n".join(orjson.dumps(_again(row, table)) for row in rows))
+    _copy_inputs(rows, storage, again)
+    options = PlanOptions(stores=tuple(sorted(settings.input_stores)))
+    return Job(str(manifest), again.uri, table, options)
 
 
 def count_verdict(known: Installation, verdict: Verdict) -> None:
@@ -93,8 +151,8 @@ def count_verdict(known: Installation, verdict: Verdict) -> None:
         Counters(known.runs.client, known.runs.prefix).add(sums)
 
 
-def draw_sample(storage: Storage, sample: int) -> list[Row]:
-    """Some rows of a dataset in its order, drawn without replacement.
+def draw_sample(storage: Storage, sample: int, draw: int = 0) -> list[Row]:
+    """Some rows of a dataset in its order, drawn without replacement; others for another draw.
 
     Raises:
         UsageError: there are none.
@@ -104,7 +162,7 @@ def draw_sample(storage: Storage, sample: int) -> list[Row]:
         raise UsageError(
             f"{storage.uri} has no finished images to verify", "Run its manifest to the end first."
         )
-    drawn = random.Random(0).sample(range(summary.done), min(sample, summary.done))
+    drawn = random.Random(draw).sample(range(summary.done), min(sample, summary.done))
     chosen = frozenset(drawn)
     rows = enumerate(read_part(storage, layout.METADATA))
     return [row for number, row in rows if number in chosen]
