@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from threading import Thread
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -54,6 +55,7 @@ from producer.api.page.pictures import Thumbnails
 from producer.api.page.ranking import Rankings
 from producer.api.page.visits import make_pages
 from producer.api.roster import Roster
+from producer.api.traffic import Traffic
 from producer.api.wire.errors import handle_errors
 from producer.api.wire.parts import provide
 from producer.api.wire.reading import BodyLimits
@@ -104,7 +106,9 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
             await access.close()
             known.runs.client.close()
 
+    registry = make_registry(known, table)
     app = _Facade(
+        Traffic(registry),
         title="imagemill",
         version=version("imagemill"),
         description="Images from prompts, one by one or in batches.",
@@ -126,7 +130,7 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
         Gallery(),
         Rankings(),
         Thumbnails(),
-        Metrics(make_registry(known, table), settings.metrics_token),
+        Metrics(registry, settings.metrics_token),
     )
     handle_errors(app)
     app.include_router(health.router)
@@ -166,18 +170,24 @@ def _host(settings: Settings) -> str:
 class _Facade(FastAPI):
     """FastAPI with the access log around all of it, answers of its own middleware too."""
 
+    def __init__(self, traffic: Traffic, **options: Any) -> None:
+        self.traffic = traffic
+        super().__init__(**options)
+
     def build_middleware_stack(self) -> ASGIApp:
-        return AccessLog(super().build_middleware_stack())
+        return AccessLog(super().build_middleware_stack(), self.traffic)
 
 
 class AccessLog:
     """One line a request: neither queries, which may be signed, nor headers, nor bodies.
 
     Each request has an id, in its line and its answer: its caller's (X-Request-Id), else a new one.
+    traffic: counts them as well.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
         self.app = app
+        self.traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -197,6 +207,7 @@ class AccessLog:
             await self.app(scope, receive, noting)
         finally:
             seconds = time.perf_counter() - started
+            self.traffic.count(scope, status, seconds)
             path = scope["path"].encode("unicode_escape").decode()
             log.info(
                 "%s %s %d %.0f ms %s", scope["method"], path, status, 1000 * seconds, name,
