@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, astuple
@@ -19,6 +20,7 @@ from jobs.output import layout
 from producer.planning.rates import Rates, estimate
 
 if TYPE_CHECKING:  # so that a command loads only what it needs itself
+    from jobs.logs import LogFormat
     from jobs.models.table import ModelTable
     from producer.control.status import Status
     from producer.local.whole import Outcome
@@ -34,6 +36,8 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
 
 SHOWN_PATHS = 20
 UNBROKEN = ("nominal time", "next")  # columns
+
+log = logging.getLogger(__name__)
 
 
 def say(text: str) -> None:
@@ -55,6 +59,20 @@ def show_json(value: Any) -> None:
 def say_news(news: News) -> None:
     """Something that happened, for people on stderr."""
     say(str(news))
+
+
+def announce(text: str, form: LogFormat) -> None:
+    """A line about this process itself: for people, or of the log where that is JSON."""
+    if form == "json":
+        log.info(text)
+    else:
+        say(text)
+
+
+def log_news(news: News) -> None:
+    """The same as a line of the log, with its fields where that is JSON."""
+    fields = {name: value for name, value in asdict(news).items() if value and name != "text"}
+    log.info("%s", news, extra=fields)
 
 
 def show_news(news: News | Verdict) -> None:

@@ -44,6 +44,7 @@ def run(
     schedules_file: SchedulesFile = None,
     broker: options.Broker = None,
     models_file: options.ModelsFile = None,
+    log_format: options.LogFormat = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -52,16 +53,19 @@ def run(
     With --json, what happens is a line of JSON each on stdout.
     """
     from jobs.settings import load_settings
-    from producer.report import say, say_news, show_news
+    from producer.report import announce
     from producer.schedules.scheduler import Scheduler
 
-    settings = load_settings(broker, models_file)
-    tell = show_news if as_json else _nothing if quiet else say_news
+    settings = load_settings(broker, models_file, log_format)
+    tell = _teller(settings, quiet, as_json)
     scheduler = Scheduler(schedules_file or settings.schedules, _firing(settings, tell))
     try:
         scheduler.run()
     except KeyboardInterrupt:
-        say("Stopped. Runs under way go on; what becomes due meanwhile: docs/13-schedules.md.")
+        announce(
+            "Stopped. Runs under way go on; what becomes due meanwhile: docs/13-schedules.md.",
+            settings.log_format,
+        )
         raise
 
 
@@ -210,6 +214,7 @@ def inbox(
     ] = 5.0,
     broker: options.Broker = None,
     models_file: options.ModelsFile = None,
+    log_format: options.LogFormat = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -227,17 +232,17 @@ def inbox(
     from producer.control.installation import installation
     from producer.planning.resolution import PlanOptions
     from producer.planning.tables import columns_of
-    from producer.report import say, say_news, show_news
+    from producer.report import announce
     from producer.schedules.inbox import Inbox
     from producer.schedules.news import News
 
-    settings = load_settings(broker, models_file)
+    settings = load_settings(broker, models_file, log_format)
     stores = tuple(sorted(settings.input_stores))
     columns = columns_of(map)
     plan_options = PlanOptions(
         seed, model, format, None, skip_invalid, False, stores, columns=columns
     )
-    tell = show_news if as_json else _nothing if quiet else say_news
+    tell = _teller(settings, quiet, as_json)
     # Strangers may write there: they name neither repositories nor folders, nor files of ours.
     table = replace(load_models(settings.models), closed=True)
     table.route(model)
@@ -252,7 +257,9 @@ def inbox(
     try:
         watched.watch(every)
     except KeyboardInterrupt:
-        say("Stopped. What was taken on is taken on again by the next watcher.")
+        announce(
+            "Stopped. What was taken on is taken on again by the next watcher.", settings.log_format
+        )
         raise
 
 
@@ -277,6 +284,19 @@ def _firing(settings: Settings, tell: Callable[[News], None]) -> Firing:
 
     stores = tuple(sorted(settings.input_stores))
     return Firing(installation(settings), load_models(settings.models), stores, tell)
+
+
+def _teller(settings: Settings, quiet: bool, as_json: bool) -> Callable[[News], None]:
+    """Who is told what happens: stdout (--json), nobody, people, or the log where it is JSON."""
+    from jobs.logs import log_to_stderr
+    from producer.report import log_news, say_news, show_news
+
+    log_to_stderr(settings.log_format)
+    if as_json:
+        return show_news
+    if quiet:
+        return _nothing
+    return log_news if settings.log_format == "json" else say_news
 
 
 def _nothing(_: News) -> None:

@@ -91,17 +91,24 @@ def exporter(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks one.")] = 9464,
     broker: options.Broker = None,
     models_file: options.ModelsFile = None,
+    log_format: options.LogFormat = None,
 ) -> None:
     """Tell Prometheus what the installation does, until Ctrl-C. It asks for no token."""
+    from jobs.logs import log_to_stderr
     from jobs.models.table import load_models
     from jobs.settings import load_settings
     from producer.control.installation import installation
     from producer.control.metrics import make_registry, serve_metrics
-    from producer.report import say
+    from producer.report import announce
 
-    settings = load_settings(broker, models_file)
+    settings = load_settings(broker, models_file, log_format)
+    log_to_stderr(settings.log_format)
     registry = make_registry(installation(settings), load_models(settings.models))
-    serve_metrics(registry, host, port, lambda url: say(f"Ready: {url} (Ctrl-C stops)"))
+
+    def ready(url: str) -> None:
+        announce(f"Ready: {url} (Ctrl-C stops)", settings.log_format)
+
+    serve_metrics(registry, host, port, ready)
 
 
 def make_keys() -> typer.Typer:
