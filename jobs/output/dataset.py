@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import FatalError
 from jobs.ids import RUN_ID
 from jobs.output import layout
+from jobs.output.kept import keeper
 from jobs.output.plan import Plan, read_shard
 from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part
 from jobs.output.scores import Joiner
@@ -166,7 +167,7 @@ def rewrite_rows(storage: Storage, plan: Plan) -> None:
 
 def _write_rows(storage: Storage, plan: Plan) -> _Tally:
     tally, scores = _Tally(), Joiner(storage, plan.run_id)
-    with JsonlWriter(storage) as writer:
+    with keeper(storage, plan) as kept, JsonlWriter(storage) as writer:
         for row in _invalid_rows(storage, plan):
             writer.add([row])
         for number, shard in enumerate(rows_by_shard(storage, plan)):
@@ -175,7 +176,7 @@ def _write_rows(storage: Storage, plan: Plan) -> _Tally:
             if len(rows) < len(shard):
                 raise IncompleteRun(plan.run_id, len(shard) - len(rows))
             tally.add(rows)
-            writer.add(scores.join(number, rows))
+            writer.add(scores.join(number, kept.join(rows) if kept else rows))
     return tally
 
 

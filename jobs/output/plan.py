@@ -56,7 +56,7 @@ class Plan:
         jobs.models.fingerprints.hub_name. Workers load these.
     invalid: lines left out by --skip-invalid; reused: requests whose images already existed.
     team, priority: whose turn it is goes by them; seconds: of one device, that what is left will
-    take, as far as one knows.
+    take, as far as one knows; keeps: whether lines have columns that the dataset is to have.
     """
 
     run_id: str
@@ -71,6 +71,7 @@ class Plan:
     team: str = OPEN_TEAM
     priority: Priority = "normal"
     seconds: float = 0.0
+    keeps: bool = False
 
     @property
     def requests(self) -> int:

@@ -79,6 +79,10 @@ class Row(TypedDict, total=False):
     created_at: str
 
 
+# No others may be called so; those that no record has are an export's.
+OWN_COLUMNS = frozenset((*Row.__annotations__, "image", "key", "signed_sha256"))
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """What rendered a request, apart from the request: everything that may change a byte.

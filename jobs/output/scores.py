@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import FatalError
 from jobs.ids import COLUMN, JOB_ID, SCORER, short_digest
 from jobs.output import layout
-from jobs.output.records import Row, encode_part
+from jobs.output.records import OWN_COLUMNS, Row, encode_part
 from jobs.output.storage import Storage
 
 Score = str | int | float | bool
@@ -26,8 +26,6 @@ Scores = Mapping[str, Score]  # column → an image's; without those that it has
 
 MAX_TEXT = 1000  # characters of a score
 FOLDERS_KEPT = 8  # whose scores are in memory
-
-_TAKEN = {*Row.__annotations__, "image", "key"}  # the last two are an export's
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class Scoring:
     def is_sound(self) -> bool:
         """Whether name and columns are such, and no column is one of the records' own."""
         names = self.all_columns
-        distinct = len(set(names)) == len(names) and not set(names) & _TAKEN
+        distinct = len(set(names)) == len(names) and not set(names) & OWN_COLUMNS
         return bool(SCORER.fullmatch(self.name)) and distinct and all(map(COLUMN.fullmatch, names))
 
 

@@ -17,6 +17,7 @@ def plan(
     model: options.Model = None,
     n: options.Images = 1,
     map: options.Columns = None,
+    keep: options.Keep = None,
     limit: options.Limit = None,
     models_file: options.ModelsFile = None,
     quiet: options.Quiet = False,
@@ -29,14 +30,16 @@ def plan(
     from producer.planning.rates import estimate, rates_file, read_rates
     from producer.planning.resolution import PlanOptions
     from producer.planning.submission import survey
-    from producer.planning.tables import columns_of
+    from producer.planning.tables import columns_of, kept_columns
     from producer.report import show_json, show_survey
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
     stores = tuple(sorted(settings.input_stores))
     columns = columns_of(map)
-    wanted = PlanOptions(0, model, "jpeg", limit, False, True, stores, n, columns)
+    wanted = PlanOptions(
+        0, model, "jpeg", limit, False, True, stores, n, columns, kept_columns(keep)
+    )
     with display(quiet) as shown:
         found = survey(manifest, table, wanted, shown.planning)
     rates = read_rates(rates_file())

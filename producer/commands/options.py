@@ -73,6 +73,15 @@ Columns = Annotated[
         rich_help_panel=REQUESTS,
     ),
 ]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="COLUMN",
+        help="Column of a table that the dataset is to have too; may be repeated.",
+        rich_help_panel=REQUESTS,
+    ),
+]
 SkipInvalid = Annotated[
     bool,
     typer.Option(

@@ -27,6 +27,7 @@ def run(
     format: options.Format = "jpeg",
     n: options.Images = 1,
     map: options.Columns = None,
+    keep: options.Keep = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     team: options.Team = OPEN_TEAM,
@@ -47,13 +48,22 @@ def run(
     from producer.local.whole import render
     from producer.planning.resolution import PlanOptions
     from producer.planning.submission import Job
-    from producer.planning.tables import columns_of
+    from producer.planning.tables import columns_of, kept_columns
     from producer.report import say
 
     settings = load_settings(models=models_file)
     stores = tuple(sorted(settings.input_stores))
     plan_options = PlanOptions(
-        seed, model, format, limit, skip_invalid, True, stores, n, columns_of(map)
+        seed,
+        model,
+        format,
+        limit,
+        skip_invalid,
+        True,
+        stores,
+        n,
+        columns_of(map),
+        kept_columns(keep),
     )
     job = Job(manifest, out, load_models(settings.models), plan_options, team=check_team(team))
     try:
@@ -74,6 +84,7 @@ def submit(
     format: options.Format = "jpeg",
     n: options.Images = 1,
     map: options.Columns = None,
+    keep: options.Keep = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     team: options.Team = OPEN_TEAM,
@@ -93,14 +104,23 @@ def submit(
     from producer.local.whole import Outcome
     from producer.planning.resolution import PlanOptions
     from producer.planning.submission import Job, identify, launch, prepare
-    from producer.planning.tables import columns_of
+    from producer.planning.tables import columns_of, kept_columns
     from producer.report import say, show, show_json
 
     started = time.monotonic()
     settings = load_settings(broker, models_file)
     stores = tuple(sorted(settings.input_stores))
     plan_options = PlanOptions(
-        seed, model, format, limit, skip_invalid, True, stores, n, columns_of(map)
+        seed,
+        model,
+        format,
+        limit,
+        skip_invalid,
+        True,
+        stores,
+        n,
+        columns_of(map),
+        kept_columns(keep),
     )
     known = installation(settings)
     known.ping()

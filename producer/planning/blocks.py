@@ -51,7 +51,7 @@ class PlannedBlock:
 
     shard: its file; raw: the block's lines, gzipped; identities and jobs: the first 8 bytes of what
     identifies each request and of each job id; numbers: line numbers from 1; lines: how many stand
-    for requests.
+    for requests; keeps: whether one of them has columns for the dataset.
     """
 
     shard: bytes
@@ -65,6 +65,7 @@ class PlannedBlock:
     missing: frozenset[str] = frozenset()  # models whose fingerprints are needed first
     images: Mapping[int, int] = field(default_factory=dict)  # too many: those of each line
     lines: int = 0
+    keeps: bool = False
 
     @property
     def requests(self) -> int:
@@ -94,6 +95,7 @@ class Planner:
         rows: defaultdict[int, list[Request]] = defaultdict(list)  # by the identity of their key
         missing: set[str] = set()
         lines = images = 0
+        keeps = False
         found: Sequence[Request]
         for number, raw in block.numbered():
             if number in exclude:
@@ -121,6 +123,7 @@ class Planner:
                     missing.add(unknown.model)
             else:
                 lines += 1
+                keeps |= bool(line.keep)
                 for request in found:
                     rows[id(request.key)].append(request)
         if missing:
@@ -132,7 +135,7 @@ class Planner:
             groups[group[0].key] += len(group)
         requests = list(chain.from_iterable(grouped))
         planned = _planned(requests, self._calls(groups), block.gzipped(), errors, groups)
-        return replace(planned, lines=lines)
+        return replace(planned, lines=lines, keeps=keeps)
 
     def learn(self, route: str) -> None:
         """Find a model's fingerprint out, or why no line may name it.
@@ -284,7 +287,7 @@ def plan_blocks(
         UsageError, FatalError: the manifest, or a model that it names, cannot be read; its lines
             stand for more than MAX_EXPANDED images.
     """
-    blocks = read_blocks(manifest, options.limit, options.n, dict(options.columns))
+    blocks = read_blocks(manifest, options.limit, options.n, dict(options.columns), options.keep)
     head = list(islice(blocks, PARALLEL_BLOCKS))
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,7 +21,8 @@ from typing import IO, Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from jobs.errors import FatalError, LineError, printable
+from jobs.errors import FatalError, LineError, UsageError, printable
+from jobs.output.kept import Kept
 from jobs.output.plan import SHARD_LINES
 from jobs.output.refusals import DAMAGED
 from jobs.output.storage import open_file
@@ -47,12 +48,14 @@ CustomId = Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)]
 class BareLine(Body):
     """A body with an optional custom_id; an edit if it has an `image`.
 
-    slots: of the pipeline call that renders it; None if the plan is to decide.
+    slots: of the pipeline call that renders it; None if the plan is to decide. keep: columns of
+    its image in the dataset.
     """
 
     has_recipe: ClassVar[bool] = False
     custom_id: CustomId | None = None
     slots: Slots | None = None
+    keep: Kept | None = None
 
     @property
     def body(self) -> Body:
@@ -73,7 +76,8 @@ class BatchLine(BaseModel):
     method: Literal["POST"]
     url: Literal["/v1/images/generations", "/v1/images/edits"]
     body: Body
-    slots: ClassVar[None] = None  # OpenAI's form has no such field
+    slots: ClassVar[None] = None  # OpenAI's form has no such fields
+    keep: ClassVar[None] = None
 
     @property
     def task(self) -> Task:
@@ -86,6 +90,7 @@ class BareRecipe(Recipe):
     has_recipe: ClassVar[bool] = True
     custom_id: CustomId | None = None
     slots: Slots | None = None
+    keep: Kept | None = None
 
     @property
     def body(self) -> Recipe:
@@ -265,13 +270,14 @@ def read_blocks(
     limit: int | None = None,
     n: int = 1,
     columns: Mapping[str, str] | None = None,
+    keep: Sequence[str] = (),
     max_line: int = MAX_LINE,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Block]:
     """The manifest's lines, at most SHARD_LINES / n or block_bytes a block, `limit` in all.
 
-    columns: of a table, as producer.planning.tables takes them; max_line: bytes; what is longer is
-    an error.
+    columns, keep: of a table, as producer.planning.tables takes them; max_line: bytes; what is
+    longer is an error.
 
     Raises:
         UsageError: there is no such file or column. FatalError: it cannot be read.
@@ -281,7 +287,12 @@ def read_blocks(
         block, size, requests = Block(1), 0, 0
         lines = iter(lambda: stream.readline(max_line + 1), b"")
         if kind_of(uri):
-            lines = table_lines(stream, uri, columns or {})
+            lines = table_lines(stream, uri, columns or {}, keep)
+        elif keep:
+            raise UsageError(
+                f"--keep names columns of tables, and {uri} is none",
+                'A line of JSON says itself what is kept: "keep": {"label": "cat"}.',
+            )
         for raw in lines:
             number = block.first + len(block.lines)
             if len(raw) > max_line:

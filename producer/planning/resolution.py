@@ -22,7 +22,7 @@ class PlanOptions:
 
     seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read; n:
     images of each combination of a line that does not say, 1 to 10,000; columns: of a table that
-    stand for fields, as (field, column), sorted;
+    stand for fields, as (field, column), sorted; keep: columns of one that the dataset is to have;
     local_files: whether inputs may be files of this machine; stores: see jobs.inputs.stores.
     """
 
@@ -35,6 +35,7 @@ class PlanOptions:
     stores: tuple[str, ...] = ()
     n: int = 1
     columns: tuple[tuple[str, str], ...] = ()
+    keep: tuple[str, ...] = ()
 
 
 class UnknownFingerprint(Exception):

@@ -81,7 +81,10 @@ def identify(job: Job) -> Submission:
     storage = open_storage(job.out)
     digest = manifest_digest(job.manifest)
     table = {name: model.model_dump(mode="json") for name, model in job.table.models.items()}
-    content = [digest, asdict(job.options), job.table.default, table, storage.uri]
+    options = asdict(job.options)
+    if not job.options.keep:  # so that runs of before there was such an option are known
+        del options["keep"]
+    content = [digest, options, job.table.default, table, storage.uri]
     if job.table.aliases:
         content.append(job.table.aliases)
     if job.occasion:
@@ -177,6 +180,7 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     errors: list[LineError] = []
     rates = read_rates(rates_file())
     requests = invalid = 0
+    keeps = False
     with ExitStack() as stack:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
         report = stack.enter_context(storage.writer(layout.invalid(run)))
@@ -189,6 +193,7 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
                 calls.append(block.calls)
                 jobs.append(block.jobs)
             requests += block.requests
+            keeps |= block.keeps
             invalid += _report(report, block)
             errors += block.errors[: SHOWN_ERRORS - len(errors)]
             on_lines(requests + invalid)
@@ -204,7 +209,7 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
         run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), invalid, reused,
         dict(table.commits), job.team, job.priority,
     )  # fmt: skip
-    plan = replace(plan, seconds=seconds * plan.left / max(1, requests))
+    plan = replace(plan, keeps=keeps, seconds=seconds * plan.left / max(1, requests))
     write_plan(storage, plan)
     return plan
 

@@ -7,8 +7,10 @@ from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 import orjson
+from pydantic import ValidationError
 
 from jobs.errors import FatalError, UsageError, printable
+from jobs.output.kept import KEPT
 from jobs.requests import MAX_PROMPT
 from producer.planning.recipes import Recipe
 
@@ -61,30 +63,52 @@ def columns_of(options: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(columns.items()))
 
 
-def table_lines(file: IO[bytes], uri: str, columns: Mapping[str, str]) -> Iterator[bytes]:
+def kept_columns(options: Sequence[str] | None) -> tuple[str, ...]:
+    """What COLUMN options say. Raises UsageError for one that no dataset can have."""
+    names = tuple(dict.fromkeys(options or ()))
+    try:
+        KEPT.validate_python(dict.fromkeys(names, ""))
+    except ValidationError as wrong:
+        error = wrong.errors(include_url=False)[0]
+        raise UsageError(
+            f"--keep {printable(str(error['input']), 64)}: {error['msg']}",
+            "Give the column another name in the table.",
+        ) from wrong
+    return names
+
+
+def table_lines(
+    file: IO[bytes], uri: str, columns: Mapping[str, str], keep: Sequence[str] = ()
+) -> Iterator[bytes]:
     """The rows of a table as manifest lines. Memory does not grow with it.
 
     columns: field of a line → the table's column; without an entry a field has the column of its
     own name, if there is one. Empty cells are fields that are not given, other columns are left
-    out, and a custom_id that is a whole number becomes its text.
+    out, and a custom_id that is a whole number becomes its text. keep: columns that the dataset is
+    to have, by their own names; text, where the table's form tells no types.
 
     Raises:
-        UnfitTable: a column does not exist, or none holds prompts.
+        UnfitTable: a column does not exist or cannot be kept, or none holds prompts.
         DamagedTable: it is no such table.
     """
     import pyarrow as pa
 
     try:
         if kind_of(uri) == TEXT:
+            if keep:
+                raise UnfitTable(f"{uri} has no columns to keep", "Leave --keep out.")
             yield from _text_lines(file)
             return
-        for batch, names in _batches(file, kind_of(uri), columns, uri):
+        for batch, names in _batches(file, kind_of(uri), columns, keep, uri):
             fields = [batch.column(at).to_pylist() for at in range(batch.num_columns)]
             for row in zip(*fields, strict=True):
-                given = {n: v for n, v in zip(names, row, strict=True) if v is not None and v != ""}
+                cells = zip(names, row, strict=False)  # those to keep follow
+                given = {n: v for n, v in cells if v is not None and v != ""}
                 if isinstance(given.get("custom_id"), int):
                     given["custom_id"] = str(given["custom_id"])
-                yield _line(given)
+                cells = zip(keep, row[len(names) :], strict=True)
+                kept = {n: v for n, v in cells if v is not None and v != "" and v == v}
+                yield _line(given | {"keep": kept} if given and kept else given)
     except (pa.ArrowException, TypeError, UnicodeDecodeError) as error:
         reason = printable(str(error), 300)
         raise DamagedTable(f"manifest {uri} cannot be read: {reason}", "Check the file.") from error
@@ -106,25 +130,27 @@ def _line(given: dict[str, object] | None) -> bytes:
 
 
 def _batches(
-    file: IO[bytes], kind: str, columns: Mapping[str, str], uri: str
+    file: IO[bytes], kind: str, columns: Mapping[str, str], keep: Sequence[str], uri: str
 ) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
-    """The rows of the columns that stand for fields, with the fields' names."""
+    """The rows of the columns that stand for fields, then of those to keep; the fields' names."""
+    import pyarrow as pa
     from pyarrow import csv, parquet
 
     batches: Iterable[pa.RecordBatch]
     if kind == ".parquet":
         table = parquet.ParquetFile(file)
-        chosen = _choose(table.schema_arrow.names, columns, uri)
-        batches = table.iter_batches(ROWS, columns=[*chosen.values()])
+        chosen = _choose(table.schema_arrow.names, columns, keep, uri)
+        batches = table.iter_batches(ROWS, columns=[*{*chosen.values(), *keep}])
     elif kind == ".arrow":
         header, batches = _arrow(file)
-        chosen = _choose(header, columns, uri)
+        chosen = _choose(header, columns, keep, uri)
     else:
         parse = csv.ParseOptions(delimiter=DELIMITERS[kind], newlines_in_values=True)
         header = csv.open_csv(file, parse_options=parse).schema.names
-        chosen = _choose(header, columns, uri)
+        chosen = _choose(header, columns, keep, uri)
         file.seek(0)
-        types = {column: _type(field) for field, column in chosen.items()}
+        types = dict.fromkeys(keep, pa.string())
+        types |= {column: _type(field) for field, column in chosen.items()}
         convert = csv.ConvertOptions(
             column_types=types, include_columns=[*types], strings_can_be_null=True,
             null_values=[""], quoted_strings_can_be_null=True,
@@ -132,7 +158,9 @@ def _batches(
         batches = csv.open_csv(file, parse_options=parse, convert_options=convert)
     names = list(chosen)
     for batch in batches:
-        kept = batch.select([chosen[name] for name in names])
+        for column in keep:
+            _check_kept(batch.schema.field(column), uri)
+        kept = batch.select([*(chosen[name] for name in names), *keep])
         for start in range(0, kept.num_rows, ROWS):
             yield kept.slice(start, ROWS), names
 
@@ -151,7 +179,23 @@ def _arrow(file: IO[bytes]) -> tuple[list[str], Iterator[pa.RecordBatch]]:
     return table.schema.names, (table.get_batch(number) for number in numbers)
 
 
-def _choose(found: list[str], columns: Mapping[str, str], uri: str) -> dict[str, str]:
+def _check_kept(column: pa.Field, uri: str) -> None:
+    """Raises UnfitTable for a column whose cells are no text, truths, numbers or times."""
+    from pyarrow import types
+
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    if not (is_text or is_number or types.is_timestamp(kind) or types.is_date(kind)):
+        raise UnfitTable(
+            f"column {column.name!r} of {uri} holds {kind}",
+            "Text, truths, numbers and times can be kept.",
+        )
+
+
+def _choose(
+    found: list[str], columns: Mapping[str, str], keep: Sequence[str], uri: str
+) -> dict[str, str]:
     """The column of each field that has one.
 
     Raises:
@@ -160,7 +204,7 @@ def _choose(found: list[str], columns: Mapping[str, str], uri: str) -> dict[str,
     chosen = {name: columns.get(name, name) for name in FIELDS}
     chosen = {n: column for n, column in chosen.items() if column in found or n in columns}
     has = f"Its columns: {printable(', '.join(found), SHOWN_COLUMNS)}"
-    for column in chosen.values():
+    for column in (*chosen.values(), *keep):
         if column not in found:
             raise UnfitTable(f"{uri} has no column {column!r}", has)
     if "prompt" not in chosen:

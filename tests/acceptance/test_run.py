@@ -51,6 +51,25 @@ def test_output_loads_as_imagefolder(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
             assert found["image"].tobytes() == stored.tobytes()
 
 
+def test_a_tables_columns_are_kept_and_choose_what_is_exported(cli: Cli) -> None:
+    (cli.folder / "m.csv").write_text("caption,label,note\na cat,cat,\na dog,dog,old\nno,,\n")
+    options = ["--map", "prompt=caption", "--keep", "label", "--keep", "note", "--model", "null"]
+    cli("run", "m.csv", "--out", "out", *options)
+    found = rows(cli.folder / "out" / "metadata.jsonl")
+    kept = [{k: row[k] for k in ("label", "note") if k in row} for row in found]
+    assert kept == [{"label": "cat"}, {"label": "dog", "note": "old"}, {}]
+    before = {row["sha256"] for row in found}
+    cli("run", "m.csv", "--out", "out", *options[:2], "--model", "null")
+    again = rows(cli.folder / "out" / "metadata.jsonl")
+    assert {row["sha256"] for row in again} == before
+    assert not any("label" in row for row in again)
+    cli("run", "m.csv", "--out", "out", *options)
+    command = ["export", "out", "to", "--to", "parquet", "--where", 'label == "dog"']
+    assert cli.json(*command)["images"] == 1
+    refused = cli("run", "m.csv", "--out", "out", *options, "--keep", "seed", code=2)
+    assert "--keep seed" in refused.stderr
+
+
 def test_second_run_renders_nothing(cli: Cli) -> None:
     manifest = cli.manifest(*circles(20))
     cli("run", manifest, "--out", "out", "--model", "null")

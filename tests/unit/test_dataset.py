@@ -1,5 +1,6 @@
 """Parts become a dataset in manifest order, one row a request, whatever parts there are."""
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.errors import FatalError, ManifestRefused
 from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import IncompleteRun, read_summary, write_dataset
@@ -70,6 +72,67 @@ def test_no_row_holds_a_null_and_seeds_are_strings(tmp_path: Path) -> None:
     (row,) = rows(tmp_path / "o", "metadata.jsonl")
     assert row["seed"] == str(2**64 - 1)
     assert None not in row.values()
+
+
+def test_columns_that_lines_keep_are_the_datasets(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [
+        {"prompt": "b", "custom_id": "b", "width": 128, "keep": {"label": "cat", "weight": 0.5}},
+        {"prompt": "plain", "custom_id": "plain"},
+        {"prompt": "a", "custom_id": "a", "n": 2, "keep": {"label": "dog", "odd name": True}},
+        {"prompt": "no", "custom_id": "no", "keep": {"label": "none"}},
+    ]
+    storage, plan = planned(tmp_path / "out", lines)
+    finish(storage, plan, lambda r: "failed" if r.prompt == "no" else "done")
+    write_dataset(storage, plan)
+    found = {row["custom_id"]: row for row in rows(tmp_path / "out", "metadata.jsonl")}
+    kept = {
+        name: {k: row[k] for k in ("label", "weight", "odd name") if k in row}
+        for name, row in found.items()
+    }
+    assert kept == {
+        "b": {"label": "cat", "weight": 0.5},
+        "plain": {},
+        "a": {"label": "dog", "odd name": True},
+        "a#1": {"label": "dog", "odd name": True},
+    }
+    (error,) = rows(tmp_path / "out", "errors.jsonl")
+    assert error["label"] == "none"
+
+
+def test_what_is_kept_changes_no_image(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "out", [{"prompt": "a", "keep": {"label": "cat"}}])
+    finish(storage, plan, lambda _: "done")
+    write_dataset(storage, plan)
+    storage, plan = planned(
+        tmp_path / "out", [{"prompt": "a", "keep": {"label": "dog"}}, {"prompt": "b"}]
+    )
+    assert plan.reused == 1
+    finish(storage, plan, lambda r: "done" if r.prompt == "b" else None)
+    write_dataset(storage, plan)
+    labels = [row.get("label") for row in rows(tmp_path / "out", "metadata.jsonl")]
+    assert labels == ["dog", None]
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        {"seed": 1}, {"image": "x"}, {"": 1}, {"a": None}, {"a": [1]}, {"a": {"b": 1}},
+        {"a": 2**63}, {"a\n": 1}, {f"c{i}": i for i in range(101)}, ["a"], "a",
+    ],
+)  # fmt: skip
+def test_what_no_dataset_can_keep_is_refused(tmp_path: Path, keep: object) -> None:
+    with pytest.raises(ManifestRefused) as refused:
+        planned(tmp_path / "out", [{"prompt": "a", "keep": keep}])
+    assert {error.field for error in refused.value.errors} == {"keep"}
+
+
+def test_a_manifest_that_somebody_changed_is_refused(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "out", [{"prompt": "a", "keep": {"label": "cat"}}])
+    finish(storage, plan, lambda _: "done")
+    for content in (b"", b"[]", b'{"keep": {"sha256": "x"}}', b'{"keep": 5}'):
+        storage.write(layout.manifest(plan.run_id), gzip.compress(content))
+        with pytest.raises(FatalError, match="is not the manifest of its plan: line 1"):
+            write_dataset(storage, plan)
 
 
 def test_a_missing_record_replaces_nothing(tmp_path: Path) -> None:

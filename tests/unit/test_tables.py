@@ -15,7 +15,7 @@ from jobs.requests import MAX_PROMPT
 from producer.planning.blocks import plan_blocks
 from producer.planning.manifest import read_blocks
 from producer.planning.resolution import PlanOptions
-from producer.planning.tables import columns_of
+from producer.planning.tables import columns_of, kept_columns
 
 COLUMNS = {"prompt": "caption", "custom_id": "id"}
 
@@ -61,6 +61,35 @@ def test_rows_are_lines(name: str) -> None:
     options = PlanOptions(model="null", columns=tuple(COLUMNS.items()))
     (block,) = plan_blocks(name, load_models(), options, {"null": "n"})
     assert (block.errors, block.requests) == ([], 4)
+
+
+@pytest.mark.parametrize("name", ["m.parquet", "stream.arrow", "file.arrow", "m.csv", "m.tsv"])
+def test_columns_to_keep_are_told_apart(name: str) -> None:
+    typed = not name.endswith("sv")
+    blocks = read_blocks(name, columns={"prompt": "caption"}, keep=["else", "id", "guidance_scale"])
+    found = [orjson.loads(raw) for block in blocks for _, raw in block.numbered()]
+    assert [line["keep"]["else"] for line in found] == ["x", "y", "z"]
+    assert [line["keep"]["id"] for line in found] == ([1, 2, 3] if typed else ["1", "2", "3"])
+    assert ["guidance_scale" in line["keep"] for line in found] == [True, False, True]
+    assert all("custom_id" not in line and "else" not in line for line in found)
+
+
+def test_what_cannot_be_kept_is_named() -> None:
+    table = pa.table({"prompt": ["a"], "raw": [b"x"], "tags": [["a"]]})
+    parquet.write_table(table, "odd.parquet")
+    Path("m.jsonl").write_text('{"prompt": "a"}')
+    for uri, column, reason in (
+        ("odd.parquet", "raw", "column 'raw' of odd.parquet holds binary"),
+        ("odd.parquet", "tags", "holds list"),
+        ("odd.parquet", "absent", "has no column 'absent'"),
+        ("m.txt", "prompt", "has no columns"),
+        ("m.jsonl", "label", '"keep"'),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            list(read_blocks(uri, keep=[column]))
+    for name in ("seed", "image", "x" * 65, "a\nb", ""):
+        with pytest.raises(UsageError, match="--keep"):
+            kept_columns([name])
 
 
 def test_lines_of_text_are_prompts_and_one_that_is_too_long_is_refused() -> None:
