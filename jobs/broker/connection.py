@@ -21,6 +21,7 @@ import redis
 import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.credentials import CredentialProvider
@@ -42,6 +43,7 @@ SENTINEL_TIMEOUTS: dict[str, Any] = {
     "socket_connect_timeout": 1,
     "retry": Retry(NoBackoff(), 0),
 }
+_ONCE_ASYNC: dict[str, Any] = {"retry": AsyncRetry(NoBackoff(), 0)}
 
 _ASYNC = {
     redis.Connection: redis.asyncio.Connection,
@@ -99,7 +101,7 @@ class Broker:
         sentinels = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
             self.group.sentinels, sentinel_kwargs=self.group.options
         )
-        return redis.sentinel.SentinelConnectionPool(self.group.name, sentinels, **options)  # type: ignore[no-untyped-call]
+        return _GroupPool(self.group.name, sentinels, **options)  # type: ignore[no-untyped-call]
 
     def pool_async(self) -> redis.asyncio.ConnectionPool:
         """The same for an event loop, to any kind of server: redis-py hides the greeting there."""
@@ -107,9 +109,26 @@ class Broker:
         if self.group is None:
             return redis.asyncio.ConnectionPool(**options)
         sentinels = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-            self.group.sentinels, sentinel_kwargs=self.group.options
+            self.group.sentinels, sentinel_kwargs=self.group.options | _ONCE_ASYNC
         )
-        return redis.asyncio.sentinel.SentinelConnectionPool(self.group.name, sentinels, **options)  # type: ignore[no-untyped-call]
+        return _AsyncGroupPool(self.group.name, sentinels, **options)  # type: ignore[no-untyped-call]
+
+
+class _GroupPool(redis.sentinel.SentinelConnectionPool):
+    """Ends its connections to the sentinels with those to the server."""
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        super().disconnect(inuse_connections)
+        if inuse_connections:
+            self.sentinel_manager.close()
+
+
+class _AsyncGroupPool(redis.asyncio.sentinel.SentinelConnectionPool):
+    """The same for an event loop."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.sentinel_manager.aclose()
 
 
 def _of_group(url: str, secure: bool) -> tuple[type[Any], dict[str, Any], Group]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from jobs.broker.connection import connect_async
 from jobs.settings import Settings
 from tests.chaos.ledger import Ledger
 from tests.chaos.servers import Group, Valkey
@@ -92,3 +94,29 @@ def test_primary_killed_with_its_last_writes(
     fail_over(group, site, ledger)
     site.wait("run", 90)
     ledger.check(site, "run", seeds)
+
+
+def test_facades_ask_the_other_sentinels(group: Group, site: Site, ledger: Ledger) -> None:
+    """the sentinel that is asked first is killed, then the primary."""
+    group.sentinels[0].kill()
+    group.sentinels[0].wait()
+
+    async def work() -> None:
+        async with connect_async(site.settings) as client:
+            key = f"{site.settings.key_prefix}doctor"
+            await client.set(key, "before")
+            # A replica that has it: what is lost is another test's matter.
+            await client.wait(1, 5000)
+            group.servers[0].stop()
+            since = time.monotonic()
+            while True:
+                assert time.monotonic() < since + 40
+                try:
+                    if await client.get(key) == b"before":
+                        break
+                except redis.RedisError:
+                    await asyncio.sleep(0.1)
+            ledger.recovered(since)
+
+    asyncio.run(work())
+    ledger.times = 1
