@@ -255,9 +255,14 @@ def read_row(line: bytes, source: str) -> Row:
 
 def parts_by_shard(storage: Storage, run_id: str) -> dict[int, list[str]]:
     """The run's parts, complete and interrupted, grouped by plan shard; other files are none."""
+    return group_parts(run_id, storage.list(layout.parts(run_id)))
+
+
+def group_parts(run_id: str, names: Iterable[str]) -> dict[int, list[str]]:
+    """The same, given what lies in the folder of the parts."""
     folder = layout.parts(run_id)
     found: dict[int, list[str]] = {}
-    for name in storage.list(folder):
+    for name in names:
         if (shard := layout.shard_of_part(name)) is not None:
             found.setdefault(shard, []).append(f"{folder}/{name}")
     return found

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import IO, Any, TypeVar, cast
 
@@ -244,6 +245,22 @@ class Storage:
 
         return self.attempt(folder, names)
 
+    def times(self, folder: str) -> dict[str, float]:
+        """Name → when it was written, in Unix seconds by the store's clock, sorted by names.
+
+        Of what lies directly in `folder`; 0 where the store's listings do not say it.
+        """
+
+        def look() -> dict[str, float]:
+            try:
+                found = self.filesystem.ls(self._full(folder), detail=True, refresh=True)
+            except FileNotFoundError:
+                return {}
+            times = {one["name"].rsplit("/", 1)[-1]: _time_of(one) for one in found}
+            return dict(sorted(times.items()))
+
+        return self.attempt(folder, look)
+
     def sizes(self, folder: str) -> dict[str, int]:
         """Path → bytes of every object below `folder`; empty if there is no such folder."""
 
@@ -311,6 +328,12 @@ class Storage:
             reraise=True,
         )
         return retrying(classified)
+
+
+def _time_of(listed: Mapping[str, Any]) -> float:
+    """When an entry of a listing was written; each kind of store has a word of its own for it."""
+    at = next((listed[w] for w in ("mtime", "LastModified", "created") if listed.get(w)), 0.0)
+    return at.timestamp() if isinstance(at, datetime) else float(at)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,7 +19,8 @@ def make_environment(package: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": count, "rate": rate, "duration": duration, "percent": percent
+        "count": count, "rate": rate, "duration": duration, "percent": percent,
+        "moment": moment,
     }  # fmt: skip
     environment.tests["stored"] = lambda reference: bool(STORED_INPUT.fullmatch(reference))
     return environment
@@ -39,6 +40,11 @@ def rate(number: float) -> str:
 def percent(part: float) -> str:
     """A share, rounded down: 100 % is all."""
     return f"{int(100 * part)} %"
+
+
+def moment(seconds: float) -> str:
+    """A point in time, of Unix seconds: 2026-01-31 23:59 UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def duration(seconds: float) -> str:

@@ -210,6 +210,7 @@ def test_a_poll_takes_three_round_trips_however_many_runs(
             first, trips = trips, 0
             await client.get("/")  # within a second of the other
         await api.state.parts[Access].close()
+        board.known.runs.client.close()
         return max(first, trips + 2)
 
     count(redis.connection.AbstractConnection)

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def test_what_is_written_is_read(location: str) -> None:
         file.write(b"three")
     assert storage.read("a/b.txt") == b"two"
     assert storage.read("a/c.txt") == b"three"
-    assert storage.list("a") == ["b.txt", "c.txt"]
+    assert storage.list("a") == list(storage.times("a")) == ["b.txt", "c.txt"]
+    assert all(abs(at - time.time()) < 60 for at in storage.times("a").values())
+    assert storage.times("nowhere") == {}
     assert storage.exists("a/b.txt")
     storage.remove("a")
     assert storage.list("a") == []
@@ -63,6 +66,7 @@ def _read_ranges(location: str) -> None:
     found = [b"\xc8\xc9\xca", b"th", b"\0\1", b"\xc8\xc9\xca"]
     assert storage.read_ranges(wanted) == found
     assert storage.read_ranges([]) == []
+    assert abs(storage.times("a")["b"] - time.time()) < 60
     with pytest.raises(FileNotFoundError):
         storage.read_ranges([("a/b", 0, 2), ("gone", 0, 2)])
 

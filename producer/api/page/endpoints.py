@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -32,6 +33,7 @@ from producer.api.page.gallery import Album, Card, Found, Gallery, Shown, Wanted
 from producer.api.page.pictures import Thumbnails, read_picture
 from producer.api.page.ranking import Looking, Rankings, page_of
 from producer.api.page.reproduction import curl, manifest_line
+from producer.api.page.speed import HEIGHT, WIDTH, Speed, speed_of
 from producer.api.page.visits import (
     COOKIE,
     COOKIE_SECONDS,
@@ -166,10 +168,20 @@ class Reading:
     found: Found | None
     first: bool
     scores: tuple[str, ...]
+    speed: Speed | None
     summary: Summary | None
     failures: tuple[Card, ...]
     more_failures: bool
     invalid: list[Row]
+
+    @property
+    def planned(self) -> list[tuple[str, int]]:
+        """How many requests the plan gives each model."""
+        found = Counter[str]()
+        for shard in self.album.plan.shards:
+            for chunk in shard.chunks:
+                found[chunk.model] += chunk.stop - chunk.start
+        return found.most_common()
 
 
 @router.get("/runs/{run_id}")
@@ -227,7 +239,8 @@ async def run(
         more = (failed.before or failed.after) is not None
         scorings = read_scorings(storage) if summary else []
         scores = tuple(name for one in scorings for name in one.all_columns)
-        return Reading(album, found, first, scores, summary, failed.cards, more, invalid)
+        speed = speed_of(album.plan, album.times)
+        return Reading(album, found, first, scores, speed, summary, failed.cards, more, invalid)
 
     reading = await gallery.read(read)
     found, looking, problem = reading.found, None, ""
@@ -254,6 +267,7 @@ async def run(
         looking=looking,
         problem=problem,
         columns=COLUMNS,
+        drawn=(WIDTH, HEIGHT),
         wanted=wanted,
         unserved=sorted(set(standing.progress.models) - served) if standing.live else [],
     )

@@ -19,9 +19,10 @@ import anyio
 from cachetools import LRUCache
 
 from jobs.errors import InvalidRequest
+from jobs.output import layout
 from jobs.output.dataset import rows_of_shard
 from jobs.output.plan import Plan, read_plan
-from jobs.output.records import Row, parts_by_shard
+from jobs.output.records import Row, group_parts
 from jobs.output.storage import Storage
 from jobs.requests import Request
 from producer.api.wire.threads import in_thread
@@ -123,7 +124,8 @@ class Gallery:
         plan = read_plan(storage, run_id)
         if plan is None:
             raise InvalidRequest("", f"run {run_id} is not in its output location", "not_found")
-        return Album(self, storage, plan, parts_by_shard(storage, run_id))
+        times = storage.times(layout.parts(run_id))
+        return Album(self, storage, plan, group_parts(run_id, times), times)
 
     def cards(self, album: Album, shard: int) -> list[Card]:
         """The records of one shard, in order."""
@@ -150,12 +152,13 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Album:
-    """The records of one run: shard → paths of its parts."""
+    """The records of one run. parts: shard → paths; times: name of each → when it was stored."""
 
     gallery: Gallery
     storage: Storage
     plan: Plan
     parts: dict[int, list[str]]
+    times: dict[str, float]
 
     @cached_property
     def first_rows(self) -> list[int]:
