@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import CDLL
 from dataclasses import dataclass, field
 from io import BytesIO
 from threading import Condition
@@ -14,7 +15,7 @@ from PIL.Image import Resampling
 
 from jobs.inputs.images import FORMATS, check_pixels, open_image, open_mask
 
-PIXELS = 2 * 2**26  # two of the largest; each takes up to 260 MB while it is decoded
+PIXELS = 2 * 2**26  # two of the largest; each takes up to 350 MB while it is decoded
 SMALL = 2**22  # pixels
 
 
@@ -45,16 +46,13 @@ class Decoding:
         Not decoded at a smaller scale, as formats offer: the pixels would be others.
         """
         with self._turn(data):
-            image = open_image(data, field)
-            fitted = ImageOps.fit(image, size, Resampling.LANCZOS) if size else image
-            return Decoded(fitted, image.size)
+            return _fitted(open_image(data, field), size, Resampling.LANCZOS)
 
     def open_mask(self, data: bytes, field: str, size: tuple[int, int]) -> Decoded:
         """As open_mask, then scaled and cropped like its image."""
         with self._turn(data):
-            mask = open_mask(data, field)
             # Lanczos would leave rings around what is to be repainted.
-            return Decoded(ImageOps.fit(mask, size, Resampling.BILINEAR), mask.size)
+            return _fitted(open_mask(data, field), size, Resampling.BILINEAR)
 
     def check(self, data: bytes, field: str = "image") -> tuple[int, int]:
         """As check_pixels."""
@@ -78,6 +76,22 @@ class Decoding:
         try:
             yield
         finally:
+            if share:
+                give_back()
             with self._freed:
                 self._taken -= share
                 self._freed.notify_all()
+
+
+def _fitted(image: Image.Image, size: tuple[int, int] | None, how: Resampling) -> Decoded:
+    return Decoded(ImageOps.fit(image, size, how) if size else image, image.size)
+
+
+def give_back() -> None:
+    """Have the C library return to the system what was freed.
+
+    glibc keeps it for the thread that had it, so that each of many threads would hold a large
+    image's memory long after its turn.
+    """
+    if trim := getattr(CDLL(None), "malloc_trim", None):  # other C libraries keep nothing
+        trim(0)

@@ -207,7 +207,10 @@ class _Timed(BytesIO):
 
 
 def _upright(data: bytes, seconds: float) -> Image.Image:
-    return ImageOps.exif_transpose(Image.open(_Timed(data, seconds), formats=FORMATS))
+    image = Image.open(_Timed(data, seconds), formats=FORMATS)
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)  # else it is copied, whichever way is up
+    return image
 
 
 def _of_16_bits(image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ from producer.look.small import encode, join, shrink
 THUMBNAIL_SIDE = 192  # pixels of the longer side
 STRIP_SIDE, STRIP_GAP = 144, 8
 KEPT_BYTES = 64 * 2**20
-MAKERS = 4  # thumbnails that are made at a time; decoding one takes up to 260 MB
+MAKERS = 4  # thumbnails that are made at a time; decoding one takes up to 350 MB
 
 
 @dataclass(frozen=True)
