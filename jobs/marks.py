@@ -7,13 +7,15 @@ name of a machine, and no job id, which holds the custom_id.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 from xml.sax.saxutils import quoteattr
 
 from jobs.formats import ImageFormat
 from jobs.ids import COMMIT
 
-XMP = "xmp"  # what records call it
+# What records call them; the second has the request's text beside.
+XMP = "xmp"
+PARAMETERS = "xmp, parameters"
 
 # https://cv.iptc.org/newscodes/digitalsourcetype, and IPTC's Photo Metadata Standard of 2025
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -25,6 +27,8 @@ _PACKET = (
     " i:DigitalSourceType={} i:AISystemUsed={} i:AISystemVersionUsed={}/>"
     '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
+
+MAX_COMMENT = 16_000  # characters; a JPEG has 64 KiB for all of Exif
 
 _JPEG_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _PNG_KEYWORD = "XML:com.adobe.xmp"
@@ -45,17 +49,41 @@ def packet(repo: str, revision: str) -> bytes:
     return _PACKET.format(*map(quoteattr, (SOURCE, system(repo, revision), revision))).encode()
 
 
-def saved_with(image_format: ImageFormat | str, mark: bytes) -> dict[str, Any]:
-    """How Pillow saves a file with a mark; with none, if that is empty."""
-    if not mark:
+def mark_name(wanted: bool | Literal["parameters"]) -> str:
+    """What records call the mark that a model's options want; "" for none."""
+    if wanted == "parameters":
+        return PARAMETERS
+    return XMP if wanted else ""
+
+
+def saved_with(image_format: ImageFormat | str, mark: bytes, text: str = "") -> dict[str, Any]:
+    """How Pillow saves a file with a mark, and with a text that says its parameters.
+
+    Without that which is empty. The text is where other tools look for it: PNG's `parameters`, and
+    the comment in Exif.
+    """
+    if not mark and not text:
         return {}
     if image_format != "png":
-        return {"xmp": mark}
+        saved: dict[str, Any] = {"xmp": mark} if mark else {}
+        return saved | {"exif": _comment(text)} if text else saved
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt(_PNG_KEYWORD, mark.decode())
+    if mark:
+        info.add_itxt(_PNG_KEYWORD, mark.decode())
+    if text:
+        info.add_text("parameters", text)  # as Latin-1 where it can be, which all tools read
     return {"pnginfo": info}
+
+
+def _comment(text: str) -> bytes:
+    from PIL import ExifTags, Image
+
+    exif = Image.Exif()
+    comment = b"UNICODE\0" + text[:MAX_COMMENT].encode("utf-16-be", "replace")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    return exif.tobytes()
 
 
 def stripped(data: bytes) -> bytes:

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from jobs.marks import XMP
+from jobs.marks import mark_name
 from jobs.models.fingerprints import Fingerprint
 from jobs.models.table import Model
 from jobs.output.records import Stack
@@ -38,7 +38,7 @@ class NullRenderer:
             batch_width=model.batch_width,
             threads=model.threads,
             versions=installed("pillow", "imagemill"),
-            mark=XMP if model.options.mark else "",
+            mark=mark_name(model.options.mark),
         )
 
     def render(self, batch: list[Prepared], pause: Pause) -> list[Image]:

@@ -12,7 +12,7 @@ from threading import Lock, Semaphore
 from typing import Any
 
 from jobs.errors import FatalError, TransientError
-from jobs.marks import packet
+from jobs.marks import PARAMETERS, packet
 from jobs.output import layout
 from jobs.output.dataset import now
 from jobs.output.records import Record, RecordStatus, Timings
@@ -21,6 +21,7 @@ from jobs.requests import Request
 from worker.counts import Counts
 from worker.encode import encode
 from worker.meter import Meter
+from worker.parameters import describe
 from worker.render import Rendered, failed
 
 IN_FLIGHT = 3  # batches of a process: one being stored, one waiting, the one that has just come
@@ -53,7 +54,8 @@ class Shelf:
         if one.pixels is not None:
             try:
                 mark = packet(one.stack.repo, one.stack.revision) if one.stack.mark else b""
-                data = encode(one.pixels, request.format, mark)
+                text = describe(request, one.stack) if one.stack.mark == PARAMETERS else ""
+                data = encode(one.pixels, request.format, mark, text)
             except Exception as error:  # whatever a pipeline made that Pillow does not take
                 reason = f"its image cannot be encoded: {type(error).__name__}: {error}"
                 one = failed(one, "render_error", reason)

@@ -50,8 +50,8 @@ class Options(BaseModel):
     memory for decoding;
     offload: weights wait in main memory, "model" by component, "sequential" by layer;
     safety_checker: false renders without it, where a pipeline has one; watermark: SDXL's invisible
-    one, which needs the package invisible-watermark; mark: files say in XMP that a model made them;
-    sleep: seconds that each batch of the null model lasts.
+    one, which needs the package invisible-watermark; mark: files say in XMP that a model made them,
+    with "parameters" also of what; sleep: seconds that each batch of the null model lasts.
     """
 
     model_config = _STRICT
@@ -66,5 +66,5 @@ class Options(BaseModel):
     step_cache: StepCache | None = None
     safety_checker: bool = True
     watermark: bool = False
-    mark: bool = True
+    mark: bool | Literal["parameters"] = True
     sleep: Annotated[float, Field(ge=0)] = 0.0

@@ -90,7 +90,8 @@ class Stack:
     fingerprint: of the weights and options; device: "cpu" or "cuda"; device_name: the product;
     batch_width: images a pipeline call, padding included; threads: CPU threads of the process;
     versions: "torch 2.13.0, diffusers 0.42.1, …"; modes: what else was not as usual, "" if nothing:
-    "vae_slicing" where memory was short; mark: in the file, that a model made it ("xmp"), or "".
+    "vae_slicing" where memory was short; mark: in the file, that a model made it ("xmp"),
+    and of what ("xmp, parameters"); or "".
     """
 
     repo: str

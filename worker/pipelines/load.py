@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from jobs.errors import FatalError, InvalidRequest
-from jobs.marks import XMP
+from jobs.marks import mark_name
 from jobs.models.families import family_named, family_of
 from jobs.models.fingerprints import Fingerprint, adapter_digest
 from jobs.models.table import Model, ModelTable
@@ -241,7 +241,7 @@ def load_pipeline(
             threads=model.threads,
             versions=_versions(device),
             modes=_modes(pipeline, model, variant),
-            mark=XMP if model.options.mark else "",
+            mark=mark_name(model.options.mark),
         ),
         keep_encoded(pipeline, model.options, lambda: adapters.active),
     )
