@@ -20,7 +20,7 @@ from configs.demo.training.parts import stock
 from configs.demo.training.scenes import every_scene, held_out
 from configs.demo.training.variants import Options, load, prepare, tokens_of, train
 
-DRAWINGS = 2500
+DRAWINGS = 6000
 RANK = 8
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 CONVOLUTIONS = ["conv1", "conv2", "conv_out"]  # at full size the UNet has no attention
@@ -59,4 +59,4 @@ def train_outline(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    train_outline(prepare("Train the outline adapter.", steps=1000, batch=12, rate=3e-3))
+    train_outline(prepare("Train the outline adapter.", steps=2000, batch=16, rate=3e-3))
