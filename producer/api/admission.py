@@ -51,7 +51,7 @@ class Access:
     async def close(self) -> None:
         """Close the connections that the pace is kept with."""
         counts: Any = self.limiter.storage  # the library's own types do not tell of it
-        await counts.bridge.storage.aclose()
+        await counts.bridge.storage.aclose(close_connection_pool=True)  # made for it, not by it
 
     @property
     def is_open(self) -> bool:
