@@ -75,7 +75,8 @@ class Body(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """What requests must share to be rendered by one pipeline call.
+    """What requests must share to be rendered by one pipeline call, as far as their family asks for
+    all of it (Family.call_key).
 
     width and height are pixels; guidance_scale and strength are None where the pipeline's own
     default stands; `negative` says whether negative prompts are passed at all, which differs from

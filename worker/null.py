@@ -51,6 +51,10 @@ class NullRenderer:
         shape = (len(batch), key.height, key.width, 3)
         return list(np.broadcast_to(colours[:, None, None, :], shape))
 
+    def call_key(self, key: BatchKey) -> BatchKey:
+        """All of it."""
+        return key
+
     def slots(self, key: BatchKey) -> int:
         """Requests of one call."""
         return key.slots_within(self.stack.batch_width)

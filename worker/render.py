@@ -49,7 +49,7 @@ class Renderer(Protocol):
     """A loaded model."""
 
     def render(self, batch: list[Prepared], pause: Pause) -> Sequence[Image]:
-        """What became of requests that share a batch key.
+        """What became of requests that share what `call_key` says.
 
         Within `pause` it may be called again, for other requests.
 
@@ -57,6 +57,9 @@ class Renderer(Protocol):
             MemoryError: the device has too little memory for so many at once.
             InvalidRequest: the model does not take what the requests ask for.
         """
+
+    def call_key(self, key: BatchKey) -> BatchKey:
+        """What all requests of one call share."""
 
     def slots(self, key: BatchKey) -> int:
         """How many requests one call for this key has room for."""
@@ -108,9 +111,13 @@ def failed(one: Rendered, code: str, message: str) -> Rendered:
     return replace(one, pixels=None, status="failed", code=code, message=message[:500])
 
 
-def batches(requests: list[Request], slots: Callable[[BatchKey], int]) -> Iterator[list[Request]]:
-    """Runs of at most slots(key) requests with equal batch keys, in the given order."""
-    for key, group in groupby(requests, key=lambda request: request.key):
+def batches(
+    requests: list[Request],
+    slots: Callable[[BatchKey], int],
+    call_key: Callable[[BatchKey], BatchKey] = lambda key: key,
+) -> Iterator[list[Request]]:
+    """Runs of at most slots(key) requests that may share a call, in the given order."""
+    for key, group in groupby(requests, key=lambda request: call_key(request.key)):
         same, most = list(group), slots(key)
         for start in range(0, len(same), most):
             yield same[start : start + most]
@@ -132,7 +139,11 @@ class BatchRenderer:
 
     def slots(self, key: BatchKey) -> int:
         """The most requests of one batch."""
-        return self._slots.get(key) or self.renderer.slots(key)
+        return self._slots.get(self.call_key(key)) or self.renderer.slots(key)
+
+    def call_key(self, key: BatchKey) -> BatchKey:
+        """What all requests of one call share."""
+        return self.renderer.call_key(key)
 
     def check_weights(self, key: BatchKey, planned: str) -> None:
         """Refuse to render with other weights than a run was planned for.
@@ -218,7 +229,7 @@ class BatchRenderer:
         if slots == 1:
             return False
         log.warning("Out of memory with %d slots: going on with %d", slots, slots // 2)
-        self._slots[key] = slots // 2
+        self._slots[self.call_key(key)] = slots // 2
         return True
 
     def _done(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jobs.broker.runs import Runs
-from jobs.requests import BatchKey, Request
+from jobs.requests import Request
 from worker.chunks import Work
 from worker.inputs import Prepared
 from worker.render import BatchRenderer, batches
@@ -41,11 +41,11 @@ class Suspects:
     def batches(self, requests: list[Request]) -> Iterator[list[Request]]:
         """What is to be rendered. The guilty go to the output as failures instead."""
         if not self.careful or not requests:
-            yield from batches(requests, self._slots)
+            yield from self._batches(requests)
             return
         deaths = self.runs.suspects(self.work.run_id, [request.job_id for request in requests])
         known = list(zip(requests, deaths, strict=True))
-        yield from batches([one for one, count in known if not count], self._slots)
+        yield from self._batches([one for one, count in known if not count])
         yield from ([one] for one, count in known if 0 < count < REQUEST_DEATHS)
         for one, count in known:
             if count >= REQUEST_DEATHS:
@@ -53,8 +53,12 @@ class Suspects:
                 failure = self.renderer().ended(Prepared(one), "failed", "worker_died", message)
                 self.output.take([failure])
 
-    def _slots(self, key: BatchKey) -> int:
-        return self.renderer().slots(key)
+    def _batches(self, requests: list[Request]) -> Iterator[list[Request]]:
+        return batches(
+            requests,
+            lambda key: self.renderer().slots(key),
+            lambda key: self.renderer().call_key(key),
+        )
 
     @contextmanager
     def watch(self, batch: list[Request]) -> Iterator[None]:

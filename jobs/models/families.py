@@ -7,8 +7,10 @@ docs/05-families.md shows how to add one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from jobs.requests import BatchKey
 
 Capability = Literal["generate", "edit", "inpaint", "negative_prompt", "guidance_scale", "strength"]
 
@@ -24,6 +26,8 @@ class Family:
         longest of the call, because then a pixel depends on its neighbours.
     output: how it gives images back: "pt" where they lie on the device, in [0, 1].
     guidance: the argument that guidance_scale becomes.
+    mixes_guidance: whether requests of one call may have different ones. So where the pipeline
+        multiplies by it, and else only asks whether it is above 1.
     empty_negative: the negative prompt of requests without one, where guidance needs one to work.
     edits_itself: the model's own class edits, or inpaints; otherwise diffusers derives the class
         that does.
@@ -43,6 +47,7 @@ class Family:
     batches: bool = True
     output: Literal["pt", "np"] = "pt"
     guidance: str = "guidance_scale"
+    mixes_guidance: bool = False
     empty_negative: str | None = None
     edits_itself: bool = False
     inputs: int = 1
@@ -56,6 +61,15 @@ class Family:
     guidance_scale: float | None = None
     strength: float | None = None
 
+    def call_key(self, key: BatchKey) -> BatchKey:
+        """What requests must share to be rendered by one pipeline call: their keys, or less.
+
+        Where guidance mixes, 2 stands for all above 1, and 0 for those that guide nothing.
+        """
+        if key.guidance_scale is None or not self.mixes_guidance:
+            return key
+        return replace(key, guidance_scale=2.0 if key.guidance_scale > 1 else 0.0)
+
 
 _ALL: tuple[Capability, ...] = (
     "generate", "edit", "inpaint", "negative_prompt", "guidance_scale", "strength",
@@ -64,26 +78,26 @@ _ALL: tuple[Capability, ...] = (
 FAMILIES: Mapping[str, Family] = {
     "stable-diffusion": Family(
         ("StableDiffusionPipeline",),
-        _ALL, control="image", size=512, guidance_scale=7.5, strength=0.8,
+        _ALL, control="image", size=512, guidance_scale=7.5, strength=0.8, mixes_guidance=True,
     ),
     "stable-diffusion-xl": Family(
         ("StableDiffusionXLPipeline",),
-        _ALL, control="image", steps=30, guidance_scale=5.0, strength=0.6,
+        _ALL, control="image", steps=30, guidance_scale=5.0, strength=0.6, mixes_guidance=True,
     ),
     "stable-diffusion-3": Family(
         ("StableDiffusion3Pipeline",),
         _ALL, size_multiple=16, control="control_image", tokenizer="tokenizer_3",
-        steps=28, guidance_scale=4.5, strength=0.6,
+        steps=28, guidance_scale=4.5, strength=0.6, mixes_guidance=True,
     ),
     "stable-diffusion-inpaint": Family(
         ("StableDiffusionInpaintPipeline",),
         ("inpaint", "negative_prompt", "guidance_scale", "strength"),
-        edits_itself=True, size=512, guidance_scale=7.5,
+        edits_itself=True, size=512, guidance_scale=7.5, mixes_guidance=True,
     ),
     "stable-diffusion-xl-inpaint": Family(
         ("StableDiffusionXLInpaintPipeline",),
         ("inpaint", "negative_prompt", "guidance_scale", "strength"),
-        edits_itself=True, steps=30, guidance_scale=7.5,
+        edits_itself=True, steps=30, guidance_scale=7.5, mixes_guidance=True,
     ),
     "instruct-pix2pix": Family(
         ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"),

@@ -11,16 +11,18 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from multiprocessing import get_context
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.children import die_with_parent
 from jobs.errors import InvalidRequest, LineError, UsageError
+from jobs.models.families import family_named
 from jobs.models.fingerprints import commits_of, route_digest
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
@@ -37,12 +39,14 @@ from producer.planning.slots import fit
 
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
 PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process starts
+KEYS_KEPT = 4096  # with other slots
 MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
 
 NO_CALLS = collect((), ())
 NO_RATES: Rates = {}
 
 Hashes = npt.NDArray[np.uint64]
+Group = tuple[BatchKey, list[Request]]  # and what all of these share, the slots of their calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +132,16 @@ class Planner:
                     rows[id(request.key)].append(request)
         if missing:
             return _planned([], NO_CALLS, b"", errors, missing=frozenset(missing))
-        fitted = (self._fit(group) for group in rows.values())
-        grouped = sorted(chain.from_iterable(fitted), key=_order)
+        together: defaultdict[BatchKey, list[Request]] = defaultdict(list)
+        for same in rows.values():
+            together[self._call_key(same[0].key)] += same
+        fitted = chain.from_iterable(map(self._fit, together, together.values()))
+        grouped = sorted(fitted, key=_order)
+        requests = list(chain.from_iterable(group for _, group in grouped))
         groups: Counter[BatchKey] = Counter()
-        for group in grouped:  # two may share a key: of lines that say the slots that others got
-            groups[group[0].key] += len(group)
-        requests = list(chain.from_iterable(grouped))
-        planned = _planned(requests, self._calls(groups), block.gzipped(), errors, groups)
+        for key, some in groupby(requests, attrgetter("key")):
+            groups[key] += sum(1 for _ in some)
+        planned = _planned(requests, self._calls(grouped), block.gzipped(), errors, groups)
         return replace(planned, lines=lines, keeps=keeps)
 
     def learn(self, route: str) -> None:
@@ -165,12 +172,17 @@ class Planner:
         model = route if route in self.table.models else route.rpartition(":")[0]
         return model in self.table.models or route == self.options.model
 
-    def _calls(self, groups: Counter[BatchKey]) -> Calls:
+    def _call_key(self, key: BatchKey) -> BatchKey:
+        return family_named(self.table.get(key.model).family).call_key(key)
+
+    def _calls(self, grouped: list[Group]) -> Calls:
         """The pipeline calls that the shard's rows make, in their order."""
         calls: list[tuple[str, int, float]] = []
         guessed: set[str] = set()
         start = 0
-        for key, images in groups.items():
+        # Two may share a key: of lines that say the slots that others got.
+        for key, groups in groupby(grouped, itemgetter(0)):
+            images = sum(len(requests) for _, requests in groups)
             slots = key.slots_within(self.table.get(key.model).batch_width)
             of_one = estimate(key, slots, self.table, self.rates)
             if not of_one.device:
@@ -181,31 +193,34 @@ class Planner:
             start = end
         return collect(calls, guessed)
 
-    def _fit(self, group: list[Request]) -> list[list[Request]]:
-        """Requests of one key by the slots of their calls, which their new keys say.
+    def _fit(self, key: BatchKey, group: list[Request]) -> list[Group]:
+        """Requests that share a call's key by the slots of their calls, which their new keys say.
 
         The same requests get the same slots in whatever order they stand.
         """
-        key = group[0].key
         model = self.table.get(key.model)
         width = model.batch_width
         rest = len(group) % width
         # Each other number of slots would have to be compiled first.
         if key.slots or not rest or model.options.compile:
-            return [group]
+            return [(key, group)]
         last = sorted(group, key=attrgetter("job_id"))[:rest]
-        keys: dict[str, BatchKey] = {}
+        narrow: dict[str, int] = {}
         for slots in fit(rest, width):
             if slots < width:
-                narrow = replace(key, slots=slots)
-                keys |= dict.fromkeys((one.job_id for one in last[:slots]), narrow)
+                narrow |= dict.fromkeys((one.job_id for one in last[:slots]), slots)
             last = last[slots:]
         fitted: defaultdict[int, list[Request]] = defaultdict(list)
         for one in group:
-            if own := keys.get(one.job_id):
-                fitted[own.slots].append(one._replace(key=own))
-        full = [one for one in group if one.job_id not in keys]
-        return [full, *fitted.values()] if full else list(fitted.values())
+            if slots := narrow.get(one.job_id, 0):
+                one = one._replace(key=_with_slots(one.key, slots))
+            fitted[slots].append(one)
+        return [(_with_slots(key, slots), requests) for slots, requests in fitted.items()]
+
+
+@lru_cache(KEYS_KEPT)
+def _with_slots(key: BatchKey, slots: int) -> BatchKey:
+    return replace(key, slots=slots)
 
 
 def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
@@ -233,9 +248,9 @@ def _count(block: Block, n: int) -> dict[int, int]:
     return counts
 
 
-def _order(group: list[Request]) -> tuple[str, ...]:
+def _order(group: Group) -> tuple[str, ...]:
     """Requests of one model lie together, and within it those of one adapter."""
-    key = group[0].key
+    key = group[0]
     return (key.model, key.adapter, repr(key))
 
 

@@ -45,7 +45,7 @@ from worker.pipelines.arguments import arguments
 from worker.pipelines.load import PipelineRenderer, load_pipeline
 from worker.pipelines.pixels import to_8_bits
 from worker.pipelines.placement import tune
-from worker.render import BatchRenderer, Flaw, Pause, Rendered, Renderer
+from worker.render import BatchRenderer, Flaw, Pause, Rendered, Renderer, batches
 from worker.renderers import Choice, Renderers
 
 WIDTH = 4
@@ -188,6 +188,35 @@ def test_edits_do_not_depend_on_neighbours(studio: Studio, name: str) -> None:
         for seed, prompt in enumerate(RAGGED[:3])
     ]
     assert_independent(studio.get(name), asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [(name, task) for name in ("sd", "sdxl", "sd3") for task in ("generate", "edit", "inpaint")]
+    + [("inpaint", "inpaint"), ("xlinpaint", "inpaint")],
+)
+def test_requests_with_a_guidance_each_share_a_call(studio: Studio, name: str, task: Task) -> None:
+    """Their bytes are those of a call with one value; but not some with guidance, some without."""
+    renderer = studio.get(name)
+    asked = [
+        ask(
+            prompt, seed, replace(PLAIN, guidance_scale=scale),
+            images=() if task == "generate" else (picture(seed),),
+            mask=mask(*BOXES[0]) if task == "inpaint" else None,
+        )
+        for seed, (prompt, scale) in enumerate(zip(RAGGED, (1.1, 7.3, 12.7, 0.5), strict=True))
+    ]  # fmt: skip
+    assert_independent(renderer, asked[:3])
+    requests = [one.request for one in asked]
+    shared = batches(requests, renderer.slots, renderer.call_key)
+    assert [len(batch) for batch in shared] == [3, 1]
+
+
+@pytest.mark.parametrize("name", ["flux", "kontext", "klein", "pix2pix"])
+def test_other_families_have_one_guidance_a_call(studio: Studio, name: str) -> None:
+    renderer = studio.get(name)
+    keys = {renderer.call_key(replace(PLAIN, guidance_scale=scale)) for scale in (2.0, 3.0)}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("name", GENERATES)

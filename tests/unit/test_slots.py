@@ -55,6 +55,16 @@ def test_what_shares_no_call_is_not_padded(tmp_path: Path) -> None:
     assert Counter(row.key.slots for row in rows) == {1: 40}
 
 
+def test_requests_with_a_guidance_each_fill_calls(tmp_path: Path) -> None:
+    """Of a model whose family mixes them: those above 1, and those that guide nothing."""
+    lines = [{"model": "shapes", "prompt": f"p{i}", "guidance_scale": i / 8} for i in range(49)]
+    rows = planned(tmp_path / "a", lines)
+    assert Counter(row.key.slots for row in rows if row.key.guidance_scale > 1) == {0: 32, 8: 8}
+    assert Counter(row.key.slots for row in rows if row.key.guidance_scale <= 1) == {8: 8, 1: 1}
+    shuffled = planned(tmp_path / "b", random.Random(0).sample(lines, len(lines)))
+    assert {row.job_id: row.key for row in rows} == {row.job_id: row.key for row in shuffled}
+
+
 def test_what_fills_calls_stays_together(tmp_path: Path) -> None:
     rows = planned(tmp_path / "a", [{"prompt": f"p{i}"} for i in range(37)])
     # 32 fill two calls of the model's 16 slots, which need not be said; five take one of 8.

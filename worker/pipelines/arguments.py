@@ -13,6 +13,7 @@ from jobs.errors import InvalidRequest
 from jobs.models.families import Family
 from jobs.requests import BatchKey
 from worker.inputs import Prepared
+from worker.pipelines.guidance import Guidance
 from worker.pipelines.seeds import generator
 
 Arguments = dict[str, object]
@@ -23,7 +24,8 @@ def arguments(
 ) -> Arguments:
     """Arguments of a diffusers pipeline; what is left out stays at the pipeline's own default.
 
-    accepted: names of the pipeline's arguments; key: of all requests of the batch.
+    accepted: names of the pipeline's arguments; key: of the first request of the batch, which the
+    others share as the family's call_key says.
     """
     requests = [one.request for one in batch]
     call: Arguments = {
@@ -39,7 +41,7 @@ def arguments(
     if family.area:
         call[family.area] = key.width * key.height
     if key.guidance_scale is not None:
-        call[family.guidance] = key.guidance_scale
+        call[family.guidance] = _guidance([request.key.guidance_scale for request in requests])
     if key.negative:
         call["negative_prompt"] = [request.negative_prompt for request in requests]
     elif family.empty_negative is not None:
@@ -72,6 +74,12 @@ def check(family: Family, key: BatchKey) -> None:
 def active_controls(key: BatchKey) -> tuple[int, ...]:
     """The ControlNets that take part, by their number: a weight of 0 leaves one out for good."""
     return tuple(number for number, weight in enumerate(key.controlnet_weights) if weight)
+
+
+def _guidance(scales: list[float | None]) -> float | Guidance | None:
+    if len(set(scales)) == 1:
+        return scales[0]
+    return Guidance([scale for scale in scales if scale is not None])
 
 
 def _inputs(family: Family, key: BatchKey, batch: list[Prepared]) -> list[Image]:

@@ -106,14 +106,14 @@ class PipelineRenderer:
                 os._exit(1)
             if not is_out_of_memory(error):
                 raise
-            self.savings.note(key, error)
+            self.savings.note(self.call_key(key), error)
             raise out_of_memory(error) from error
         finally:
             self._under_way -= 1
 
     def _set_up(self, key: BatchKey) -> None:
         self.adapters.use(key.adapter)
-        self.savings.apply(key)
+        self.savings.apply(self.call_key(key))
         # Another model of this process may have set another count.
         torch.set_num_threads(self.stack.threads)
 
@@ -127,6 +127,10 @@ class PipelineRenderer:
 
         return step_end
 
+    def call_key(self, key: BatchKey) -> BatchKey:
+        """What all requests of one call share."""
+        return self.variants.call_key(key)
+
     def slots(self, key: BatchKey) -> int:
         """Requests of one call."""
         alone = key.inputs and self.variants.family.inputs > 1
@@ -139,12 +143,13 @@ class PipelineRenderer:
     def save_memory(self, key: BatchKey) -> bool:
         """Need less memory for batches of this key from now on; False if nothing is left to try."""
         kept = [encoder.forget() for encoder in self.encoders]
-        return any(kept) or self.savings.more(key, self.slots(key))
+        return any(kept) or self.savings.more(self.call_key(key), self.slots(key))
 
     def stack_for(self, key: BatchKey) -> Stack:
         """What renders requests of this key."""
         pipeline = self.variants.class_name(key)
-        parts = (self.stack.modes, self.savings.names(key), self.adapters.modes.get(key.adapter))
+        saved = self.savings.names(self.call_key(key))
+        parts = (self.stack.modes, saved, self.adapters.modes.get(key.adapter))
         modes = ", ".join(filter(None, parts))
         name = (pipeline, key.adapter, modes)
         if name not in self._stacks:

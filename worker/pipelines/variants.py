@@ -70,6 +70,14 @@ class Variants:
         proven = self.family is not GENERIC
         return proven and not in_modules and "callback_on_step_end" in variant.accepted
 
+    def call_key(self, key: BatchKey) -> BatchKey:
+        """What all requests of one call share."""
+        unet = getattr(self.base, "unet", None)
+        # Such a UNet is told the guidance, one number for all, instead of rendering twice.
+        if unet is not None and unet.config.get("time_cond_proj_dim") is not None:
+            return key
+        return self.family.call_key(key)
+
     def class_name(self, key: BatchKey) -> str:
         """The class of the variant that has rendered batches like this one."""
         made = self._made.get(_wanted(key))
