@@ -60,7 +60,9 @@ def doctor(
 def check_determinism(context: typer.Context) -> None:
     """Whether this machine's device gives the same bytes again. Options: --help."""
     # A process of its own, because this one must never import torch.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.determinism", *context.args])
+    os.execv(
+        sys.executable, [sys.executable, "-P", "-m", "worker.commands.determinism", *context.args]
+    )
 
 
 def fsck(

@@ -109,12 +109,12 @@ def inspect(
 def fetch(context: typer.Context) -> None:
     """Download weights to this machine: only the files that are loaded. Options: fetch --help."""
     # A process of its own, because this one must never import torch.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.fetch", *context.args])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.commands.fetch", *context.args])
 
 
 def tune(context: typer.Context) -> None:
     """Measure how many requests a pipeline call is best given. Options: tune --help."""
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.tuning", *context.args])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.commands.tuning", *context.args])
 
 
 def sheet(

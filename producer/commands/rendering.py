@@ -201,7 +201,7 @@ def worker(context: typer.Context) -> None:
 def score(context: typer.Context) -> None:
     """Score finished images, render nothing: columns for metadata.jsonl. Options: score --help."""
     # A process of its own, because this one must never import torch.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.score", *context.args])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.commands.score", *context.args])
 
 
 def verify(

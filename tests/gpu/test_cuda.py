@@ -119,6 +119,6 @@ def test_a_vae_that_runs_out_of_memory_saves_before_fewer_are_rendered(
 def test_bytes_repeat_on_this_device(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     load(tmp_path, pytestconfig, "cuda")  # writes the table
     options = ["m", "--models-file", str(tmp_path / "models.toml")]
-    command = [sys.executable, "-m", "worker.determinism", *options]
+    command = [sys.executable, "-m", "worker.commands.determinism", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

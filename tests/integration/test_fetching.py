@@ -183,7 +183,7 @@ def test_an_offline_worker_without_the_planned_commit_says_what_to_run(
     }
     command = ["--for", str(tmp_path / "out"), "--models-file", str(tmp_path / "models.toml")]
     fetched = subprocess.run(
-        [sys.executable, "-m", "worker.fetch", *command],
+        [sys.executable, "-m", "worker.commands.fetch", *command],
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.errors import UsageError
-from worker import determinism
+from worker.commands import determinism
+from worker.commands.trials import FIRST, PROCESS, Comparison, Findings, Trial, hold, ways
 from worker.inputs import Prepared
 from worker.null import NullRenderer
 from worker.render import Image
-from worker.trials import FIRST, PROCESS, Comparison, Findings, Trial, hold, ways
 
 MODELS = """
 default = "m"

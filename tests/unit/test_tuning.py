@@ -11,9 +11,9 @@ import pytest
 
 from jobs.errors import UsageError
 from jobs.models.table import ModelTable, load_models
+from worker.commands.tuning import Pace, Tuning, as_text, measure, parse_size
 from worker.render import Pause
 from worker.renderers import Renderers
-from worker.tuning import Pace, Tuning, as_text, measure, parse_size
 
 TABLE = """
 default = "m"

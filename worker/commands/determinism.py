@@ -1,4 +1,4 @@
-"""`imagemill check-determinism`, also `python -m worker.determinism`: whether bytes repeat here."""
+"""`imagemill check-determinism`: whether bytes repeat on this machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from jobs import children
 from jobs.errors import EXIT_USAGE, USAGE_ERRORS, FatalError, ImagemillError
 from jobs.models.table import load_models
 from jobs.settings import load_settings
+from worker.commands.trials import STEPS, Comparison, Findings, Trial, compare
 from worker.process.devices import Device, choose_devices
 from worker.process.environment import environment
-from worker.trials import STEPS, Comparison, Findings, Trial, compare
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -123,7 +123,7 @@ def _run(trial: Trial, device: Device) -> Findings:
             sys.executable,
             "-P",
             "-m",
-            "worker.trials",
+            "worker.commands.trials",
             orjson.dumps(asdict(trial)).decode(),
         ]
         own = os.environ | environment(device, _at_once(device))

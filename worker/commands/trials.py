@@ -1,6 +1,6 @@
-"""The same requests in several ways in one process, `python -m worker.trials`: are they the same?
+"""The same requests in several ways in one process: are they the same?
 
-worker/determinism.py starts it: a process has one device and one way to compile.
+worker/commands/determinism.py starts it: a process has one device and one way to compile.
 """
 
 from __future__ import annotations

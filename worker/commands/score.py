@@ -1,4 +1,4 @@
-"""`imagemill score`, also `python -m worker.score`: columns for the images of a finished run."""
+"""`imagemill score`: columns for the images of a finished run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`imagemill models fetch`, also `python -m worker.fetch`: weights onto this machine."""
+"""`imagemill models fetch`: weights onto this machine."""
 
 from __future__ import annotations
 

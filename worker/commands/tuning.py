@@ -1,4 +1,4 @@
-"""`imagemill models tune`, also `python -m worker.tuning`: how many requests to give a call."""
+"""`imagemill models tune`: how many requests to give a call."""
 
 from __future__ import annotations
 
