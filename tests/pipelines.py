@@ -5,6 +5,7 @@ Built without a download from the classes that the real ones use, and kept betwe
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,10 +63,14 @@ def tiny(name: str, config: pytest.Config) -> Path:
     folder = config.cache.mkdir(f"pipelines-{VERSION}") / name
     if not folder.exists():
         torch.manual_seed(sum(name.encode()))
-        building = folder.with_suffix(".new")
-        shutil.rmtree(building, ignore_errors=True)
+        building = folder.with_suffix(f".{os.getpid()}")  # another process may build it as well
         BUILDERS[name.partition("-")[0]](building)
-        building.rename(folder)
+        try:
+            building.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(building)
     return folder
 
 

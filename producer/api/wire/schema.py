@@ -38,9 +38,12 @@ def either(
 ) -> dict[str, Any]:
     """The request body of an endpoint that uses `reading.read_form`, for `openapi_extra`.
 
-    files: of the form; the first is required, and those of `single` may be there once.
+    files: of the form; the first is required, and those of `single` may be there once. Rules
+    between the form's fields stand in their descriptions alone: tools that make up forms with files
+    cannot try those.
     """
     fields = as_form.model_json_schema(ref_template=REF)
+    fields.pop("allOf", None)
     binary = {"type": "string", "format": "binary"}
     several = {
         "anyOf": [
