@@ -4,8 +4,8 @@
 
 Each device is the null renderer that sleeps for its batches of 16; all of them are on this machine,
 and have started before the manifest is submitted. job ÷ ideal: the sleeping that each worker has to
-do for its share, over the time from the first batch to the last record. A chunk is four batches, so
-a short run of many workers ends with some of them idle. Beside it 256 requests that meet them all.
+do for its share, over the time from the first batch to the last record; --seconds is how long that
+share is. Beside it 256 requests that meet them all.
 """
 
 from __future__ import annotations
