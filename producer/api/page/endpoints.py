@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Query, Response
+from fastapi import Request as HttpRequest
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
@@ -23,7 +24,7 @@ from jobs.output.dataset import Summary, read_summary
 from jobs.output.records import Row, read_part
 from jobs.output.scores import read_scorings
 from jobs.output.storage import Storage, open_storage
-from jobs.requests import Request as RenderRequest
+from jobs.requests import Request
 from jobs.teams import PRIORITIES
 from producer.api.admission import Access
 from producer.api.files.downloads import UsedDownloads
@@ -93,7 +94,7 @@ def add(app: FastAPI) -> None:
 
 @router.get("/")
 async def board(
-    request: Request,
+    request: HttpRequest,
     visitor: Visiting,
     pages: UsedPages,
     board: UsedBoard,
@@ -117,13 +118,13 @@ async def board(
 
 
 @doors.get("/login")
-async def ask(request: Request, pages: UsedPages) -> Response:
+async def ask(request: HttpRequest, pages: UsedPages) -> Response:
     """The form that takes a token."""
     return pages.show(request, "login.html", wrong=False)
 
 
 @doors.post("/login")
-async def login(request: Request, pages: UsedPages, downloads: UsedDownloads) -> Response:
+async def login(request: HttpRequest, pages: UsedPages, downloads: UsedDownloads) -> Response:
     """Keep a token that is known in a cookie."""
     fields = parse_qs((await _small_body(request)).decode("latin-1"))
     (token,) = fields.get("token", [""])[:1]
@@ -140,7 +141,7 @@ async def login(request: Request, pages: UsedPages, downloads: UsedDownloads) ->
     return response
 
 
-async def _small_body(request: Request) -> bytes:
+async def _small_body(request: HttpRequest) -> bytes:
     """The body of whoever is not admitted yet. Raises ApiError 413 as soon as it has too much."""
     body = b""
     async for piece in request.stream():
@@ -186,7 +187,7 @@ class Reading:
 
 @router.get("/runs/{run_id}")
 async def run(
-    request: Request,
+    request: HttpRequest,
     run_id: RunId,
     visitor: Visiting,
     pages: UsedPages,
@@ -277,7 +278,7 @@ async def run(
 class Entry:
     """One record, with those on either side, if there are any."""
 
-    request: RenderRequest
+    request: Request
     record: Row
     before: tuple[Card, ...]
     after: tuple[Card, ...]
@@ -285,7 +286,7 @@ class Entry:
 
 @router.get("/runs/{run_id}/rows/{row}")
 async def row(
-    request: Request,
+    request: HttpRequest,
     run_id: RunId,
     row: Annotated[int, Path(ge=0, le=2**53)],
     visitor: Visiting,
@@ -381,7 +382,7 @@ async def latest(
 
 @router.get("/runs/{run_id}/priority")
 async def ask_priority(
-    request: Request, run_id: RunId, visitor: Visiting, pages: UsedPages, board: UsedBoard
+    request: HttpRequest, run_id: RunId, visitor: Visiting, pages: UsedPages, board: UsedBoard
 ) -> Response:
     """Which priority it is to have."""
     standing = await board.run(run_id, visitor)
@@ -391,7 +392,7 @@ async def ask_priority(
 
 @router.post("/runs/{run_id}/priority")
 async def prioritize(
-    request: Request, run_id: RunId, visitor: Visiting, board: UsedBoard
+    request: HttpRequest, run_id: RunId, visitor: Visiting, board: UsedBoard
 ) -> Response:
     """Give a run another priority, as high as the visitor's key may."""
     await board.run(run_id, visitor)  # it must be theirs
@@ -407,7 +408,12 @@ async def prioritize(
 
 @router.get("/runs/{run_id}/{act}")
 async def confirm(
-    request: Request, run_id: RunId, act: Act, visitor: Visiting, pages: UsedPages, board: UsedBoard
+    request: HttpRequest,
+    run_id: RunId,
+    act: Act,
+    visitor: Visiting,
+    pages: UsedPages,
+    board: UsedBoard,
 ) -> Response:
     """Whether it is meant."""
     standing = await board.run(run_id, visitor)
