@@ -220,18 +220,8 @@ class Storage:
     def folders(self, folder: str) -> list[str]:
         """The names of the folders directly in `folder`, sorted."""
 
-        def names() -> list[str]:
-            try:
-                found = self.filesystem.ls(self._full(folder), detail=True, refresh=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            return sorted(
-                one["name"].rstrip("/").rsplit("/", 1)[-1]
-                for one in found
-                if one["type"] == "directory"
-            )
-
-        return self.attempt(folder, names)
+        found = self._listed(folder)
+        return sorted(name for name, one in found.items() if one["type"] == "directory")
 
     def list(self, folder: str) -> list[str]:
         """The names directly in `folder`, sorted; empty if there is no such folder."""
@@ -251,13 +241,17 @@ class Storage:
         Of what lies directly in `folder`; 0 where the store's listings do not say it.
         """
 
-        def look() -> dict[str, float]:
+        return {name: _time_of(one) for name, one in sorted(self._listed(folder).items())}
+
+    def _listed(self, folder: str) -> dict[str, Any]:
+        """Name → what fsspec says of it, of what lies directly in `folder`."""
+
+        def look() -> dict[str, Any]:
             try:
                 found = self.filesystem.ls(self._full(folder), detail=True, refresh=True)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return {}
-            times = {one["name"].rsplit("/", 1)[-1]: _time_of(one) for one in found}
-            return dict(sorted(times.items()))
+            return {one["name"].rstrip("/").rsplit("/", 1)[-1]: one for one in found}
 
         return self.attempt(folder, look)
 

@@ -28,18 +28,12 @@ def plan(
     from jobs.settings import load_settings
     from producer.control.progress import display
     from producer.planning.rates import estimate, rates_file, read_rates
-    from producer.planning.resolution import PlanOptions
     from producer.planning.submission import survey
-    from producer.planning.tables import columns_of, kept_columns
     from producer.report import show_json, show_survey
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
-    stores = tuple(sorted(settings.input_stores))
-    columns = columns_of(map)
-    wanted = PlanOptions(
-        0, model, "jpeg", limit, False, True, stores, n, columns, kept_columns(keep)
-    )
+    wanted = options.planned(settings, map, keep, model=model, limit=limit, n=n)
     with display(quiet) as shown:
         found = survey(manifest, table, wanted, shown.planning)
     rates = read_rates(rates_file())

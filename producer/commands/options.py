@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from jobs.formats import ImageFormat
 from jobs.teams import Priority
+
+if TYPE_CHECKING:  # --help is fast
+    from jobs.settings import Settings
+    from producer.planning.resolution import PlanOptions
 
 REQUESTS = "Requests"
 DEPLOYMENT = "Deployment"
@@ -154,3 +158,25 @@ Quiet = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
 ]
+
+
+def planned(
+    settings: Settings, map: list[str] | None, keep: list[str] | None, **given: Any
+) -> PlanOptions:
+    """What a command's options say of a plan, whose inputs may be files of this machine.
+
+    given: other fields of PlanOptions, by name.
+
+    Raises:
+        UsageError: an option of `map` or `keep` is none.
+    """
+    from producer.planning.resolution import PlanOptions
+    from producer.planning.tables import columns_of, kept_columns
+
+    return PlanOptions(
+        local_files=True,
+        stores=tuple(sorted(settings.input_stores)),
+        columns=columns_of(map),
+        keep=kept_columns(keep),
+        **given,
+    )

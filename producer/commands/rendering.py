@@ -46,26 +46,22 @@ def run(
     from producer.control.progress import display
     from producer.local.embedded import Crew
     from producer.local.whole import render
-    from producer.planning.resolution import PlanOptions
     from producer.planning.submission import Job
-    from producer.planning.tables import columns_of, kept_columns
     from producer.report import say
 
     settings = load_settings(models=models_file)
-    stores = tuple(sorted(settings.input_stores))
-    plan_options = PlanOptions(
-        seed,
-        model,
-        format,
-        limit,
-        skip_invalid,
-        True,
-        stores,
-        n,
-        columns_of(map),
-        kept_columns(keep),
+    wanted = options.planned(
+        settings,
+        map,
+        keep,
+        seed=seed,
+        model=model,
+        format=format,
+        limit=limit,
+        skip_invalid=skip_invalid,
+        n=n,
     )
-    job = Job(manifest, out, load_models(settings.models), plan_options, team=check_team(team))
+    job = Job(manifest, out, load_models(settings.models), wanted, team=check_team(team))
     try:
         with display(quiet) as shown:
             told = (lambda address: say(f"The page: {address}")) if page else None
@@ -102,30 +98,26 @@ def submit(
     from producer.control.progress import display
     from producer.control.status import look
     from producer.local.whole import Outcome
-    from producer.planning.resolution import PlanOptions
     from producer.planning.submission import Job, identify, launch, prepare
-    from producer.planning.tables import columns_of, kept_columns
     from producer.report import say, show, show_json
 
     started = time.monotonic()
     settings = load_settings(broker, models_file)
-    stores = tuple(sorted(settings.input_stores))
-    plan_options = PlanOptions(
-        seed,
-        model,
-        format,
-        limit,
-        skip_invalid,
-        True,
-        stores,
-        n,
-        columns_of(map),
-        kept_columns(keep),
+    wanted = options.planned(
+        settings,
+        map,
+        keep,
+        seed=seed,
+        model=model,
+        format=format,
+        limit=limit,
+        skip_invalid=skip_invalid,
+        n=n,
     )
     known = installation(settings)
     known.ping()
     table = load_models(settings.models)
-    job = Job(manifest, out, table, plan_options, team=check_team(team), priority=priority)
+    job = Job(manifest, out, table, wanted, team=check_team(team), priority=priority)
     submission = identify(job)
     storage, summary = submission.storage, submission.finished
     if summary is None:

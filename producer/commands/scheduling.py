@@ -230,24 +230,23 @@ def inbox(
     from jobs.output.storage import open_storage
     from jobs.settings import load_settings
     from producer.control.installation import installation
-    from producer.planning.resolution import PlanOptions
-    from producer.planning.tables import columns_of
     from producer.report import announce
     from producer.schedules.inbox import Inbox
     from producer.schedules.news import News
 
     settings = load_settings(broker, models_file, log_format)
-    stores = tuple(sorted(settings.input_stores))
-    columns = columns_of(map)
-    plan_options = PlanOptions(
-        seed, model, format, None, skip_invalid, False, stores, columns=columns
+    wanted = replace(
+        options.planned(
+            settings, map, None, seed=seed, model=model, format=format, skip_invalid=skip_invalid
+        ),
+        local_files=False,
     )
     tell = _teller(settings, quiet, as_json)
     # Strangers may write there: they name neither repositories nor folders, nor files of ours.
     table = replace(load_models(settings.models), closed=True)
     table.route(model)
     watched = Inbox(
-        open_storage(uri), out, installation(settings), table, plan_options, tell, done,
+        open_storage(uri), out, installation(settings), table, wanted, tell, done,
         team=check_team(team), priority=priority,
     )  # fmt: skip
     if once:

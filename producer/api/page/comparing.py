@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Response
+from fastapi import Request as HttpRequest
 
 from jobs.ids import RUN_ID
 from jobs.output.records import Row
 from jobs.output.storage import open_storage
-from jobs.requests import Request as RenderRequest
+from jobs.requests import Request
 from producer.api.page.board import Board, Standing
 from producer.api.page.gallery import Gallery
 from producer.api.page.visits import PageRoute, UsedPages, Visiting
@@ -32,7 +33,7 @@ class Side:
 
     run: Standing
     row: int
-    request: RenderRequest | None
+    request: Request | None
     record: Row | None
 
     @property
@@ -44,7 +45,7 @@ class Side:
 
 @router.get("/runs/{run_id}/rows/{row}/beside")
 async def beside(
-    request: Request,
+    request: HttpRequest,
     run_id: RunId,
     row: Annotated[int, Path(ge=0, le=2**53)],
     visitor: Visiting,
