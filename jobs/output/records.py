@@ -25,10 +25,12 @@ _FILE_NAME = re.compile(r"images/[0-9]{5,}/[0-9a-f]{32}\.[a-z]{3,4}")
 class Row(TypedDict, total=False):
     """A record as parts and the dataset hold it: flat, without nulls, the seed as a string.
 
-    A line that was left out has `custom_id`, `index`, `status` "invalid", `code` and `message`.
+    A line that was left out has `custom_id`, `index`, `status` "invalid", `code`, `message` and
+    `field`, the first that is wrong, "" for none.
     """
 
     file_name: str
+    field: str
     custom_id: str
     index: int
     job_id: str

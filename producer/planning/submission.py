@@ -227,6 +227,7 @@ def _report(report: IO[bytes], block: PlannedBlock) -> int:
             "index": error.line - 1,
             "status": "invalid",
             "code": "invalid_request",
+            "field": error.field,
             "message": f"line {error.line}: {reason}",
         }
     report.write(encode_part(rows.values()))

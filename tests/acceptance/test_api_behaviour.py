@@ -294,7 +294,8 @@ def test_a_wrong_body_costs_its_batch_no_other_request(url: str) -> None:
     assert [one["custom_id"] for one in errors] == ["x" * 511, *map(str, range(2, 8))]
     assert [one["response"]["status_code"] for one in errors] == [400] * 7
     told = [one["response"]["body"]["error"] for one in errors]
-    assert [one["param"] for one in told[:2]] == ["custom_id", "n"]
+    params = ["custom_id", "n", "model", "size", "background", "size", "prompt"]
+    assert [one["param"] for one in told] == params
     assert "nobody" in told[2]["message"]
     assert not told[2]["message"].startswith("line")
 

@@ -267,10 +267,17 @@ def _result(
     if bad[0] is None:
         error = {"code": unfinished, "message": "this request was not executed"}
         return False, _dump(line | {"response": None, "error": error})
-    status = {"invalid": 400, "rejected": 422}.get(bad[0]["status"], 500)
-    # Lines of the manifest are nothing that a caller knows.
-    message = bad[0]["message"].removeprefix(f"line {lines[0].index + 1}: ")
-    return False, _refusal(wanted.custom_id, Problem(status, bad[0]["code"], message), first)
+    return False, _refusal(wanted.custom_id, _problem_of(bad[0]), first)
+
+
+def _problem_of(row: Row) -> Problem:
+    """What a caller is told of a request without an image."""
+    if row["status"] == "invalid":
+        # Lines of the manifest are nothing that a caller knows.
+        message = row["message"].removeprefix(f"line {row['index'] + 1}: ")
+        field = row.get("field", "")  # absent from runs planned before rows said it
+        return _problem(InvalidRequest(field, message.removeprefix(f"{field}: ")))
+    return Problem(422 if row["status"] == "rejected" else 500, row["code"], row["message"])
 
 
 def _refusal(custom_id: str, problem: Problem, name: str = "") -> bytes:
