@@ -67,6 +67,7 @@ def make_cli() -> typer.Typer:
         ],
         LOOK: [
             checking.doctor,
+            exporting.preset,
             inspecting.plan,
             watching.usage,
             inspecting.sheet,

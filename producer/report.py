@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from producer.upkeep.comparison import Comparison
     from producer.upkeep.doctor import Finding
     from producer.upkeep.export.job import Outcome as Export
+    from producer.upkeep.export.layouts import LaidOut
     from producer.upkeep.fsck import Damage
     from producer.upkeep.usage import Usage
     from producer.upkeep.verification import Verdict
@@ -291,6 +292,14 @@ def show_export(export: Export) -> None:
     show(
         f"{_count(export.images, 'image')} ({splits}) in {_count(export.shards, 'shard')}{new}: "
         f"{export.target}"
+    )
+
+
+def show_layout(laid_out: LaidOut) -> None:
+    """What lies where a suite's scorer looks for it, and how much of it is new."""
+    show(
+        f"{_count(laid_out.images, 'image')} of {_count(laid_out.prompts, 'prompt')}, "
+        f"{_count(laid_out.written, 'file')} of {laid_out.suite} written now: {laid_out.target}"
     )
 
 

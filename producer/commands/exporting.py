@@ -1,15 +1,38 @@
-"""Commands on finished datasets: export, diff."""
+"""Commands from prompts of others, and from finished datasets: preset, export, diff."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.errors import UsageError
 from producer.commands import options
+from producer.planning.presets import SuiteName
 from producer.upkeep.export.order import FormName
+
+
+def preset(
+    suite: Annotated[SuiteName, typer.Argument(help="The suite.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Its own prompt files, of its repository."),
+    ],
+    n: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Images of each prompt.", show_default="the suite's own"
+        ),
+    ] = None,
+) -> None:
+    """Print the manifest of a benchmark suite of text-to-image models."""
+    from producer.planning.presets import manifest_lines
+
+    lines = b"".join(manifest_lines(suite, files, n))  # all of it, or none
+    sys.stdout.buffer.write(lines)
 
 
 def export(
@@ -17,7 +40,17 @@ def export(
     target: Annotated[
         str, typer.Argument(metavar="URI", help="Where it goes: an empty folder or s3://.")
     ],
-    to: Annotated[FormName, typer.Option(help="Form of the export.")],
+    to: Annotated[
+        FormName | None, typer.Option(help="Form of the export.", show_default=False)
+    ] = None,
+    suite: Annotated[
+        SuiteName | None,
+        typer.Option(
+            "--layout",
+            help="Instead of --to: as the scorer of a benchmark suite reads images; of this the "
+            "images that a manifest of imagemill preset made.",
+        ),
+    ] = None,
     shard_size: Annotated[
         str,
         typer.Option(
@@ -71,14 +104,30 @@ def export(
     one machine or many, share the work.
     """
     from producer.control.progress import display
-    from producer.report import show_export, show_json
+    from producer.report import show_export, show_json, show_layout
     from producer.upkeep.export.credentials import read_credentials
     from producer.upkeep.export.job import export as write
+    from producer.upkeep.export.layouts import lay_out
     from producer.upkeep.export.order import Order
     from producer.upkeep.export.selection import parse_condition, parse_splits
     from producer.upkeep.export.shards import Selection, parse_size
 
+    if (to is None) == (suite is None):
+        raise UsageError("--to or --layout is required, and only one of them")
     condition = parse_condition(where) if where is not None else None
+    if suite is not None:
+        if sign or certificate or split != "train=1" or shard_size != "500MB":
+            raise UsageError(
+                "--layout goes with --where only", "A scorer reads plain files, all in one place."
+            )
+        with display(quiet) as shown:
+            laid_out = lay_out(out, target, suite, condition, shown.exporting)
+        if as_json:
+            show_json(laid_out)
+        elif not quiet:
+            show_layout(laid_out)
+        return
+    assert to is not None
     selection = Selection(condition, parse_splits(split), parse_size(shard_size))
     processes = workers or min(os.cpu_count() or 1, 4)
     if (sign is None) != (certificate is None):

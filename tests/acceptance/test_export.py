@@ -73,3 +73,27 @@ def test_from_bucket_to_bucket(cli: Cli, bucket: str) -> None:
     assert cli.json(*command, "--shard-size", "2")["written"] == 1
     assert {name: target.read(name) for name in target.sizes("")} == before
     assert not list(Path(cli.folder).glob("tmp*"))
+
+
+def test_a_suite_from_its_prompts_to_its_scorers_folders(cli: Cli) -> None:
+    prompts = [
+        {"tag": "colors", "include": [], "prompt": f"a {one} car"} for one in ("red", "blue")
+    ]
+    lines = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+    (cli.folder / "evaluation_metadata.jsonl").write_text(lines)
+    manifest = cli("preset", "geneval", "evaluation_metadata.jsonl").stdout
+    (cli.folder / "geneval.jsonl").write_text(manifest)
+    cli("run", "geneval.jsonl", "--model", "null", "--out", "out")
+    made = cli.json("export", "out", "to", "--layout", "geneval")
+    assert (made["prompts"], made["images"], made["written"]) == (2, 8, 10)
+    for number, prompt in enumerate(prompts):
+        folder = cli.folder / f"to/{number:05d}"
+        assert json.loads((folder / "metadata.jsonl").read_text()) == prompt
+        assert len(list((folder / "samples").glob("*.png"))) == 4
+    assert (
+        "0 files of geneval written now" in cli("export", "out", "to", "--layout", "geneval").stdout
+    )
+    assert "only one of them" in cli("export", "out", "to", code=2).stderr
+    text = cli("export", "out", "to", "--layout", "geneval", "--split", "a=1", code=2).stderr
+    assert "--where only" in text
+    assert "cannot be read" in cli("preset", "dpg", "none.csv", code=2).stderr
