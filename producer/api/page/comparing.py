@@ -5,24 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 from fastapi import Request as HttpRequest
 
 from jobs.ids import RUN_ID
 from jobs.output.records import Row
 from jobs.output.storage import open_storage
 from jobs.requests import Request
-from producer.api.page.board import Board, Standing
+from producer.api.page.board import Standing
 from producer.api.page.gallery import Gallery
+from producer.api.page.parameters import RowNumber, RunId, UsedBoard, UsedGallery
 from producer.api.page.visits import PageRoute, UsedPages, Visiting
-from producer.api.wire.parts import provided
 
 # What is not shown as a difference: of the picture's file, not of what made it.
 UNTOLD = {"custom_id", "index", "job_id", "file_name", "sha256", "batch_started", "created_at"}
-
-RunId = Annotated[str, Path(pattern=f"^{RUN_ID.pattern}$")]
-UsedBoard = Annotated[Board, provided(Board)]
-UsedGallery = Annotated[Gallery, provided(Gallery)]
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -47,7 +43,7 @@ class Side:
 async def beside(
     request: HttpRequest,
     run_id: RunId,
-    row: Annotated[int, Path(ge=0, le=2**53)],
+    row: RowNumber,
     visitor: Visiting,
     pages: UsedPages,
     board: UsedBoard,

@@ -1,0 +1,166 @@
+"""A run's page: how far it is, how fast, what failed, its pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from jobs.errors import UsageError
+from jobs.ids import COLUMN
+from jobs.output import layout
+from jobs.output.dataset import Summary, read_summary
+from jobs.output.records import Row, read_part
+from jobs.output.scores import read_scorings
+from jobs.output.storage import open_storage
+from producer.api.page.board import Standing
+from producer.api.page.gallery import Album, Card, Found, Gallery, Shown, Wanted
+from producer.api.page.parameters import (
+    Cursor,
+    RunId,
+    UsedBoard,
+    UsedGallery,
+    UsedRankings,
+    UsedRoster,
+)
+from producer.api.page.ranking import Looking, page_of
+from producer.api.page.speed import HEIGHT, WIDTH, Speed, speed_of
+from producer.api.page.visits import PageRoute, UsedPages, Visiting
+from producer.upkeep.export.selection import MAX_CONDITION
+
+FAILURES = 12
+COLUMNS = (  # of records, that one may want to sort by; any other may be named as well
+    "prompt", "custom_id", "model", "adapter", "seed", "width", "height", "num_inference_steps",
+    "guidance_scale", "bytes", "status", "code", "seconds_render", "created_at", "device_name",
+    "worker",
+)  # fmt: skip
+COLUMN_PATTERN = f"^({COLUMN.pattern})?$"
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What storage says of a run. first: no place in it was asked for; summary: None until it has
+    finished; failures, invalid: some of the failed requests and of the lines that were left out;
+    scores: the columns of its scorers; found: None for what has to be sorted."""
+
+    album: Album
+    found: Found | None
+    first: bool
+    scores: tuple[str, ...]
+    speed: Speed | None
+    summary: Summary | None
+    failures: tuple[Card, ...]
+    more_failures: bool
+    invalid: list[Row]
+
+    @property
+    def planned(self) -> list[tuple[str, int]]:
+        """How many requests the plan gives each model."""
+        found = Counter[str]()
+        for shard in self.album.plan.shards:
+            for chunk in shard.chunks:
+                found[chunk.model] += chunk.stop - chunk.start
+        return found.most_common()
+
+
+def read_run(
+    standing: Standing, gallery: Gallery, wanted: Wanted, after: int | None, before: int | None
+) -> Reading:
+    """All that a run's page shows but what must be sorted. Raises: as Gallery.open."""
+    storage, run_id = open_storage(standing.progress.out), standing.progress.run_id
+    album = gallery.open(storage, run_id)
+    found = None
+    if wanted.ranked:
+        pass
+    elif after is not None:
+        found = album.after(after, wanted)
+    elif before is not None or (standing.live and not wanted.text):
+        found = album.before(album.plan.requests if before is None else before, wanted)
+    else:
+        found = album.after(0, wanted)
+    summary = read_summary(storage)
+    if summary and (summary.run_id != run_id or summary.state != "finished"):
+        summary = None
+    failed = Found((), None, None)
+    if standing.live:  # its count forgets what failed before it went on
+        failed = album.before(album.plan.requests, Wanted("failures"), FAILURES)
+    elif standing.progress.failed or standing.progress.state == "cancelled":
+        failed = album.after(0, Wanted("failures"), FAILURES)
+    invalid = list[Row]()
+    if album.plan.invalid:
+        invalid = list(islice(read_part(storage, layout.invalid(run_id)), FAILURES))
+    scorings = read_scorings(storage) if summary else []
+    return Reading(
+        album=album,
+        found=found,
+        first=after is None and before is None,
+        scores=tuple(name for one in scorings for name in one.all_columns),
+        speed=speed_of(album.plan, album.times),
+        summary=summary,
+        failures=failed.cards,
+        more_failures=(failed.before or failed.after) is not None,
+        invalid=invalid,
+    )
+
+
+@router.get("/runs/{run_id}")
+async def run(
+    request: Request,
+    run_id: RunId,
+    visitor: Visiting,
+    pages: UsedPages,
+    board: UsedBoard,
+    gallery: UsedGallery,
+    roster: UsedRoster,
+    rankings: UsedRankings,
+    after: Cursor = None,
+    before: Cursor = None,
+    show: Shown = "pictures",
+    q: Annotated[str, Query(max_length=400)] = "",
+    model: Annotated[str, Query(max_length=256)] = "",
+    where: Annotated[str, Query(max_length=MAX_CONDITION)] = "",
+    by: Annotated[str, Query(pattern=COLUMN_PATTERN)] = "",
+    order: Literal["rising", "falling"] = "rising",
+) -> Response:
+    """One run: how far it is, what failed, its pictures.
+
+    after: the first row to show; before: the row to end before; without them the latest pictures
+    of a run under way, the first of one that has ended. Of what is sorted, or chosen by a
+    condition, they are places in that order.
+    """
+    standing = await board.run(run_id, visitor)
+    wanted = Wanted(show, q.strip(), model, where.strip(), by, order == "falling")
+    reading = await gallery.read(lambda: read_run(standing, gallery, wanted, after, before))
+    found, looking, problem = reading.found, None, ""
+    if found is None:
+        album = reading.album
+        try:
+            ranking = await rankings.find(album, reading.summary is not None, wanted)
+            if isinstance(ranking, Looking):
+                looking = ranking
+            else:
+                found = await gallery.read(
+                    lambda: page_of(album.storage, ranking, wanted, after, before)
+                )
+        except UsageError as error:
+            problem = error.message.removeprefix("--where ")
+    fleet = await roster.all()
+    served = {model for worker in fleet for model in worker.serves}
+    return pages.show(
+        request,
+        "run.html",
+        run=standing,
+        reading=reading,
+        found=found,
+        looking=looking,
+        problem=problem,
+        columns=COLUMNS,
+        drawn=(WIDTH, HEIGHT),
+        wanted=wanted,
+        unserved=sorted(set(standing.progress.models) - served) if standing.live else [],
+    )
