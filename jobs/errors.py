@@ -63,14 +63,19 @@ class LineError:
 
 
 class ManifestRefused(ImagemillError):
-    """A manifest with invalid lines. `errors` holds the first of them, `report` the path of all."""
+    """A manifest with invalid lines.
 
-    def __init__(self, total: int, errors: list[LineError], report: str) -> None:
+    total: how many; reasons: to refuse them, of which `errors` holds the first; report: the path of
+    all.
+    """
+
+    def __init__(self, total: int, reasons: int, errors: list[LineError], report: str) -> None:
         super().__init__(
             f"{total} invalid line{'s' if total != 1 else ''}; nothing was enqueued",
             "Correct them, or pass --skip-invalid to render the rest.",
         )
         self.total = total
+        self.reasons = reasons
         self.errors = errors
         self.report = report
 

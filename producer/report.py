@@ -89,8 +89,8 @@ def show_error(error: ImagemillError) -> None:
     if isinstance(error, ManifestRefused):
         for line in error.errors:
             console.print(f"  {line}")
-        if error.total > len(error.errors):
-            console.print(f"  … and {error.total - len(error.errors):,} more")
+        if error.reasons > len(error.errors):
+            console.print(f"  … and {error.reasons - len(error.errors):,} more")
         if error.report:
             console.print(f"All of them: {error.report}")
     if error.hint:
@@ -171,10 +171,14 @@ def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
         )
     _console().print(table)
     show(f"{_count(survey.requests, 'request')}, about {_duration(total)} on one device")
-    if survey.invalid:
-        show(f"{_count(survey.invalid, 'invalid line')}:")
-        for error in survey.errors:
+    faults = survey.faults
+    if faults.lines:
+        left = "" if survey.is_refused else ", left out"
+        show(f"{_count(faults.lines, 'invalid line')}{left}:")
+        for error in faults.first:
             show(f"  {error}")
+        if faults.reasons > len(faults.first):
+            show(f"  … and {faults.reasons - len(faults.first):,} more: --json lists them")
 
 
 def show_models(models: ModelTable) -> None:

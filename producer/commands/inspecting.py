@@ -15,39 +15,58 @@ from producer.commands import options
 def plan(
     manifest: options.Manifest,
     model: options.Model = None,
+    seed: options.Seed = 0,
+    format: options.Format = "jpeg",
     n: options.Images = 1,
     map: options.Columns = None,
     keep: options.Keep = None,
     limit: options.Limit = None,
+    skip_invalid: options.SkipInvalid = False,
     models_file: options.ModelsFile = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Check and count a manifest, estimate its time; enqueue nothing. Exits with 2 if invalid."""
+    """Check and count a manifest, estimate its time; enqueue nothing.
+
+    Exits with 2 if run and submit, with the same options, would refuse it. Shows the first 20
+    errors; with --json, the first 10,000.
+    """
     from jobs.models.table import load_models
     from jobs.settings import load_settings
     from producer.control.progress import display
     from producer.planning.rates import estimate, rates_file, read_rates
-    from producer.planning.submission import survey
+    from producer.planning.submission import LISTED_ERRORS, SHOWN_ERRORS, survey
     from producer.report import show_json, show_survey
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
-    wanted = options.planned(settings, map, keep, model=model, limit=limit, n=n)
+    wanted = options.planned(
+        settings,
+        map,
+        keep,
+        seed=seed,
+        model=model,
+        format=format,
+        limit=limit,
+        skip_invalid=skip_invalid,
+        n=n,
+    )
+    most = LISTED_ERRORS if as_json else SHOWN_ERRORS
     with display(quiet) as shown:
-        found = survey(manifest, table, wanted, shown.planning)
+        found = survey(manifest, table, wanted, shown.planning, most)
     rates = read_rates(rates_file())
     if as_json:
         groups = [
             asdict(key) | {"images": images} | asdict(estimate(key, images, table, rates))
             for key, images in found.groups.items()
         ]
-        errors = [asdict(error) for error in found.errors]
-        counts = {"lines": found.lines, "requests": found.requests, "invalid": found.invalid}
-        show_json(counts | {"errors": errors, "groups": groups})
+        faults = found.faults
+        errors = [asdict(error) for error in faults.first]
+        counts = {"lines": found.lines, "requests": found.requests, "invalid": faults.lines}
+        show_json(counts | {"reasons": faults.reasons, "errors": errors, "groups": groups})
     elif not quiet:
         show_survey(found, table, rates)
-    if found.invalid:
+    if found.is_refused:
         raise typer.Exit(2)
 
 

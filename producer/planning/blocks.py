@@ -55,7 +55,8 @@ class PlannedBlock:
 
     shard: its file; raw: the block's lines, gzipped; identities and jobs: the first 8 bytes of what
     identifies each request and of each job id; numbers: line numbers from 1; lines: how many stand
-    for requests; keeps: whether one of them has columns for the dataset.
+    for requests; keeps: whether one of them has columns for the dataset. What plan_blocks yields
+    has its errors in the order of lines.
     """
 
     shard: bytes
@@ -291,7 +292,7 @@ def plan_blocks(
     storage: Storage | None = None,
     rates: Rates = NO_RATES,
 ) -> Iterator[PlannedBlock]:
-    """Every block of a manifest, planned, duplicates refused.
+    """Every block of a manifest, planned, duplicates refused. That it is empty is an error of its.
 
     Adds to `fingerprints`, and to the table's commits, as it goes.
 
@@ -309,7 +310,7 @@ def plan_blocks(
     planner = Planner(table, options, fingerprints, intake, rates)
     if head:  # so that the other processes know the fingerprints that most manifests need
         _learn_fingerprints(planner, head[0])
-    seen = _Seen()
+    seen, is_empty = _Seen(), True
     planned = (
         _in_parallel(planner, chain(head, blocks))
         if len(head) == PARALLEL_BLOCKS
@@ -323,7 +324,12 @@ def plan_blocks(
             errors = [LineError(int(number), "", "", _DUPLICATE) for number in again]
             result = planner.plan(block, frozenset(again.tolist()))
             result = replace(result, errors=result.errors + errors)
+        if result.errors:
+            result = replace(result, errors=sorted(result.errors, key=attrgetter("line")))
+        is_empty = is_empty and not result.requests and not result.errors
         yield result
+    if is_empty:
+        yield _planned([], NO_CALLS, b"", [LineError(1, "", "", "the manifest is empty")])
 
 
 def _learn_fingerprints(planner: Planner, block: Block) -> PlannedBlock:

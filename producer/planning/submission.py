@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from typing import IO, Any
 
@@ -36,6 +36,7 @@ from producer.planning.reuse import reuse_records
 OnLines = Callable[[int], None]
 
 SHOWN_ERRORS = 20
+LISTED_ERRORS = 10_000  # where a program reads them
 _WRITES = 4  # shards on their way to storage at a time
 
 
@@ -139,36 +140,66 @@ def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> 
     return summary
 
 
+@dataclass(slots=True)
+class Faults:
+    """What is wrong with a manifest: how many lines, for how many reasons, and the first of these.
+
+    most: reasons that are kept.
+    """
+
+    most: int = SHOWN_ERRORS
+    lines: int = 0
+    reasons: int = 0
+    first: list[LineError] = field(default_factory=list)
+
+    def add(self, errors: list[LineError]) -> None:
+        """Count all reasons of some lines, which come after the lines before."""
+        self.lines += len({error.line for error in errors})
+        self.reasons += len(errors)
+        self.first += errors[: self.most - len(self.first)]
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a manifest would become. `lines` stand for `requests`; `errors` are the first invalid
-    lines, `invalid` counts all."""
+    """What a manifest would become. `lines` stand for `requests`, `faults` are of other lines.
+
+    is_refused: whether a submission would be.
+    """
 
     lines: int
     requests: int
-    invalid: int
-    errors: list[LineError]
+    faults: Faults
+    is_refused: bool
     groups: Counter[BatchKey]
 
 
-def survey(manifest: str, table: ModelTable, options: PlanOptions, on_lines: OnLines) -> Survey:
-    """Read and validate a manifest; write and send nothing.
+def survey(
+    manifest: str,
+    table: ModelTable,
+    options: PlanOptions,
+    on_lines: OnLines,
+    most: int = SHOWN_ERRORS,
+) -> Survey:
+    """Read and validate a manifest as prepare does; write and send nothing.
 
-    Raises: as prepare, but invalid lines are only counted.
+    most: reasons to refuse lines that are kept.
+
+    Raises: as prepare, but for ManifestRefused.
     """
     groups: Counter[BatchKey] = Counter()
-    errors: list[LineError] = []
-    lines = requests = invalid = 0
+    faults = Faults(most)
+    lines = requests = 0
     for block in plan_blocks(manifest, replace(table, commits={}), options, {}):
         groups += block.groups
         lines += block.lines
         requests += block.requests
-        invalid += len({error.line for error in block.errors})
-        errors += block.errors[: SHOWN_ERRORS - len(errors)]
-        on_lines(requests + invalid)
-    if not requests and not invalid:
-        invalid, errors = 1, [LineError(1, "", "", "the manifest is empty")]
-    return Survey(lines, requests, invalid, errors, groups)
+        faults.add(block.errors)
+        on_lines(requests + faults.lines)
+    return Survey(lines, requests, faults, _is_refused(requests, faults, options), groups)
+
+
+def _is_refused(requests: int, faults: Faults, options: PlanOptions) -> bool:
+    return faults.lines > 0 and not (options.skip_invalid and requests)
 
 
 def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
@@ -177,9 +208,9 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     sizes: list[int] = []
     calls: list[Calls] = []
     jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
-    errors: list[LineError] = []
+    faults = Faults()
     rates = read_rates(rates_file())
-    requests = invalid = 0
+    requests = 0
     keeps = False
     with ExitStack() as stack:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
@@ -194,19 +225,18 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
                 jobs.append(block.jobs)
             requests += block.requests
             keeps |= block.keeps
-            invalid += _report(report, block)
-            errors += block.errors[: SHOWN_ERRORS - len(errors)]
-            on_lines(requests + invalid)
-    if not requests and not invalid:
-        errors.append(LineError(1, "", "", "the manifest is empty"))
-    if errors and (not job.options.skip_invalid or not requests):
+            _report(report, block)
+            faults.add(block.errors)
+            on_lines(requests + faults.lines)
+    if _is_refused(requests, faults, job.options):
         storage.remove(f"_run/{run}/plan")
-        raise ManifestRefused(max(1, invalid), errors, storage.name(layout.invalid(run)))
+        where = storage.name(layout.invalid(run))
+        raise ManifestRefused(faults.lines, faults.reasons, faults.first, where)
     seconds = sum(float(some.seconds.sum()) for some in calls)
     shards = [Shard(size, chunks) for size, chunks in zip(sizes, cut(calls, workers), strict=True)]
     kept, reused = reuse_records(storage, run, shards, jobs)
     plan = Plan(
-        run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), invalid, reused,
+        run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), faults.lines, reused,
         dict(table.commits), job.team, job.priority,
     )  # fmt: skip
     plan = replace(plan, keeps=keeps, seconds=seconds * plan.left / max(1, requests))
@@ -214,10 +244,10 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     return plan
 
 
-def _report(report: IO[bytes], block: PlannedBlock) -> int:
-    """Write the block's invalid lines as rows of errors.jsonl, one a line; returns how many."""
+def _report(report: IO[bytes], block: PlannedBlock) -> None:
+    """Write the block's invalid lines as rows of errors.jsonl, one a line."""
     rows: dict[int, Row] = {}
-    for error in sorted(block.errors, key=lambda e: e.line):
+    for error in block.errors:
         reason = f"{error.field}: {error.reason}" if error.field else error.reason
         if error.line in rows:
             rows[error.line]["message"] += f"; {reason}"
@@ -231,7 +261,6 @@ def _report(report: IO[bytes], block: PlannedBlock) -> int:
             "message": f"line {error.line}: {reason}",
         }
     report.write(encode_part(rows.values()))
-    return len(rows)
 
 
 class _Writes:

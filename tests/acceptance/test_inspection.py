@@ -51,6 +51,25 @@ def test_plan_lists_invalid_lines(cli: Cli) -> None:
     assert found["errors"][0]["line"] == 2
 
 
+def test_plan_lists_the_first_errors_for_people_and_all_for_programs(cli: Cli) -> None:
+    wrong = [{"prompt": 1, "sed": 2}] * 15
+    manifest = cli.manifest({"prompt": "a"}, {"prompt": "a"}, *wrong)
+    shown = cli("plan", manifest, code=2).stdout
+    assert "16 invalid lines:\n  line 2: repeats" in shown
+    assert (shown.count("prompt:"), shown.count("sed:")) == (10, 9)
+    assert shown.endswith("… and 11 more: --json lists them\n")
+    found = cli.json("plan", manifest, code=2)
+    assert (found["invalid"], found["reasons"]) == (16, 31)
+    assert [one["line"] for one in found["errors"]] == sorted([2, *range(3, 18), *range(3, 18)])
+
+
+def test_plan_refuses_what_run_would(cli: Cli) -> None:
+    manifest = cli.manifest({"prompt": "fine"}, {"prompt": 1})
+    assert "1 invalid line, left out:" in cli("plan", manifest, "--skip-invalid").stdout
+    none_left = cli.manifest({"prompt": 1})
+    assert "1 invalid line:" in cli("plan", none_left, "--skip-invalid", code=2).stdout
+
+
 def test_models_are_listed(cli: Cli) -> None:
     table = cli.json("models")
     assert table["default"] == "shapes"

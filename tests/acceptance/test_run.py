@@ -135,8 +135,9 @@ def test_invalid_manifest_is_refused_whole(cli: Cli) -> None:
 
 
 def test_first_twenty_errors_are_shown(cli: Cli) -> None:
-    refused = cli("run", cli.manifest(*[{"prompt": 1}] * 30), "--out", "out", code=2)
-    assert refused.stderr.count("prompt:") == 20
+    wrong = [{"prompt": 1, "sed": 2}] * 15
+    refused = cli("run", cli.manifest(*wrong), "--out", "out", code=2)
+    assert (refused.stderr.count("prompt:"), refused.stderr.count("sed:")) == (10, 10)
     assert "… and 10 more" in refused.stderr
 
 

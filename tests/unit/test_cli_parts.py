@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 
 from jobs.errors import LineError, ManifestRefused, UsageError
 from jobs.inputs.images import store_input
@@ -20,6 +23,9 @@ from jobs.output.dataset import Summary, write_summary
 from jobs.output.records import Record, encode_part
 from jobs.output.storage import open_storage
 from jobs.requests import Request
+from producer.cli import make_cli
+from producer.commands import inspecting, rendering
+from producer.commands.options import REQUESTS
 from producer.control.progress import Pace
 from producer.planning.manifest import Line, parse_line
 from producer.planning.rates import estimate, measure, read_rates
@@ -125,11 +131,22 @@ def test_pace_leaves_the_wait_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_refusal_shows_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [LineError(7, "", "prompt", "is required (got '[bold]x[/]')")]
-    show_error(ManifestRefused(9, lines, "/out/report.jsonl"))
+    show_error(ManifestRefused(5, 9, lines, "/out/report.jsonl"))
     said = capsys.readouterr().err
     assert "line 7: prompt: is required (got '[bold]x[/]')" in said
     assert "… and 8 more" in said
     assert "/out/report.jsonl" in said
+
+
+def test_plan_takes_all_that_decides_what_is_planned() -> None:
+    def options_of(command: Callable[..., None]) -> dict[str, Any]:
+        parameters = signature(command).parameters
+        shown = get_command(make_cli()).commands[command.__name__].params
+        panel = [one.name for one in shown if getattr(one, "rich_help_panel", "") == REQUESTS]
+        return {name: (parameters[name].annotation, parameters[name].default) for name in panel}
+
+    assert len(options_of(rendering.run)) > 5
+    assert options_of(inspecting.plan) == options_of(rendering.run) == options_of(rendering.submit)
 
 
 @pytest.mark.parametrize(("stdout", "status"), [(">/dev/full", 1), (">&-", 0)])
