@@ -65,11 +65,11 @@ class LineError:
 class ManifestRefused(ImagemillError):
     """A manifest with invalid lines.
 
-    total: how many; reasons: to refuse them, of which `errors` holds the first; report: the path of
-    all.
+    total: how many; reasons: to refuse them, of which `errors` holds the first; report: where all
+    of them are, if somewhere.
     """
 
-    def __init__(self, total: int, reasons: int, errors: list[LineError], report: str) -> None:
+    def __init__(self, total: int, reasons: int, errors: list[LineError]) -> None:
         super().__init__(
             f"{total} invalid line{'s' if total != 1 else ''}; nothing was enqueued",
             "Correct them, or pass --skip-invalid to render the rest.",
@@ -77,7 +77,7 @@ class ManifestRefused(ImagemillError):
         self.total = total
         self.reasons = reasons
         self.errors = errors
-        self.report = report
+        self.report = ""
 
 
 class UsageError(ImagemillError):

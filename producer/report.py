@@ -90,9 +90,10 @@ def show_error(error: ImagemillError) -> None:
         for line in error.errors:
             console.print(f"  {line}")
         if error.reasons > len(error.errors):
-            console.print(f"  … and {error.reasons - len(error.errors):,} more")
-        if error.report:
-            console.print(f"All of them: {error.report}")
+            more = f"{error.reasons - len(error.errors):,} more"
+            console.print(
+                f"  … and {more}: imagemill plan, with these options and --json, lists them"
+            )
     if error.hint:
         console.print(error.hint)
 

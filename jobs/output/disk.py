@@ -14,6 +14,15 @@ def sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
+def missing(folder: str) -> list[str]:
+    """What has to be made before a folder exists, itself first."""
+    found = list[str]()
+    while not os.path.lexists(folder):
+        found.append(folder)
+        folder = os.path.dirname(folder)
+    return found
+
+
 @contextmanager
 def renamed_into(target: str) -> Iterator[str]:
     """A temporary name beside `target` that becomes it when the block succeeds."""

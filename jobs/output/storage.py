@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from jobs.errors import FatalError, TransientError, UsageError
-from jobs.output.disk import beside, renamed_into, sync
+from jobs.output.disk import beside, missing, renamed_into, sync
 from jobs.output.refusals import DAMAGED, classify, s3_code
 
 T = TypeVar("T")
@@ -278,6 +278,22 @@ class Storage:
                 return
 
         self.attempt(path, delete)
+
+    def begin(self, folder: str) -> Callable[[], None]:
+        """Says that a folder will be written; the result takes back what was.
+
+        It deletes the folder with all that is in it, and on a disk also those above it that were
+        not there when this was called, as far as they are empty.
+        """
+        made = missing(self._full(folder)) if self.local_root is not None else []
+
+        def undo() -> None:
+            self.remove(folder)
+            with suppress(OSError):
+                for path in made[1:]:
+                    os.rmdir(path)
+
+        return undo
 
     def local_file(self, path: str) -> str | None:
         """Where a file lies on this machine's disk, be it there or not; None for other stores."""

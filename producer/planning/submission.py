@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from typing import IO, Any
@@ -15,7 +15,7 @@ import orjson
 
 from jobs.broker.dispatch import Dispatcher, start_run
 from jobs.broker.runs import Runs
-from jobs.errors import LineError, ManifestRefused
+from jobs.errors import USAGE_ERRORS, FatalError, ImagemillError, LineError, ManifestRefused
 from jobs.ids import run_id
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import ModelTable
@@ -110,16 +110,21 @@ def identify(job: Job) -> Submission:
     return Submission(job, storage, newest.run_id, newest, summary)
 
 
-def prepare(submission: Submission, on_lines: OnLines, workers: int = 0) -> Plan:
+def prepare(
+    submission: Submission, on_lines: OnLines, workers: int = 0, keep_report: bool = False
+) -> Plan:
     """The submission's plan, made now if it does not exist. `on_lines` is told lines read so far.
 
-    workers: how many live, so that the plan has work for each; 0 if one does not know.
+    workers: how many live, so that the plan has work for each; 0 if one does not know; keep_report:
+    whether all reasons to refuse the manifest stay in storage, where else nothing of it does.
 
     Raises:
         ManifestRefused: it has invalid lines (and skip_invalid is off); nothing is left to render.
         UsageError, FatalError: the manifest, a model or the output location does not work.
     """
-    plan, job = submission.plan or _make_plan(submission, on_lines, workers), submission.job
+    job, plan = submission.job, submission.plan
+    if plan is None:
+        plan = _begin_plan(submission, on_lines, workers, keep_report)
     if (plan.team, plan.priority) != (job.team, job.priority):
         plan = replace(plan, team=job.team, priority=job.priority)
         write_plan(submission.storage, plan)
@@ -202,6 +207,23 @@ def _is_refused(requests: int, faults: Faults, options: PlanOptions) -> bool:
     return faults.lines > 0 and not (options.skip_invalid and requests)
 
 
+def _begin_plan(submission: Submission, on_lines: OnLines, workers: int, keep_report: bool) -> Plan:
+    """Make a plan; of one that cannot be made nothing stays but perhaps the report."""
+    storage, run = submission.storage, submission.run_id
+    undo = storage.begin(f"_run/{run}")
+    try:
+        return _make_plan(submission, on_lines, workers)
+    except (*USAGE_ERRORS, FatalError) as error:
+        if keep_report and isinstance(error, ManifestRefused):
+            storage.remove(f"_run/{run}/plan")
+            error.report = storage.name(layout.invalid(run))
+        else:
+            with suppress(ImagemillError):  # this one tells more
+                if read_plan(storage, run) is None:  # or somebody else has made it
+                    undo()
+        raise
+
+
 def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     job, storage, run = submission.job, submission.storage, submission.run_id
     table, fingerprints = replace(job.table, commits={}), dict[str, str]()
@@ -229,9 +251,7 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
             faults.add(block.errors)
             on_lines(requests + faults.lines)
     if _is_refused(requests, faults, job.options):
-        storage.remove(f"_run/{run}/plan")
-        where = storage.name(layout.invalid(run))
-        raise ManifestRefused(faults.lines, faults.reasons, faults.first, where)
+        raise ManifestRefused(faults.lines, faults.reasons, faults.first)
     seconds = sum(float(some.seconds.sum()) for some in calls)
     shards = [Shard(size, chunks) for size, chunks in zip(sizes, cut(calls, workers), strict=True)]
     kept, reused = reuse_records(storage, run, shards, jobs)

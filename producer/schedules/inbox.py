@@ -192,7 +192,9 @@ class Inbox:
             out = submission.storage
             self._check_free(out, submission.run_id)
             finished = submission.plan if submission.finished else None
-            plan = finished or prepare(submission, lambda _: None, self.known.workers())
+            plan = finished or prepare(
+                submission, lambda _: None, self.known.workers(), keep_report=True
+            )
             if not finished:
                 self.known.admit(plan)
         except QuotaExceeded as error:

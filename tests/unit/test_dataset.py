@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import FatalError, ManifestRefused
+from jobs.errors import USAGE_ERRORS, FatalError, ManifestRefused
 from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import IncompleteRun, read_summary, write_dataset
@@ -171,6 +171,41 @@ def test_skipped_lines_are_rows_of_errors(tmp_path: Path) -> None:
     assert (row["status"], row["index"]) == ("invalid", 9)
     assert "prompt" in str(row["message"])
     assert (summary.done, summary.invalid, summary.without_image) == (9, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("m.jsonl", '{"prompt": "a"}\n{"prompt": 5}\n'), ("m.csv", "caption\na cat\n")],
+)
+def test_a_refused_manifest_leaves_nothing(tmp_path: Path, name: str, content: str) -> None:
+    def refuse(out: Path, keep_report: bool = False) -> None:
+        job = Job(str(tmp_path / name), str(out), load_models(), PlanOptions(model="null"))
+        with pytest.raises(USAGE_ERRORS):
+            prepare(identify(job), lambda _: None, keep_report=keep_report)
+
+    (tmp_path / name).write_text(content)
+    refuse(tmp_path / "new" / "o")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty")
+    assert not list((tmp_path / "empty").iterdir())
+    planned(tmp_path / "o", LINES)
+    before = sorted((tmp_path / "o").rglob("*"))
+    refuse(tmp_path / "o")
+    assert sorted((tmp_path / "o").rglob("*")) == before
+
+
+def test_the_reasons_stay_where_somebody_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"prompt": "a"}\n{"prompt": 5}\n')
+    out = tmp_path / "o"
+    job = Job(str(tmp_path / "m.jsonl"), str(out), load_models(), PlanOptions(model="null"))
+    submission = identify(job)
+    with pytest.raises(ManifestRefused) as refused:
+        prepare(submission, lambda _: None, keep_report=True)
+    report = layout.invalid(submission.run_id)
+    assert refused.value.report == str(out / report)
+    assert [row["index"] for row in rows(out, report)] == [1]
+    assert not (out / "_run" / submission.run_id / "plan").exists()
 
 
 def test_another_manifest_reuses_what_it_shares(tmp_path: Path) -> None:
