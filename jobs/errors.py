@@ -13,7 +13,9 @@ Every error says what failed and, in `hint`, what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 
 def printable(text: str, most: int | None = None) -> str:
@@ -21,6 +23,13 @@ def printable(text: str, most: int | None = None) -> str:
     beyond `most` characters is left out."""
     cut = text if most is None or len(text) <= most else f"{text[: most - 1]}…"
     return cut if cut.isprintable() else "".join(map(_visible, cut))
+
+
+def resembling(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'prompt'?" for a name that is like a known one; "" if it is like none."""
+    by_letters = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), by_letters, n=1)
+    return f"; did you mean {by_letters[near[0]]!r}?" if near else ""
 
 
 def _visible(character: str) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from jobs.errors import InvalidRequest, UsageError
+from jobs.errors import InvalidRequest, UsageError, resembling
 from jobs.models.families import FAMILIES, Capability, Family, family_named
 from jobs.models.inspection import inspect_folder
 from jobs.models.options import Options
@@ -213,10 +213,11 @@ class ModelTable:
             return self._found[name]
         if not self.closed and _REPOSITORY.fullmatch(name):
             return Model(repo=name)
+        known = sorted([*self.models, *self.aliases])
+        owned = [(model, a) for model, row in self.models.items() for a in row.adapters]
+        near = resembling(name, (*known, *(a for _, a in owned), *map(":".join, owned)))
         raise InvalidRequest(
-            "model",
-            f"unknown model {name!r}; known: {', '.join(sorted([*self.models, *self.aliases]))}",
-            "model_not_found",
+            "model", f"unknown model {name!r}; known: {', '.join(known)}{near}", "model_not_found"
         )
 
     def route(self, name: str | None) -> Route:
@@ -235,12 +236,12 @@ class ModelTable:
         model, colon, adapter = name.rpartition(":")
         if colon and model in self.models:
             if adapter not in self.models[model].adapters:
-                known = ", ".join(sorted(self.models[model].adapters)) or "none"
+                known = sorted(self.models[model].adapters)
+                has = f"{', '.join(known) or 'none'}{resembling(adapter, known)}"
                 raise InvalidRequest(
-                    "model",
-                    f"{model!r} has no adapter {adapter!r}; it has: {known}",
+                    "model", f"{model!r} has no adapter {adapter!r}; it has: {has}",
                     "model_not_found",
-                )
+                )  # fmt: skip
             return Route(model, adapter)
         if owner := self._owner(name):
             return Route(owner, name)

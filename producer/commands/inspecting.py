@@ -42,10 +42,11 @@ def plan(
     table = load_models(settings.models)
     wanted = options.planned(
         settings,
+        table,
+        model,
         map,
         keep,
         seed=seed,
-        model=model,
         format=format,
         limit=limit,
         skip_invalid=skip_invalid,

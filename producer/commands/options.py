@@ -11,6 +11,7 @@ from jobs.formats import ImageFormat
 from jobs.teams import Priority
 
 if TYPE_CHECKING:  # --help is fast
+    from jobs.models.table import ModelTable
     from jobs.settings import Settings
     from producer.planning.resolution import PlanOptions
 
@@ -161,19 +162,31 @@ Json = Annotated[
 
 
 def planned(
-    settings: Settings, map: list[str] | None, keep: list[str] | None, **given: Any
+    settings: Settings,
+    table: ModelTable,
+    model: str | None,
+    map: list[str] | None,
+    keep: list[str] | None,
+    **given: Any,
 ) -> PlanOptions:
     """What a command's options say of a plan, whose inputs may be files of this machine.
 
     given: other fields of PlanOptions, by name.
 
     Raises:
-        UsageError: an option of `map` or `keep` is none.
+        UsageError: an option of `map` or `keep` is none, or there is no such model.
     """
+    from jobs.errors import InvalidRequest, UsageError
     from producer.planning.resolution import PlanOptions
     from producer.planning.tables import columns_of, kept_columns
 
+    try:
+        table.route(model)
+    except InvalidRequest as error:  # once; else each line that names none would have it
+        others = "" if table.closed else "A folder of a pipeline and ORG/REPOSITORY are models too."
+        raise UsageError(f"--model: {error.reason}", others) from error
     return PlanOptions(
+        model=model,
         local_files=True,
         stores=tuple(sorted(settings.input_stores)),
         columns=columns_of(map),

@@ -50,18 +50,20 @@ def run(
     from producer.report import say
 
     settings = load_settings(models=models_file)
+    table = load_models(settings.models)
     wanted = options.planned(
         settings,
+        table,
+        model,
         map,
         keep,
         seed=seed,
-        model=model,
         format=format,
         limit=limit,
         skip_invalid=skip_invalid,
         n=n,
     )
-    job = Job(manifest, out, load_models(settings.models), wanted, team=check_team(team))
+    job = Job(manifest, out, table, wanted, team=check_team(team))
     try:
         with display(quiet) as shown:
             told = (lambda address: say(f"The page: {address}")) if page else None
@@ -103,12 +105,14 @@ def submit(
 
     started = time.monotonic()
     settings = load_settings(broker, models_file)
+    table = load_models(settings.models)
     wanted = options.planned(
         settings,
+        table,
+        model,
         map,
         keep,
         seed=seed,
-        model=model,
         format=format,
         limit=limit,
         skip_invalid=skip_invalid,
@@ -116,7 +120,6 @@ def submit(
     )
     known = installation(settings)
     known.ping()
-    table = load_models(settings.models)
     job = Job(manifest, out, table, wanted, team=check_team(team), priority=priority)
     submission = identify(job)
     storage, summary = submission.storage, submission.finished

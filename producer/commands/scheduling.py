@@ -235,16 +235,15 @@ def inbox(
     from producer.schedules.news import News
 
     settings = load_settings(broker, models_file, log_format)
+    # Strangers may write there: they name neither repositories nor folders, nor files of ours.
+    table = replace(load_models(settings.models), closed=True)
     wanted = replace(
         options.planned(
-            settings, map, None, seed=seed, model=model, format=format, skip_invalid=skip_invalid
+            settings, table, model, map, None, seed=seed, format=format, skip_invalid=skip_invalid
         ),
         local_files=False,
     )
     tell = _teller(settings, quiet, as_json)
-    # Strangers may write there: they name neither repositories nor folders, nor files of ours.
-    table = replace(load_models(settings.models), closed=True)
-    table.route(model)
     watched = Inbox(
         open_storage(uri), out, installation(settings), table, wanted, tell, done,
         team=check_team(team), priority=priority,

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from hashlib import file_digest
 from io import BufferedReader, RawIOBase
 from json import JSONDecodeError
@@ -21,7 +20,7 @@ from typing import IO, Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from jobs.errors import FatalError, LineError, UsageError, printable
+from jobs.errors import FatalError, LineError, UsageError, printable, resembling
 from jobs.output.kept import Kept
 from jobs.output.plan import SHARD_LINES
 from jobs.output.refusals import DAMAGED
@@ -253,8 +252,7 @@ def _line_error(number: int, custom_id: str, error: ErrorDetails, form: type[Lin
             reason = "is required"
         case "extra_forbidden":
             known = (Recipe if in_body else _RECIPES.get(form, form)).model_fields
-            near = get_close_matches(field_name, known, n=1)
-            reason = "unknown field" + (f"; did you mean {near[0]!r}?" if near else "")
+            reason = f"unknown field{resembling(field_name, known)}"
         case _:
             reason = f"{error['msg'][:1].lower()}{error['msg'][1:]}{_got(error['input'])}"
     return LineError(number, custom_id, f"body.{field_name}" if in_body else field_name, reason)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from itertools import accumulate, product
 from math import prod
 from typing import Annotated, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, resembling
 from jobs.ids import draw, short_digest
 from jobs.requests import Body, Prompt
 
@@ -135,10 +134,9 @@ class Recipe(Body):
                     hint = "; write {{ a_name }} in it" if name in _TEMPLATES else ""
                     raise InvalidRequest(place, f"the line gives it a value as well{hint}")
                 if name not in Body.model_fields and name not in asked:
-                    near = get_close_matches(name, [*Body.model_fields, *asked], n=1)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    near = resembling(name, (*Body.model_fields, *asked))
                     raise InvalidRequest(
-                        place, f"is no field, and no prompt has {{{{ {name} }}}}{hint}"
+                        place, f"is no field, and no prompt has {{{{ {name} }}}}{near}"
                     )
                 if part != "zip" and len(set(choices)) < len(choices):
                     raise InvalidRequest(place, "has a value twice")

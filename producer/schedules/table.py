@@ -14,7 +14,6 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from difflib import get_close_matches
 from itertools import islice
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -32,7 +31,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from jobs.errors import InvalidRequest, UsageError
+from jobs.errors import InvalidRequest, UsageError, resembling
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_file
@@ -246,8 +245,8 @@ def _mistake(error: ErrorDetails) -> str:
             reason = "is required"
         case "extra_forbidden":
             known = Schedule.model_fields if len(row) == 2 else _File.model_fields
-            near = get_close_matches(row[-1], [one for one in known if one != "name"], n=1)
-            reason = "unknown field" + (f"; did you mean {near[0]!r}?" if near else "")
+            near = resembling(row[-1], (one for one in known if one != "name"))
+            reason = f"unknown field{near}"
         case "value_error":
             reason = error["msg"].removeprefix("Value error, ")
             # A whole row's own words begin with the field.

@@ -153,7 +153,14 @@ def test_skip_invalid_renders_the_rest(cli: Cli) -> None:
     ("arguments", "words"),
     [
         (["run", "absent.jsonl", "--out", "out"], ["absent.jsonl does not exist"]),
-        (["run", "manifest.jsonl", "--out", "out", "--model", "shape"], ["shape", "known: "]),
+        (
+            ["run", "manifest.jsonl", "--out", "out", "--model", "shape"],
+            ["Error: --model: unknown model 'shape'; known: null, ", "did you mean 'shapes'?"],
+        ),
+        (
+            ["plan", "manifest.jsonl", "--model", "shapes:outlin"],
+            ["'shapes' has no adapter", "'outline'?"],
+        ),
         (["run", "manifest.jsonl", "--out", "what://out"], ["what", "s3://"]),
         (["run", "manifest.jsonl", "--out", "out", "--models-file", "no.toml"], ["no.toml"]),
         (["run", "manifest.jsonl"], ["--out"]),

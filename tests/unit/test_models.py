@@ -75,6 +75,23 @@ def test_routes(tmp_path: Path) -> None:
         assert caught.value.code == "model_not_found"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("pencils", "pencil"),
+        ("SDXL", "sdxl"),
+        ("sdxl:pncil", "pencil"),
+        ("SDXL:pencil", "sdxl:pencil"),
+        ("dalle-3", "dall-e-3"),
+    ],
+)
+def test_a_mistyped_name_is_told_the_nearest(tmp_path: Path, wrong: str, near: str) -> None:
+    text = TWO.replace("models.a", "models.sdxl").replace('"a"', '"sdxl"').replace("ink", "pencil")
+    table = load_models(table_of(tmp_path, text + '[aliases]\ndall-e-3 = "b"\n'))
+    with pytest.raises(InvalidRequest, match=f"; did you mean '{near}'\\?$"):
+        table.route(wrong)
+
+
 def test_aliases_are_other_names(tmp_path: Path) -> None:
     text = TWO + '[aliases]\ndall-e-3 = "a:ink"\n"gpt-image-1.5" = "b"\nink = "b"\n'
     table = load_models(table_of(tmp_path, text))

@@ -10,11 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from hashlib import sha256
 from typing import IO
 
-from jobs.errors import FatalError, UsageError
+from jobs.errors import FatalError, UsageError, resembling
 from jobs.formats import FORMATS
 from jobs.output import layout
 from jobs.output.records import Row, read_row
@@ -210,9 +209,7 @@ class _Open:
 
 
 def _unknown(name: str, names: set[str]) -> UsageError:
-    near = get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     return UsageError(
-        f"--where names {name!r}, which is no column of the dataset",
-        f"Its columns: {', '.join(sorted(names)[:60])}.{hint}",
+        f"--where names {name!r}, which is no column of the dataset{resembling(name, names)}",
+        f"Its columns: {', '.join(sorted(names)[:60])}.",
     )
