@@ -37,6 +37,10 @@ READ_BYTES = 1 << 20
 SHOWN_ERRORS = 20  # of one line
 SHOWN_NAME = 64  # characters of a field's name
 
+_NO_OBJECT = "must be a JSON object"
+_ARRAY = f"{_NO_OBJECT}, not an array; one object a line is what jq -c '.[]' FILE writes"
+_PIECE = "not valid JSON: an object must stand on one line, as jq -c . FILE writes it"
+
 _SHORT = Repr()
 _KEYS = re.compile(rb'"\s*:')
 
@@ -211,11 +215,11 @@ def _explain(
 ) -> Line | list[LineError]:
     """The reasons why a line is no request of a form; the request, if it is one of the other."""
     try:
-        content = parse_json(raw)
+        content = parse_json(raw.rstrip())  # or a column may be one of the next line
     except ValueError as reason:
         return [LineError(number, "", "", _json_reason(raw, reason))]
     if not isinstance(content, dict):
-        return [LineError(number, "", "", "must be a JSON object")]
+        return [LineError(number, "", "", _ARRAY if isinstance(content, list) else _NO_OBJECT)]
     right: type[Line] = BatchLine if "body" in content else BareLine
     if form in _RECIPES.values():
         right = _RECIPES[right]
@@ -236,6 +240,8 @@ def _explain(
 def _json_reason(raw: bytes, reason: ValueError) -> str:
     if raw.startswith(b"\xef\xbb\xbf"):
         return "starts with a byte order mark; save the file as plain UTF-8"
+    if raw.rstrip() == b"{":
+        return _PIECE
     if isinstance(reason, JSONDecodeError):
         where = f" at column {reason.colno}" if reason.doc else ""
         return f"not valid JSON: {reason.msg}{where}"
@@ -293,6 +299,9 @@ def read_blocks(
             )
         for raw in lines:
             number = block.first + len(block.lines)
+            if number == 1 and _begins_array(raw):
+                yield Block(1, [b"\n"], [LineError(1, "", "", _ARRAY)])
+                return  # the other lines are its pieces
             if len(raw) > max_line:
                 block.errors.append(LineError(number, "", "", f"is longer than {max_line} bytes"))
                 _skip_line(stream, raw)
@@ -309,6 +318,17 @@ def read_blocks(
                 block, size = Block(number + 1), 0
         if block.lines:
             yield block
+
+
+def _begins_array(raw: bytes) -> bool:
+    """Whether a line begins an array that ends elsewhere, or has more items than a line may."""
+    if not raw.lstrip().startswith(b"["):
+        return False
+    try:
+        parse_json(raw)
+    except ValueError:
+        return True
+    return False
 
 
 def manifest_digest(uri: str) -> str:

@@ -1,6 +1,7 @@
 """Every way in which a manifest can be wrong is named by line, field and reason."""
 
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_a_prompt_that_says_body_is_no_batch_line() -> None:
         (b"{", "line 7: not valid JSON"),
         (b'{"prompt": "\xff"}', "line 7: not valid JSON"),
         (b'\xef\xbb\xbf{"prompt": "a"}', "byte order mark"),
-        (b"[1]", "line 7: must be a JSON object"),
+        (b"5\n", "line 7: must be a JSON object"),
+        (b'[{"prompt": "a"}]\n', "line 7: must be a JSON object, not an array; one object a line"),
+        (b"{\n", "line 7: not valid JSON: an object must stand on one line, as jq -c . FILE"),
+        (b'{"prompt": "a"\r\n', "line 7: not valid JSON: Expecting ',' delimiter at column 15"),
         (b'{"promt": "a"}', "line 7: promt: unknown field; did you mean 'prompt'?"),
         (b"{}", "line 7: prompt: is required"),
         (b'{"prompt": 5}', "line 7: prompt: input should be a valid string (got 5)"),
@@ -97,6 +101,15 @@ def test_blocks_keep_line_numbers_and_skip_blank_lines(tmp_path: Path) -> None:
     lines, errors = read_all(manifest)
     assert [number for number, _ in lines] == [1, 4]
     assert errors == []
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_is_one_error_however_it_is_written(tmp_path: Path, indent: int | None) -> None:
+    manifest = tmp_path / "m.json"
+    manifest.write_text(json.dumps([{"prompt": f"{i}"} for i in range(300)], indent=indent))
+    lines, errors = read_all(manifest)
+    assert lines == []
+    assert [(one.line, "jq -c '.[]' FILE" in one.reason) for one in errors] == [(1, True)]
 
 
 def test_gzip_and_limit(tmp_path: Path) -> None:
