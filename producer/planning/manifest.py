@@ -41,6 +41,27 @@ _NO_OBJECT = "must be a JSON object"
 _ARRAY = f"{_NO_OBJECT}, not an array; one object a line is what jq -c '.[]' FILE writes"
 _PIECE = "not valid JSON: an object must stand on one line, as jq -c . FILE writes it"
 
+# What other tools call fields, and letters alone do not tell.
+_ELSEWHERE = {
+    "caption": ("prompt",),
+    "cfg": ("guidance_scale",),
+    "cfg_scale": ("guidance_scale",),
+    "format": ("response_format",),
+    "guidance": ("guidance_scale",),
+    "id": ("custom_id",),
+    "key": ("custom_id",),
+    "lora": ("model",),
+    "mask": ("mask_image",),
+    "negative": ("negative_prompt",),
+    "num_images": ("n",),
+    "num_images_per_prompt": ("n",),
+    "output_format": ("response_format",),
+    "resolution": ("width", "height"),
+    "size": ("width", "height"),
+    "steps": ("num_inference_steps",),
+    "text": ("prompt",),
+}
+
 _SHORT = Repr()
 _KEYS = re.compile(rb'"\s*:')
 
@@ -258,7 +279,12 @@ def _line_error(number: int, custom_id: str, error: ErrorDetails, form: type[Lin
             reason = "is required"
         case "extra_forbidden":
             known = (Recipe if in_body else _RECIPES.get(form, form)).model_fields
-            reason = f"unknown field{resembling(field_name, known)}"
+            meant = _ELSEWHERE.get(field_name.lower(), ())
+            if meant and known.keys() >= set(meant):
+                near = f"; did you mean {' and '.join(map(repr, meant))}?"
+            else:
+                near = resembling(field_name, known)
+            reason = f"unknown field{near}"
         case _:
             reason = f"{error['msg'][:1].lower()}{error['msg'][1:]}{_got(error['input'])}"
     return LineError(number, custom_id, f"body.{field_name}" if in_body else field_name, reason)

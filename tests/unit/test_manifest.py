@@ -84,6 +84,29 @@ def test_a_wrong_line_is_refused_with_its_reason(raw: bytes, expected: str) -> N
     assert any(expected in error for error in errors_of(raw)), errors_of(raw)
 
 
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [
+        ("steps", "'num_inference_steps'"),
+        ("size", "'width' and 'height'"),
+        ("Caption", "'prompt'"),
+        ("id", "'custom_id'"),
+        ("num_images", "'n'"),
+        ("cfg", "'guidance_scale'"),
+        ("Seed", "'seed'"),
+    ],
+)
+def test_names_of_other_tools_are_known(field: str, meant: str) -> None:
+    (error,) = errors_of(f'{{"prompt": "a", "{field}": 1}}'.encode())
+    assert error == f"line 7: {field}: unknown field; did you mean {meant}?"
+
+
+def test_a_body_is_not_told_a_field_that_it_has_not() -> None:
+    line = b'{"custom_id": "x", "method": "POST", "url": "/v1/images/generations", "body": %s}'
+    (error,) = errors_of(line % b'{"prompt": "a", "id": "x"}')
+    assert "custom_id" not in error
+
+
 def test_all_reasons_of_a_line_are_given() -> None:
     assert len(errors_of(b'{"seed": "5", "widht": 64, "num_inference_steps": 0}')) == 4
 
