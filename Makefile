@@ -22,9 +22,8 @@ test: .venv/installed ## the whole test suite; four at a time, as many of them w
 chaos: .venv/installed ## break everything, many times: about 40 minutes, ends with a table
 	$(BIN)/pytest tests/chaos -m 'chaos or not chaos' --timeout 3600
 
-gpu: .venv/installed ## on a CUDA machine: what CI checks of pipelines on the CPU, in bfloat16
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/pytest tests/gpu tests/integration/test_families.py \
-		-m 'gpu or not gpu' -W default --device cuda --dtype bfloat16
+gpu: .venv/installed ## on a CUDA machine: all that only a GPU shows, as JSON, in ten minutes
+	$(BIN)/python -m benchmarks.gpu_day out/gpu-day
 
 # Apart: they pin what we pin otherwise.
 .venv/clients/installed: tests/clients/requirements.txt

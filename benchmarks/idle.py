@@ -22,13 +22,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import boto3
 
-from benchmarks.measure import imagemill, report, write_manifest
+from benchmarks.measure import batches, gaps, imagemill, report, write_manifest
 from jobs.output import layout
 from jobs.output.records import read_part
 from jobs.output.storage import open_storage
@@ -111,17 +109,8 @@ def far(port: int, delay: float) -> Iterator[int]:
         thread.join()
 
 
-def batches(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Device → (start, end) of its batches in seconds, in order."""
-    found: dict[str, dict[float, float]] = {}
-    for row in rows:
-        spent = row["seconds_render"] * row["batch_images"]
-        found.setdefault(row["worker"], {})[row["batch_started"]] = row["batch_started"] + spent
-    return {worker: sorted(some.items()) for worker, some in found.items()}
-
-
-def histogram(gaps: list[float]) -> str:
-    counts = Counter(next((edge for edge in EDGES if gap <= edge), 99.0) for gap in gaps)
+def histogram(waits: list[float]) -> str:
+    counts = Counter(next((edge for edge in EDGES if gap <= edge), 99.0) for gap in waits)
     names = {99.0: "more"}
     return ", ".join(
         f"≤ {edge * 1000:g} ms: {counts[edge]}" if edge in EDGES else f"{names[edge]}: {count}"
@@ -148,15 +137,15 @@ def measure(case: str, workers: int, seconds: float, bucket: str, folder: Path) 
     span = max(some[-1][1] for some in devices.values()) - min(
         some[0][0] for some in devices.values()
     )
-    gaps = [two[0] - one[1] for some in devices.values() for one, two in pairwise(some)]
+    waits = gaps(devices)
     busy = sum(end - start for some in devices.values() for start, end in some)
     return [
         f"{width / sleep:6.1f} images/s, {sleep:.2f} s a batch of {width}, {workers} worker(s), "
         f"{count} images:",
         f"    job ÷ loop {count / width * sleep / workers / span:.3f}   "
-        f"device busy {busy / (busy + sum(gaps)):.3f}   "
-        f"mean gap {1000 * sum(gaps) / len(gaps):.1f} ms",
-        f"    gaps {histogram(gaps)}",
+        f"device busy {busy / (busy + sum(waits)):.3f}   "
+        f"mean gap {1000 * sum(waits) / len(waits):.1f} ms",
+        f"    gaps {histogram(waits)}",
     ]
 
 

@@ -8,8 +8,9 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,23 @@ def rate(records: Sequence[dict[str, Any]], width: int) -> float:
     """Images a second from the first to the last record; the first batch only starts the clock."""
     times = sorted(datetime.fromisoformat(row["created_at"]) for row in records)
     return (len(times) - width) / (times[-1] - times[width - 1]).total_seconds()
+
+
+Spans = dict[str, list[tuple[float, float]]]  # device → (start, end) of its batches, in seconds
+
+
+def batches(rows: Iterable[Mapping[str, Any]]) -> Spans:
+    """The pipeline calls of each device, in order, by the records of what they made."""
+    found: dict[str, dict[float, float]] = {}
+    for row in rows:
+        spent = row["seconds_render"] * row["batch_images"]
+        found.setdefault(row["worker"], {})[row["batch_started"]] = row["batch_started"] + spent
+    return {worker: sorted(some.items()) for worker, some in found.items()}
+
+
+def gaps(devices: Spans) -> list[float]:
+    """Seconds between two batches of one device."""
+    return [two[0] - one[1] for some in devices.values() for one, two in pairwise(some)]
 
 
 def hardware() -> str:

@@ -10,14 +10,17 @@ job ÷ script: against a script that renders and saves one image at a time with 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import imagemill, rate, report, rows, spread, write_manifest
-from jobs.models.table import Model, load_models
+from jobs.models.table import Model, ModelTable, load_models
 from jobs.settings import load_settings
 
 _LOOP = """
@@ -68,6 +71,61 @@ def loop_rate(
     return float(done.stdout.split()[-1])
 
 
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Images a second in each round; the loop has a round more, as it runs around each job.
+
+    records: the metadata of the last job's images.
+    """
+
+    job: list[float]
+    loop: list[float]
+    script: list[float]
+    records: list[dict[str, Any]]
+
+    @property
+    def ratios(self) -> list[float]:
+        """The job's rate by that of the loops before and after it."""
+        beside = [(before + after) / 2 for before, after in pairwise(self.loop)]
+        return [one / other for one, other in zip(self.job, beside, strict=True)]
+
+
+def compare(
+    table: ModelTable, name: str, images: int, rounds: int, device: str, script: bool = True
+) -> Rates:
+    """Render a manifest as a job and in loops. script: also one image at a time, a quarter of it.
+
+    device: "cpu", or "cuda" for the first GPU.
+    """
+    model = table.get(name)
+    folder, width = Path(table.source(model)), model.batch_width
+    found = Rates([], [], [], [])
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        manifest = write_manifest(work / "manifest.jsonl", images)
+        short = write_manifest(work / "short.jsonl", images // 4)
+        found.loop.append(loop_rate(manifest, model, folder, width, "-", device))
+        for number in range(rounds):
+            out = work / f"out{number}"
+            imagemill(
+                "run", str(manifest), "--out", str(out), "--quiet", "--model", name,
+                "--devices", "cpu" if device == "cpu" else first_gpu(),
+            )  # fmt: skip
+            found.records[:] = rows(out)
+            found.job.append(rate(found.records, width))
+            found.loop.append(loop_rate(manifest, model, folder, width, "-", device))
+            if script:
+                saved = work / f"saved{number}"
+                saved.mkdir()
+                found.script.append(loop_rate(short, model, folder, 1, str(saved), device))
+    return found
+
+
+def first_gpu() -> str:
+    """What --devices calls the GPU that torch takes first."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1024)
@@ -76,36 +134,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
     table = load_models(load_settings().models)
-    model, device = table.get(options.model), options.device
-    folder = Path(table.source(model))
-    job: list[float] = []
-    loop: list[float] = []
-    script: list[float] = []
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        manifest = write_manifest(work / "manifest.jsonl", options.images)
-        short = write_manifest(work / "short.jsonl", options.images // 4)
-        loop.append(loop_rate(manifest, model, folder, model.batch_width, "-", device))
-        for i in range(options.rounds):
-            out = work / f"out{i}"
-            imagemill(
-                "run", str(manifest), "--out", str(out), "--quiet", "--model", options.model,
-                "--devices", "cpu" if device == "cpu" else "0",
-            )  # fmt: skip
-            job.append(rate(rows(out), model.batch_width))
-            loop.append(loop_rate(manifest, model, folder, model.batch_width, "-", device))
-            saved = work / f"saved{i}"
-            saved.mkdir()
-            script.append(loop_rate(short, model, folder, 1, str(saved), device))
-    beside = [(before + after) / 2 for before, after in pairwise(loop)]
+    width = table.get(options.model).batch_width
+    found = compare(table, options.model, options.images, options.rounds, options.device)
+    scripted = [one / other for one, other in zip(found.job, found.script, strict=True)]
     report(
-        f"Throughput, {options.model}, {options.images} images, width {model.batch_width}",
+        f"Throughput, {options.model}, {options.images} images, width {width}",
         [
-            f"job                      {spread(job)} images/s",
-            f"bare loop, width {model.batch_width:<7} {spread(loop)} images/s",
-            f"script, one at a time    {spread(script)} images/s",
-            f"job ÷ loop               {spread([a / b for a, b in zip(job, beside, strict=True)])}",
-            f"job ÷ script             {spread([a / b for a, b in zip(job, script, strict=True)])}",
+            f"job                      {spread(found.job)} images/s",
+            f"bare loop, width {width:<7} {spread(found.loop)} images/s",
+            f"script, one at a time    {spread(found.script)} images/s",
+            f"job ÷ loop               {spread(found.ratios)}",
+            f"job ÷ script             {spread(scripted)}",
         ],
     )
 

@@ -1179,7 +1179,8 @@ def test_a_unet_is_compiled_whole_on_a_gpu(studio: Studio, monkeypatch: pytest.M
 
 
 def _compiled_by(counter: CompileCounter) -> Callable[..., None]:
-    def compile_module(module: torch.nn.Module, **options: bool) -> None:
+    def compile_module(module: torch.nn.Module, backend: str, **options: bool) -> None:
+        assert backend == "inductor"
         module._compiled_call_impl = torch.compile(module._call_impl, backend=counter, **options)
 
     return compile_module

@@ -116,21 +116,39 @@ def hold(trial: Trial) -> Findings:
     models = table.models | {route.model: model.model_copy(update={"options": options})}
     renderer = Renderers(replace(table, models=models), trial.device, 1).get(route.model)
     key = make_key(route, model, trial)
-    slots = renderer.slots(key)
-    count = max(2, slots)
-    asked = ways(count, slots)
-    first = _render(renderer, key, asked[FIRST])
-    stack = replace(renderer.renderer.stack_for(key), batch_width=slots)
     kept = Path(trial.first)
     if kept.exists():
-        before = np.load(kept)
+        before, (first, stack) = np.load(kept), render_first(renderer, key)
         return Findings({PROCESS: compare([(before[n], first[n]) for n in first])}, stack)
-    np.save(kept, np.stack([first[number] for number in range(count)]))
+    first, found = render_ways(renderer, key)
+    np.save(kept, np.stack([first[number] for number in sorted(first)]))
+    return found
+
+
+def render_first(renderer: BatchRenderer, key: BatchKey) -> tuple[dict[int, Pixels], Stack]:
+    """The images of the first way by the numbers of their requests, and what rendered them.
+
+    Raises:
+        FatalError: there is no image, or not with so many slots.
+    """
+    slots = renderer.slots(key)
+    first = _render(renderer, key, ways(max(2, slots), slots)[FIRST])
+    return first, replace(renderer.renderer.stack_for(key), batch_width=slots)
+
+
+def render_ways(renderer: BatchRenderer, key: BatchKey) -> tuple[dict[int, Pixels], Findings]:
+    """The images of the first way, and how those of the others compare with them.
+
+    Raises: as render_first.
+    """
+    slots = renderer.slots(key)
+    first, stack = render_first(renderer, key)
     found = {}
-    for way in [way for way in asked if way != FIRST]:
-        images = _render(renderer, key, asked[way])
-        found[way] = compare([(first[n], images[n]) for n in images if n in first])
-    return Findings(found, stack)
+    for way, calls in ways(max(2, slots), slots).items():
+        if way != FIRST:
+            images = _render(renderer, key, calls)
+            found[way] = compare([(first[n], images[n]) for n in images if n in first])
+    return first, Findings(found, stack)
 
 
 def make_key(route: Route, model: Model, trial: Trial) -> BatchKey:

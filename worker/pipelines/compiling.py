@@ -20,7 +20,7 @@ _BLOCKS = {
 GRAPHS = 256
 
 
-def compile_denoiser(denoiser: Any, device: str) -> None:
+def compile_denoiser(denoiser: Any, device: str, backend: str = "inductor") -> None:
     """Have a denoiser compiled when it is first called with tensors of some shapes.
 
     A transformer by the blocks that repeat, as each is compiled once. Of a UNet that leaves out
@@ -30,6 +30,8 @@ def compile_denoiser(denoiser: Any, device: str) -> None:
     Each shape has a graph of its own. Else torch would make the second one's serve all shapes, and
     which graph renders a request, so which bytes it has, would go by what was rendered before.
 
+    backend: torch.compile's; others than its usual one are for tests.
+
     Raises:
         ValueError: nobody knows which of its blocks repeat.
     """
@@ -38,13 +40,13 @@ def compile_denoiser(denoiser: Any, device: str) -> None:
     name = type(denoiser).__name__
     if device == "cuda" and "UNet" in name:
         denoiser.to(memory_format=torch.channels_last)
-        denoiser.compile(fullgraph=True, dynamic=False)
+        denoiser.compile(fullgraph=True, dynamic=False, backend=backend)
         return
     if name in _BLOCKS:
         denoiser._repeated_blocks = _BLOCKS[name]
     if not getattr(denoiser, "_repeated_blocks", None):
         raise ValueError(f"diffusers does not know which blocks of {name} repeat: leave it out")
-    denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
 
 
 @dataclass

@@ -196,7 +196,7 @@ def load_pipeline(
             "Bring driver and torch's build together (docs/04-models.md), or start with "
             "--devices cpu.",
         )
-    _make_deterministic()
+    make_deterministic()
     torch.set_num_threads(model.threads)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -275,7 +275,8 @@ def _modes(pipeline: Any, model: Model, variant: str | None) -> str:
     return ", ".join(found)
 
 
-def _make_deterministic() -> None:
+def make_deterministic() -> None:
+    """Have torch give the same bits for the same input, as far as it can, in this process."""
     torch.backends.cudnn.benchmark = False
     # Only a warning where an operation has no deterministic form: some pipelines need one.
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,1 @@
+"""The steps of benchmarks/gpu_day.py, each run in a process of its own."""
