@@ -60,6 +60,7 @@ def make_cli() -> typer.Typer:
             watching.pause,
             watching.cancel,
             watching.resume,
+            watching.retry,
             watching.prioritize,
             scheduling.inbox,
             serving.serve,

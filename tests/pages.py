@@ -16,6 +16,11 @@ from jobs.output.storage import Storage
 from tests.samples import KEY, make_plan, make_record, make_request, store_image
 
 
+def job(number: int) -> str:
+    """The job id of a request; as with real ones, half of it tells them apart."""
+    return f"{number:016x}{0:016x}"
+
+
 def plan_run(
     storage: Storage,
     run_id: str,
@@ -30,13 +35,14 @@ def plan_run(
     for number, first in enumerate(range(0, requests, shard)):
         rows = range(first, min(first + shard, requests))
         own = [
-            make_request(i, key, prompt=prompts[i]) if i in prompts else make_request(i, key)
-            for i in rows
+            make_request(i, key, job_id=job(i), prompt=prompts.get(i, f"scene {i}")) for i in rows
         ]
         storage.write(layout.shard(run_id, number), encode_shard(own))
         starts = range(0, len(own), chunk)
         chunks = tuple(Chunk(model, i, min(i + chunk, len(own))) for i in starts)
         shards.append(Shard(len(own), chunks))
+    for place in (layout.manifest, layout.invalid):
+        storage.write(place(run_id), b"")
     plan = make_plan(run_id, {model: "f"}, tuple(shards))
     write_plan(storage, plan)
     write_summary(storage, planned(plan))

@@ -7,6 +7,7 @@ Faults come out as TransientError (tried again first, with backoff) or FatalErro
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -132,6 +133,27 @@ class Storage:
                 os.replace(source, target)
 
         self.attempt(path, rename)
+
+    def copy(self, path: str, to: str) -> None:
+        """Give an object's content another path as well; what is there is replaced.
+
+        Of object stores it goes through nobody's network.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        source, target = self._full(path), self._full(to)
+
+        def duplicate() -> None:
+            if self.local_root is None:
+                self.filesystem.cp_file(source, target)
+                return
+            with renamed_into(target) as temporary:
+                shutil.copyfile(source, temporary)
+                with open(temporary, "rb") as file:
+                    sync(file)
+
+        self.attempt(path, duplicate)
 
     @contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:

@@ -1,4 +1,4 @@
-"""Commands about runs: status, watch, pause, cancel, resume, prioritize, usage."""
+"""Commands about runs: status, watch, pause, cancel, resume, retry, prioritize, usage."""
 
 from __future__ import annotations
 
@@ -89,6 +89,15 @@ def resume(run: options.Run, broker: options.Broker = None, as_json: options.Jso
     from producer.control.stopping import resume as restart
 
     _show(restart(run, installation(load_settings(broker))), as_json)
+
+
+def retry(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
+    """Render the requests again that a finished run has no images of, as a new run in its place."""
+    from jobs.settings import load_settings
+    from producer.control.installation import installation
+    from producer.control.stopping import retry as try_again
+
+    _show(try_again(run, installation(load_settings(broker))), as_json)
 
 
 def prioritize(

@@ -1,5 +1,5 @@
-"""Stops runs and has them go on: paused, cancelled, resumed; and says which come first. The broker
-says it to the workers, run.json and the plan to whoever looks later."""
+"""Stops runs and has them go on: paused, cancelled, resumed, retried; and says which come first.
+The broker says it to the workers, run.json and the plan to whoever looks later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from jobs.errors import UsageError
 from jobs.output.dataset import planned, read_summary, write_summary
-from jobs.output.plan import write_plan
+from jobs.output.plan import read_plan, write_plan
 from jobs.output.storage import Storage, open_storage
 from jobs.teams import Priority
 from producer.control.installation import Installation
@@ -20,6 +20,7 @@ from producer.control.status import (
     stored_run,
     stored_summary,
 )
+from producer.planning.generations import next_id, plan_next
 from producer.planning.submission import launch
 
 
@@ -73,7 +74,7 @@ def resume(name: str, known: Installation) -> Status:
     if summary and summary.run_id == run_id and summary.state == "finished":
         raise UsageError(
             f"run {run_id} has finished already: {out}",
-            "If images failed, run or submit its manifest again: only those are tried.",
+            "If requests failed, imagemill retry renders them again.",
         )
     known.ping()
     plan = planned_run(storage, run_id)
@@ -81,6 +82,43 @@ def resume(name: str, known: Installation) -> Status:
     with known.reached():
         launch(plan, storage, known.runs, known.dispatcher)
     return look(out, known)
+
+
+def retry(name: str, known: Installation) -> Status:
+    """Render again what a finished run has no images of, as a new run in the same place.
+
+    name: the id of the finished run, or its output location. Returns the new run's status.
+
+    Raises:
+        UsageError: there is no such run, it has not finished, or nothing is worth another try.
+        QuotaExceeded: its team has not enough left.
+        TransientError: the broker cannot be reached.
+    """
+    out = known_progress(name, known).out if is_run_id(name) else name
+    storage = open_storage(out)
+    newest = stored_run(storage)
+    run_id = name if is_run_id(name) else newest
+    if run_id != newest:
+        raise UsageError(
+            f"run {newest} has taken {out} over since",
+            f"imagemill status {newest} tells how far it is.",
+        )
+    summary = stored_summary(storage, run_id)
+    if summary.state != "finished":
+        raise UsageError(f"run {run_id} has not finished: {out}", "imagemill resume has it go on.")
+    if not summary.worth_trying_again:
+        raise UsageError(
+            f"run {run_id} has no request that may succeed when it is tried again: {out}",
+            "errors.jsonl says what each lacks an image for.",
+        )
+    known.ping()
+    earlier = planned_run(storage, run_id)
+    plan = read_plan(storage, next_id(run_id)) or plan_next(storage, earlier)
+    known.admit(plan)
+    write_summary(storage, planned(plan))
+    with known.reached():
+        launch(plan, storage, known.runs, known.dispatcher)
+    return look(plan.run_id, known)
 
 
 def prioritize(name: str, priority: Priority, known: Installation) -> Status:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import count
 from typing import IO, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from jobs.requests import BatchKey
 from jobs.teams import OPEN_TEAM, Priority
 from producer.planning.blocks import PlannedBlock, plan_blocks
 from producer.planning.chunks import Calls, cut
+from producer.planning.generations import next_id
 from producer.planning.manifest import manifest_digest
 from producer.planning.rates import rates_file, read_rates
 from producer.planning.resolution import PlanOptions
@@ -74,7 +74,7 @@ def identify(job: Job) -> Submission:
 
     The same manifest, options, models, output location and occasion have the same run id. A run
     whose weights have changed since, or which finished with failures that may pass, is left behind
-    by the next generation, a new run that reuses its images.
+    by the next generation, a new run that reuses its images; so is one that was retried.
 
     Raises:
         UsageError, FatalError: the manifest or the output location cannot be read.
@@ -91,12 +91,9 @@ def identify(job: Job) -> Submission:
     if job.occasion:
         content.append(job.occasion)
     newest: Plan | None = None
-    for generation in count():
-        identity = run_id(orjson.dumps([*content, generation]))
-        plan = read_plan(storage, identity)
-        if plan is None:
-            break
-        newest = plan
+    identity = run_id(orjson.dumps([*content, 0]))
+    while plan := read_plan(storage, identity):
+        newest, identity = plan, next_id(identity)
     fresh = Submission(job, storage, identity, None, None)
     if newest is None or any(
         route_digest(job.table, name) != of for name, of in newest.fingerprints.items()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
+from hashlib import sha256
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from jobs.broker.connection import connect
 from jobs.settings import Settings
@@ -71,6 +74,34 @@ def test_cancelled_run_resumes(installed: Cli) -> None:
     assert installed.json("resume", "out")["state"] == "running"
     assert installed.json("watch", "out")["summary"]["done"] == REQUESTS
     assert len(rows(installed.folder / "out" / "metadata.jsonl")) == REQUESTS
+
+
+def test_what_failed_is_retried_without_its_manifest(
+    installed: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    (installed.folder / "models.toml").write_text(
+        'default = "null"\n[models.null]\nrepo = "null:"\nsize = [64, 64]\n'
+        'takes = ["generate", "edit"]\n'
+    )
+    monkeypatch.setenv("IMAGEMILL_MODELS", str(installed.folder / "models.toml"))
+    request.getfixturevalue("worker")
+    picture = BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    digest = sha256(picture.getvalue()).hexdigest()
+    away = {"prompt": "redder", "custom_id": "late", "image": f"sha256:{digest}"}
+    manifest = installed.manifest(*circles(3), away)
+    installed("submit", manifest, "--out", "out", "--model", "null", "--wait", code=1)
+    failed = installed.json("status", "out")
+    assert (failed["done"], failed["failed"]) == (3, 1)
+    (installed.folder / manifest).unlink()
+    inputs = installed.folder / "out" / "_inputs"
+    inputs.mkdir(exist_ok=True)
+    (inputs / digest).write_bytes(picture.getvalue())
+    retried = installed.json("retry", failed["run_id"])
+    assert retried["run_id"] != failed["run_id"]
+    assert installed.json("watch", "out")["summary"]["done"] == 4
+    assert "has taken" in installed("retry", failed["run_id"], code=2).stderr
+    assert "no request that may succeed" in installed("retry", "out", code=2).stderr
 
 
 def test_run_survives_a_wiped_broker(installed: Cli, broker: str) -> None:

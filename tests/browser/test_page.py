@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from hashlib import sha256
+from io import BytesIO
 
 import orjson
 import pytest
+from PIL import Image
 
 from jobs.output import layout
 from jobs.output.plan import Plan
 from jobs.output.records import encode_part, read_part
 from jobs.output.storage import Storage, open_storage
 from tests.browser.conftest import DESKTOP, PHONE, Opening, Place
-from tests.pages import plan_run, settle
+from tests.pages import job, plan_run, settle
 
 pytestmark = pytest.mark.browser
 
@@ -31,10 +34,14 @@ def shown(place: Place) -> Plan:
     return plan
 
 
-def submit(place: Place, name: str, lines: int, model: str) -> None:
+def scenes(name: str, count: int) -> list[dict[str, str]]:
+    """Lines of a manifest."""
+    return [{"custom_id": f"{name}-{i}", "prompt": f"scene {i}"} for i in range(count)]
+
+
+def submit(place: Place, name: str, lines: list[dict[str, str]], model: str) -> None:
     manifest = place.premises.folder / f"{name}.jsonl"
-    rows = [{"custom_id": f"{name}-{i}", "prompt": f"scene {i}"} for i in range(lines)]
-    manifest.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    manifest.write_bytes(b"\n".join(map(orjson.dumps, lines)))
     out = place.premises.folder / name
     done = place.premises.run(
         "submit", str(manifest), "--out", str(out), "--model", model, "--broker", place.broker
@@ -48,7 +55,7 @@ def test_a_run_is_followed_to_its_end_and_its_pictures_are_stepped_through(
     tab = open_tab()
     tab.go("/")
     page = tab.page
-    submit(place, "followed", 40, "slow")
+    submit(place, "followed", scenes("followed", 40), "slow")
     card = page.get_by_role("article").filter(has_text="followed")
     card.get_by_text("running").wait_for()  # it comes by itself
     card.get_by_text("running").wait_for(state="detached")  # and ends
@@ -72,7 +79,7 @@ def test_a_run_is_followed_to_its_end_and_its_pictures_are_stepped_through(
 
 
 def test_a_run_is_cancelled_and_resumed(place: Place, open_tab: Opening) -> None:
-    submit(place, "stopped", 400, "slow")
+    submit(place, "stopped", scenes("stopped", 400), "slow")
     tab = open_tab(PHONE, "dark")
     tab.go("/")
     page = tab.page
@@ -85,6 +92,30 @@ def test_a_run_is_cancelled_and_resumed(place: Place, open_tab: Opening) -> None
     page.get_by_role("link", name="Cancel stopped").click()
     page.get_by_role("button", name="Cancel").click()
     page.get_by_text("cancelled").wait_for()
+
+
+def test_what_failed_is_retried_to_its_end(place: Place, open_tab: Opening) -> None:
+    """Two of six edit a picture that comes late."""
+    picture = BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    late = sha256(picture.getvalue()).hexdigest()
+    lines = [{"prompt": f"scene {i}"} for i in range(4)]
+    edits = [{"prompt": f"edit {i}", "image": f"sha256:{late}"} for i in range(2)]
+    submit(place, "late", [*lines, *edits], "null")
+    tab = open_tab()
+    tab.go("/")
+    page = tab.page
+    page.get_by_text("4 images · 2 failed").wait_for()
+    page.get_by_role("link", name="late", exact=True).click()
+    page.get_by_text("input_unreachable").first.wait_for()
+    open_storage(str(place.premises.folder / "late")).write(f"_inputs/{late}", picture.getvalue())
+    page.get_by_role("link", name="Retry what failed of late").click()
+    tab.check_access()
+    page.get_by_text("2 of 6 requests").wait_for()
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_text("finished", exact=True).wait_for()
+    page.get_by_role("img", name="edit 1").wait_for()
+    assert page.locator(".tiles img").count() == 6
 
 
 def test_a_failure_is_found_by_its_message(shown: Plan, open_tab: Opening) -> None:
@@ -204,7 +235,7 @@ def _settle_all(storage: Storage, plan: Plan) -> None:
     first = list(read_part(storage, layout.done_part(plan.run_id, 0, 0)))
     for shard in range(1, len(plan.shards)):
         rows = [
-            row | {"job_id": f"{at:032x}", "prompt": f"scene {at}"}
+            row | {"job_id": job(at), "prompt": f"scene {at}"}
             for at, row in enumerate(first[: plan.shards[shard].requests], shard * 4096)
         ]
         storage.write(layout.done_part(plan.run_id, shard, 0), encode_part(rows))  # type: ignore[arg-type]

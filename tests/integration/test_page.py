@@ -28,7 +28,7 @@ from producer.api.access.keys import create_key
 from producer.api.admission import Access
 from producer.api.application import make_api
 from producer.api.page.board import Board
-from tests.pages import plan_run, settle
+from tests.pages import job, plan_run, settle
 from tests.sites import Site
 from tests.support import eventually
 
@@ -125,6 +125,40 @@ def test_forms_pause_resume_and_cancel_only_from_this_page(site: Site, page: Tes
     assert strange.status_code == 403  # DNS rebinding
 
 
+def test_what_failed_is_retried_as_a_new_run(site: Site, settings: Settings) -> None:
+    """By whoever sees the run, from this page alone; a batch has its output file already."""
+    batch = Path(str(settings.store)) / "batches/red/batch_1/out"
+    for run_id, out in ((LOOSE, site.folder / "my-run"), (RED, batch)):
+        start(site, run_id, out, settled=2)
+        storage = open_storage(str(out))
+        plan = read_plan(storage, run_id)
+        assert plan
+        summary = write_dataset(storage, plan)
+        assert (summary.done, summary.failed) == (3, 1)
+        site.runs.finish(run_id, 3, 1)
+    keys = SecretStr("for-red@red, for-nobody")
+    api = make_api(settings.model_copy(update={"api_keys": keys}), load_models(settings.models))
+    same = {"Origin": HOST}
+    with TestClient(api, HOST) as client:
+        client.post("/login", data={"token": "for-red"}, headers=same)
+        assert "/retry" not in client.get(f"/runs/{RED}").text
+        assert client.post(f"/runs/{RED}/retry", headers=same).status_code == 409
+        assert client.post(f"/runs/{LOOSE}/retry", headers=same).status_code == 404
+        client.post("/login", data={"token": "for-nobody"}, headers=same)
+        assert f"/runs/{LOOSE}/retry" in client.get(f"/runs/{LOOSE}").text
+        assert ": 1 of 4 requests" in client.get(f"/runs/{LOOSE}/retry").text
+        assert client.post(f"/runs/{LOOSE}/retry").status_code == 403
+        begun = client.post(f"/runs/{LOOSE}/retry", headers=same, follow_redirects=False)
+        new = begun.headers["location"].removeprefix("../")
+        assert new not in (RED, LOOSE)
+        assert (site.progress(new).state, site.progress(new).pending) == ("running", 2)
+        assert len(re.findall("/thumbnails/", client.get(f"/runs/{new}").text)) == 3
+        assert "/retry" not in client.get(f"/runs/{LOOSE}").text  # it is under way
+        late = client.post(f"/runs/{LOOSE}/retry", headers=same)
+        assert late.status_code == 409
+        assert f"run {new} has taken" in late.text
+
+
 def test_the_board_shows_the_runs_that_are_asked_for(site: Site, page: TestClient) -> None:
     for number in range(8):
         start(site, f"{number:012x}", site.folder / f"run-{number}")
@@ -160,7 +194,7 @@ def test_a_team_sees_its_own_runs_alone(site: Site, settings: Settings) -> None:
             board = client.get("/").text
             assert ["batch_1" in board, "my-run" in board] == seen[token]
             for run, mine in zip((RED, LOOSE), seen[token], strict=True):
-                name = f"00000/{1:032x}.png"
+                name = f"00000/{job(1)}.png"
                 for path in (
                     "rows/1",
                     f"rows/1/beside?run={run}&number=1",

@@ -18,6 +18,7 @@ from jobs.output.records import Record, RecordStatus, read_part, write_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request
 from producer.planning import reuse
+from producer.planning.generations import plan_next
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
 from tests.samples import make_record
@@ -282,6 +283,31 @@ def test_a_finished_run_is_recognised_and_one_with_failures_is_tried_again(tmp_p
     assert identify(replace(job, table=renamed)).finished is None
     elsewhere = identify(replace(job, out=str(tmp_path / "elsewhere")))
     assert elsewhere.run_id not in (plan.run_id, second.run_id)
+
+
+def test_the_next_generation_is_made_from_the_plan_alone(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [line | {"keep": {"label": "x"}} for line in LINES]
+    storage, plan = planned(tmp_path / "o", [*lines, {"prompt": 1}])
+    finish(storage, plan, lambda r: "failed" if r.index == 4 else "done")
+    first = write_dataset(storage, plan)
+    manifest = tmp_path / f"o-{len(lines) + 1}.jsonl"
+    options = PlanOptions(model="null", skip_invalid=True)
+    job = Job(str(manifest), str(tmp_path / "o"), load_models(), options)
+    submitted = identify(job).run_id
+    content = manifest.read_bytes()
+    manifest.unlink()
+    second = plan_next(storage, plan)
+    assert read_plan(storage, second.run_id) == second
+    assert (second.reused, second.invalid, second.keeps) == (8, 1, True)
+    finish(storage, second, lambda r: "done" if r.index == 4 else None)
+    summary = write_dataset(storage, second)
+    assert (first.done, summary.done, summary.without_image) == (8, 9, 1)
+    assert [row["label"] for row in rows(tmp_path / "o", "metadata.jsonl")] == ["x"] * 9
+    assert read_shard(storage, second.run_id, 0) == read_shard(storage, plan.run_id, 0)
+    # Whoever submits the manifest again meets this very run.
+    manifest.write_bytes(content)
+    assert submitted == second.run_id
+    assert identify(job).finished == summary
 
 
 @pytest.mark.parametrize(("code", "again"), [("input_unreachable", True), ("x", False)])

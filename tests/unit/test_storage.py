@@ -116,6 +116,17 @@ def test_an_object_moves(location: str) -> None:
         storage.move("a/b", "c/d")
 
 
+def test_an_object_is_copied(location: str) -> None:
+    storage = open_storage(location)
+    storage.write("a/b.gz", b"one")  # as it is
+    storage.write("c/d", b"two")
+    storage.copy("a/b.gz", "c/d")
+    assert (storage.read("a/b.gz"), storage.read("c/d")) == (b"one", b"one")
+    assert storage.list("c") == ["d"]
+    with pytest.raises(FileNotFoundError):
+        storage.copy("none", "c/d")
+
+
 def test_a_missing_object_is_not_found(location: str) -> None:
     with pytest.raises(FileNotFoundError):
         open_storage(location).read("nothing")

@@ -1,4 +1,4 @@
-"""What may be done to a run: another priority, pause, resume, cancel; each after a question."""
+"""What may be done to a run: another priority, pause, resume, cancel, retry; after a question."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from producer.control import stopping
 from producer.control.installation import Installation
 from producer.control.status import Status
 
-Act = Literal["pause", "resume", "cancel"]
+Act = Literal["pause", "resume", "cancel", "retry"]
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -66,12 +66,15 @@ async def confirm(
 
 @router.post("/runs/{run_id}/{act}")
 async def change(run_id: RunId, act: Act, visitor: Visiting, board: UsedBoard) -> Response:
-    """Pause a run, have it go on, or end it."""
-    await board.run(run_id, visitor)  # it must be theirs
+    """Pause a run, have it go on, end it, or render again what failed."""
+    standing = await board.run(run_id, visitor)  # it must be theirs
+    if act == "retry" and standing.batch:  # its output file is written already
+        raise ApiError(409, "not_possible", "requests of a batch are tried again by a new batch")
     acts: dict[Act, Callable[[str, Installation], Status]] = {
         "pause": stopping.pause,
         "resume": stopping.resume,
         "cancel": stopping.cancel,
+        "retry": stopping.retry,
     }
     return await _changed(board, lambda: acts[act](run_id, board.known))
 
@@ -80,7 +83,7 @@ async def _changed(board: Board, change: Callable[[], Status]) -> Response:
     """To the page of the run, which is changed by then. Raises ApiError 409."""
     try:
         found = await in_thread(change)
-    except UsageError as error:  # it has finished meanwhile
+    except UsageError as error:  # it has finished meanwhile, or its team has too little left
         raise ApiError(409, "not_possible", error.message) from error
     finally:
         board.forget()

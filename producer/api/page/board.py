@@ -26,11 +26,13 @@ _BATCH = re.compile(r"(?P<team>[A-Za-z0-9_-]+)/(?P<batch>[A-Za-z0-9_-]+)/out")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One run. team: whose it is; rate: images a second, None where nobody knows."""
+    """One run. team: whose it is; batch: whether it renders one of /openai/v1/batches; rate: images
+    a second, None where nobody knows."""
 
     progress: Progress
     team: str
     name: str
+    batch: bool
     rate: float | None
 
     @property
@@ -134,16 +136,13 @@ class Board:
         self._looked = float("-inf")
 
     def _standing(self, progress: Progress, rate: float | None) -> Standing:
-        team, name = self._owner(progress.out)
-        return Standing(progress, team, name, rate if progress.state == "running" else None)
-
-    def _owner(self, out: str) -> tuple[str, str]:
-        """Whose a run is, and what it is called, by its output location.
+        """Whose a run is, and what it is called, is told by its output location.
 
         A batch lies in its team's folder of the store. Whoever submits a run to the broker
         directly is of no team: it belongs to those whose key names none.
         """
-        batches = f"{self.store.uri}/batches/"
+        out, batches = progress.out, f"{self.store.uri}/batches/"
+        rate = rate if progress.state == "running" else None
         if out.startswith(batches) and (found := _BATCH.fullmatch(out.removeprefix(batches))):
-            return found["team"], found["batch"]
-        return OPEN_TEAM, out.rpartition("/")[2]
+            return Standing(progress, found["team"], found["batch"], True, rate)
+        return Standing(progress, OPEN_TEAM, out.rpartition("/")[2], False, rate)
