@@ -124,6 +124,7 @@ def submit(
     submission = identify(job)
     storage, summary = submission.storage, submission.finished
     if summary is None:
+        known.check_free(storage, submission.run_id)
         workers = known.workers()
         with display(quiet) as shown:
             plan = prepare(submission, shown.planning, workers)

@@ -15,7 +15,9 @@ from jobs.broker.quotas import Quotas
 from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
 from jobs.errors import TransientError
+from jobs.output.dataset import read_summary
 from jobs.output.plan import Plan
+from jobs.output.storage import Storage
 from jobs.settings import Settings, Team
 
 
@@ -53,6 +55,24 @@ class Installation:
         if team := self.teams.get(plan.team):
             with self.reached():
                 Quotas(self.runs.client, self.runs.prefix).admit(plan, team)
+
+    def check_free(self, out: Storage, run_id: str) -> None:
+        """See that no other run writes to an output location: the later of two datasets stays.
+
+        Raises:
+            TransientError: one does; or the broker cannot be reached.
+        """
+        summary = read_summary(out)
+        if summary is None or summary.state != "running" or summary.run_id == run_id:
+            return
+        with self.reached():
+            progress = self.runs.progress(summary.run_id)
+        if progress is not None and progress.state in ("running", "paused"):
+            raise TransientError(
+                f"run {summary.run_id} goes on in {out.uri}",
+                f"It has to end first: imagemill watch {summary.run_id}, or cancel it. "
+                "Another --out would not have to wait.",
+            )
 
     def workers(self) -> int:
         """How many workers live. Raises TransientError if the broker cannot be reached."""

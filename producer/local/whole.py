@@ -15,6 +15,7 @@ from jobs.settings import Settings
 from producer.control.installation import installation
 from producer.control.progress import Display, follow
 from producer.local.embedded import GO_ON, Crew, Embedded, embedded
+from producer.local.occupancy import occupied
 from producer.planning.rates import measure, rates_file
 from producer.planning.submission import Job, identify, launch, prepare
 
@@ -53,14 +54,15 @@ def render(
     show_page: if given, a page is open meanwhile, and it is told its address once that answers.
 
     Raises:
-        ManifestRefused, UsageError, InvalidRequest: nothing was enqueued.
+        ManifestRefused, UsageError, InvalidRequest: nothing was enqueued; perhaps because another
+            process renders into the location.
         FatalError, TransientError: what is rendered is stored; the same call goes on from there.
     """
     started = time.monotonic()
     submission = identify(job)
     storage, summary, rendered = submission.storage, submission.finished, False
     if summary is None:
-        with embedded(settings, crew) as children:
+        with occupied(storage), embedded(settings, crew) as children:
             # A worker takes seconds to start, so it starts while the manifest is read.
             children.serve([job.table.route(job.options.model).model])
             address = children.open_page() if show_page else None

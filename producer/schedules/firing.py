@@ -137,6 +137,7 @@ class Firing:
         """Plan a run and decide on it. Returns the decision that stands."""
         job = self.job(journal.schedule, nominal)
         submission = identify(job)
+        self.known.check_free(submission.storage, submission.run_id)
         plan = prepare(submission, lambda _: None, self.known.workers())
         self.known.admit(plan)
         out = submission.storage.uri

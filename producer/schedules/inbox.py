@@ -39,7 +39,7 @@ from jobs.errors import (
     UsageError,
 )
 from jobs.models.table import ModelTable
-from jobs.output.dataset import now, read_summary
+from jobs.output.dataset import now
 from jobs.output.storage import Storage
 from jobs.teams import OPEN_TEAM, Priority
 from producer.control.installation import Installation
@@ -190,7 +190,7 @@ class Inbox:
             )
             submission = identify(job)
             out = submission.storage
-            self._check_free(out, submission.run_id)
+            self.known.check_free(out, submission.run_id)
             finished = submission.plan if submission.finished else None
             plan = finished or prepare(
                 submission, lambda _: None, self.known.workers(), keep_report=True
@@ -219,18 +219,6 @@ class Inbox:
                 "name", f"{stem!r} cannot become part of a path; use letters, digits, ., - and _"
             )
         return fill(self.out, stem, taken.at)
-
-    def _check_free(self, out: Storage, run_id: str) -> None:
-        """Raises TransientError while another run writes to the same place."""
-        summary = read_summary(out)
-        if summary is None or summary.state != "running" or summary.run_id == run_id:
-            return
-        with self.known.reached():
-            progress = self.known.runs.progress(summary.run_id)
-        if progress is not None and progress.state in ("running", "paused"):
-            raise TransientError(
-                f"run {summary.run_id} goes on in {out.uri}", "It has to end first."
-            )
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[bool]:

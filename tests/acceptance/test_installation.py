@@ -61,6 +61,17 @@ def test_a_team_with_too_little_left_is_told(
     assert installed("submit", manifest, "--out", "o", "--team", "a/b", code=2).stderr
 
 
+def test_an_output_location_takes_one_run_at_a_time(installed: Cli) -> None:
+    manifest = installed.manifest(*circles(6))
+    submit = ("submit", manifest, "--out", "out", "--model", "null")
+    run_id = installed(*submit).stdout.strip()
+    assert installed(*submit).stdout.strip() == run_id
+    refused = installed(*submit, "--seed", "1", code=1).stderr
+    assert f"run {run_id} goes on in" in refused
+    installed("cancel", run_id)
+    assert installed(*submit, "--seed", "1").stdout.strip() != run_id
+
+
 @pytest.mark.usefixtures("worker")
 def test_cancelled_run_resumes(installed: Cli) -> None:
     manifest = installed.manifest(*circles(REQUESTS))

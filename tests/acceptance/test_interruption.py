@@ -96,6 +96,18 @@ def _images(out: Path) -> int:
     return sum(1 for _ in out.glob("images/*/[!.]*.png"))
 
 
+def test_a_folder_takes_one_run_at_a_time(cli: Cli, expected: list[str]) -> None:
+    cli.manifest(*circles(REQUESTS))
+    running = cli.start(*COMMAND)
+    eventually(lambda: _images(cli.folder / "out"))
+    refused = cli(*COMMAND, code=2).stderr
+    assert f"another imagemill run renders into {cli.folder}/out" in refused
+    assert "another --out" in refused
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    _assert_completed(cli, expected)
+
+
 def test_the_page_of_a_run_lives_as_long_as_its_command(cli: Cli) -> None:
     models = cli.folder / "models.toml"
     models.write_text(
