@@ -32,6 +32,11 @@ def resembling(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_letters[near[0]]!r}?" if near else ""
 
 
+def plain(message: str) -> str:
+    """What pydantic says of a value, without the class of the error that a validator raised."""
+    return message.removeprefix("Value error, ")
+
+
 def _visible(character: str) -> str:
     return character if character.isprintable() else repr(character)[1:-1]
 

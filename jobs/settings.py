@@ -26,7 +26,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from jobs.errors import UsageError
+from jobs.errors import UsageError, plain
 from jobs.logs import LogFormat
 from jobs.teams import TEAM
 
@@ -240,7 +240,7 @@ def load_settings(
         name = ".".join(str(part) for part in first["loc"])
         got = "" if name == "broker" else f" (got {first['input']!r})"  # it may hold a password
         raise UsageError(
-            f"setting {name}: {first['msg'].removeprefix('Value error, ')}{got}",
+            f"setting {name}: {plain(first['msg'])}{got}",
             f"Correct IMAGEMILL_{name.upper()} or imagemill.toml.",
         ) from error
     except SettingsError as error:

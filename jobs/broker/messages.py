@@ -17,6 +17,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from jobs.broker.seals import NO_SEAL, Seal
+from jobs.errors import plain
 
 MAX_BYTES = 32 * 1024
 QUARANTINE = "quarantine"  # key of the list of messages that were put aside
@@ -165,7 +166,8 @@ def parse(raw: bytes, seal: Seal = NO_SEAL, queue: str | None = None) -> Message
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+        reason = plain(first["msg"])
+        raise ValueError(f"{where}: {reason}" if where else reason) from error
     except (binascii.Error, RecursionError) as error:
         raise ValueError(f"body: {error}") from error
 

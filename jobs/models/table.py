@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from jobs.errors import InvalidRequest, UsageError, resembling
+from jobs.errors import InvalidRequest, UsageError, plain, resembling
 from jobs.models.families import FAMILIES, Capability, Family, family_named
 from jobs.models.inspection import inspect_folder
 from jobs.models.options import Options
@@ -315,7 +315,7 @@ def load_models(path: Path | None = None) -> ModelTable:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"models table {file} is not TOML: {error}") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {plain(e['msg'])}" for e in error.errors()]
         raise UsageError("\n".join([f"models table {file} is wrong:", *lines])) from error
     return ModelTable(table.default, table.models, file.parent.resolve(), table.aliases)
 

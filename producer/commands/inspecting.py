@@ -103,17 +103,28 @@ def models(
 
 
 def inspect(
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="A repository or a folder.")],
+    repo: Annotated[
+        str,
+        typer.Argument(metavar="REPO", help="A repository, a folder, or a name of the table."),
+    ],
     revision: Annotated[
         str | None, typer.Option(metavar="NAME", help="Commit, tag or branch of a repository.")
     ] = None,
+    models_file: options.ModelsFile = None,
     as_json: options.Json = False,
 ) -> None:
     """Print a row of models.toml for a pipeline, from its JSON files alone, not the weights."""
+    from jobs.models.table import load_models
+    from jobs.settings import load_settings
     from producer.report import show, show_json, toml_row
     from producer.upkeep.inspection import inspect_source
 
-    name, row = inspect_source(repo, revision)
+    table = load_models(load_settings(models=models_file).models)
+    if model := table.models.get(repo):
+        _, row = inspect_source(str(table.source(model)), revision or model.revision)
+        name = repo
+    else:
+        name, row = inspect_source(repo, revision)
     if as_json:
         show_json(row)
     else:

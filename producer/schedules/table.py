@@ -31,7 +31,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from jobs.errors import InvalidRequest, UsageError, resembling
+from jobs.errors import InvalidRequest, UsageError, plain, resembling
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_file
@@ -248,7 +248,7 @@ def _mistake(error: ErrorDetails) -> str:
             near = resembling(row[-1], (one for one in known if one != "name"))
             reason = f"unknown field{near}"
         case "value_error":
-            reason = error["msg"].removeprefix("Value error, ")
+            reason = plain(error["msg"])
             # A whole row's own words begin with the field.
             return ".".join([*row, ""]) + reason if len(row) < 2 else f"{'.'.join(row)}: {reason}"
         case _:

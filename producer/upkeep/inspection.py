@@ -22,8 +22,6 @@ def inspect_source(source: str, revision: str | None) -> tuple[str, Row]:
     else:
         row = inspect_folder(_fetch(source, revision), source)
         row |= {"revision": revision} if revision else {}
-    # What a model of this size is usually run with on a GPU.
-    row["dtype"] = "bfloat16"
     return re.sub(r"[^a-z0-9_-]+", "-", folder.name.lower()), row
 
 

@@ -70,6 +70,12 @@ def test_plan_refuses_what_run_would(cli: Cli) -> None:
     assert "1 invalid line:" in cli("plan", none_left, "--skip-invalid", code=2).stdout
 
 
+def test_a_name_of_the_table_is_inspected_as_its_repository(cli: Cli) -> None:
+    row: Any = tomllib.loads(cli("models", "inspect", "shapes").stdout)["models"]["shapes"]
+    assert (row["family"], row["size"]) == ("stable-diffusion", [64, 64])
+    assert "dtype" not in row
+
+
 def test_models_are_listed(cli: Cli) -> None:
     table = cli.json("models")
     assert table["default"] == "shapes"
@@ -140,7 +146,7 @@ def test_sheet_lies_beside_the_dataset(cli: Cli) -> None:
 
 @pytest.mark.parametrize("command", ["verify", "sheet"])
 def test_absent_dataset(cli: Cli, command: str) -> None:
-    assert "to the end first" in cli(command, "nothing", code=2).stderr
+    assert "nothing is no output of a run" in cli(command, "nothing", code=2).stderr
 
 
 @pytest.mark.parametrize("command", sorted(get_command(make_cli()).commands))
@@ -163,3 +169,20 @@ def test_tune_measures_the_demo_model(cli: Cli) -> None:
     ]  # fmt: skip
     refused = cli("models", "tune", "shape", code=2).stderr
     assert "unknown model 'shape'; known: null, shapes" in refused
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("score", "nothing", "--with", "statistics"),
+        ("models", "tune", "shape"),
+        ("models", "fetch", "shape"),
+        ("check-determinism", "shape"),
+    ],
+)
+def test_commands_of_the_device_side_end_as_all_others_do(
+    cli: Cli, command: tuple[str, ...]
+) -> None:
+    refused = cli(*command, code=2).stderr
+    assert refused.startswith("Error: ")
+    assert "Traceback" not in refused

@@ -18,14 +18,16 @@ import typer
 from pydantic import TypeAdapter
 
 from jobs import children
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, FatalError, ImagemillError
+from jobs.errors import FatalError
 from jobs.models.table import load_models
 from jobs.settings import load_settings
+from worker.commands import options
+from worker.commands.ending import explained
 from worker.commands.trials import STEPS, Comparison, Findings, Trial, compare
 from worker.process.devices import Device, choose_devices
 from worker.process.environment import environment
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _FINDINGS = TypeAdapter(Findings)
 
@@ -47,9 +49,7 @@ class Verdict:
 @app.command()
 def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or MODEL:ADAPTER.")],
-    devices: Annotated[
-        str, typer.Option(help="auto, cpu, or a GPU; of several the first is taken.")
-    ] = "auto",
+    devices: options.OneDevice = "auto",
     slots: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Of each call.", show_default="its batch_width"),
@@ -60,18 +60,15 @@ def check(
             min=1, max=50, metavar="N", help="Of each image.", show_default=f"at most {STEPS}"
         ),
     ] = None,
-    models_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A models.toml.", show_default="the built-in one"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    models_file: options.ModelsFile = None,
+    as_json: options.Json = False,
 ) -> None:
     """Render the same requests in several ways on this machine's device, and compare the bytes.
 
     Again, in another order, among others, padded, in another process; with compile off and on.
     Exits with 1 if any bytes differ.
     """
-    try:
+    with explained():
         settings = load_settings(models=models_file)
         table = load_models(settings.models)
         compiles = table.get(table.route(model).model).options.compile
@@ -92,9 +89,6 @@ def check(
                 firsts = [np.load(trial.first) for trial in trials]
                 changed = compare(list(zip(*firsts, strict=True)))
         verdict = Verdict(off, on, changed)
-    except ImagemillError as error:
-        typer.echo(str(error), err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
     typer.echo(_as_json(verdict) if as_json else _as_table(verdict))
     sys.exit(0 if verdict.same else 1)
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError, UsageError
+from jobs.errors import UsageError
 from jobs.models.table import ModelTable, load_models
 from jobs.output.dataset import read_summary
 from jobs.output.plan import Plan, read_plan
 from jobs.output.storage import open_storage
 from jobs.settings import load_settings
+from worker.commands import options
+from worker.commands.ending import explained
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -35,11 +35,8 @@ def fetch(
             "--for", metavar="OUT", help="An output location: the commits its run was planned with."
         ),
     ] = None,
-    models_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A models.toml.", show_default="the built-in one"),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    models_file: options.ModelsFile = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Download weights to this machine: only the files that are loaded, each once.
 
@@ -47,15 +44,12 @@ def fetch(
     it is the one that a run was planned with, beside the one that this machine stays with. Gated
     repositories need HF_TOKEN. Run again, it goes on where it stopped.
     """
-    try:
+    with explained():
         table = load_models(load_settings(models=models_file).models)
         plan = _plan(out) if out else None
         usual = [*plan.fingerprints] if plan else table.usual
         for name in names or usual:
             _fetch(name, table, plan.commits if plan else None, quiet)
-    except ImagemillError as error:
-        typer.echo(str(error), err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
 
 
 def _plan(out: str) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,14 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
 from jobs.output.storage import Storage, open_storage
+from worker.commands import options
+from worker.commands.ending import explained
 from worker.process.devices import choose_devices
 from worker.process.environment import environment
 from worker.scoring.job import Outcome, score
 from worker.scoring.scorer import make_scorer
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -34,25 +34,20 @@ def main(
             "may be repeated.",
         ),
     ],
-    device: Annotated[str, typer.Option(help="auto, cpu, or a GPU, for scorers with weights.")] = (
-        "auto"
-    ),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    devices: options.OneDevice = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Score the images of a finished run, render nothing.
 
     The scores become columns of metadata.jsonl, for export --where and whoever reads it. Run again,
     it scores only what is new; several at once, on one machine or many, share the work.
     """
-    try:
+    with explained():
         storage = open_storage(out)
-        chosen = choose_devices(device)[0]
+        chosen = choose_devices(devices)[0]
         os.environ.update(environment(chosen, 1))  # before torch is imported
         outcomes = [_score(storage, one, chosen.kind, quiet or as_json) for one in scorers]
-    except ImagemillError as error:
-        typer.echo(str(error), err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
     if as_json:
         typer.echo(orjson.dumps([asdict(one) for one in outcomes], option=orjson.OPT_INDENT_2))
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
 
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError, UsageError
+from jobs.errors import UsageError
 from jobs.models.families import family_named, family_of
 from jobs.models.table import Model, ModelTable, load_models
 from jobs.requests import BatchKey, Request
 from jobs.settings import load_settings
+from worker.commands import options
+from worker.commands.ending import explained
 from worker.inputs import Prepared
 from worker.process.devices import choose_devices
 from worker.process.environment import environment
@@ -30,7 +30,7 @@ WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GOOD = 0.95  # of the best pace: fewer requests a call leave less to be padded, and more memory
 CALLS = 2  # at least, after one that warms up
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +70,16 @@ def tune(
         int, typer.Option(min=1, max=WIDTHS[-1], metavar="N", help="Requests a call, at most.")
     ] = 64,
     seconds: Annotated[float, typer.Option(min=0.1, help="To measure each width for.")] = 10.0,
-    devices: Annotated[
-        str, typer.Option(help="auto, cpu, or a GPU; of several the first is taken.")
-    ] = "auto",
-    models_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A models.toml.", show_default="the built-in one"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    devices: options.OneDevice = "auto",
+    models_file: options.ModelsFile = None,
+    as_json: options.Json = False,
 ) -> None:
     """Measure images/s and memory by the requests a call has, and print the row for models.toml.
 
     Widths are doubled until memory runs out. Of those within 5 % of the fastest the least is best:
     it pads less, and leaves memory to other models.
     """
-    try:
+    with explained():
         settings = load_settings(models=models_file)
         table = load_models(settings.models)
         row = table.get(model)
@@ -93,9 +88,6 @@ def tune(
         # Before torch is imported. What transformers has to say of image processors helps nobody.
         os.environ.update(environment(device, 1) | {"TRANSFORMERS_VERBOSITY": "error"})
         found = measure(table, model, (width, height), most, seconds, device.kind)
-    except ImagemillError as error:
-        typer.echo(str(error), err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
     if as_json:
         told = asdict(found) | {"batch_width": found.best.width}
         typer.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())

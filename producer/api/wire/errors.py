@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from jobs.errors import ImagemillError, InvalidRequest, TransientError
+from jobs.errors import ImagemillError, InvalidRequest, TransientError, plain
 
 OPENAI = "/openai/"
 FRIENDLI_PATHS = ("/v1/images/generations", "/v1/images/edits")  # OpenAI's have the same below it
@@ -251,7 +251,7 @@ def _is_step(step: str | int) -> bool:
 
 
 def _reason(error: dict[str, Any]) -> str:
-    message = error["msg"].removeprefix("Value error, ")
+    message = plain(error["msg"])
     match error["type"]:
         case "json_invalid":
             return f"not JSON: {error.get('ctx', {}).get('error', message)}"

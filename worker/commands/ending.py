@@ -1,0 +1,25 @@
+"""How these commands end where something is wrong: as the producer's do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns an error into its text on stderr and an exit code."""
+    try:
+        yield
+    except ImagemillError as error:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(Text("Error: ", "bold red"), Text(error.message), sep="")
+        if error.hint:
+            console.print(Text(error.hint))
+        sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
