@@ -16,7 +16,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.errors import FatalError
+from jobs.errors import FatalError, UsageError
 from jobs.ids import RUN_ID
 from jobs.output import layout
 from jobs.output.kept import keeper
@@ -129,6 +129,42 @@ def read_summary(storage: Storage) -> Summary | None:
         raise FatalError(
             f"{storage.name(layout.RUN)} was not written by imagemill",
             "Choose another output location.",
+        )
+    return summary
+
+
+def read_finished(storage: Storage) -> Summary:
+    """The run.json of an output location whose dataset is complete.
+
+    Raises:
+        UsageError: no run has finished there. FatalError: as read_summary.
+    """
+    summary = read_summary(storage)
+    if summary is None:
+        raise UsageError(
+            f"{storage.uri} is no output of a run: it has no {layout.RUN}",
+            "Name what was given as --out.",
+        )
+    if summary.state != "finished":
+        raise UsageError(
+            f"run {summary.run_id} in {storage.uri} has not finished",
+            f"imagemill status {storage.uri} tells how far it is. To go on: imagemill resume, or "
+            "the same run or submit again.",
+        )
+    return summary
+
+
+def read_pictured(storage: Storage) -> Summary:
+    """As read_finished, of a run that made images.
+
+    Raises:
+        UsageError: it made none; or as read_finished.
+    """
+    summary = read_finished(storage)
+    if not summary.done:
+        raise UsageError(
+            f"run {summary.run_id} in {storage.uri} has no images",
+            f"{layout.ERRORS} there says why, a row a request.",
         )
     return summary
 

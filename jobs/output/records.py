@@ -84,6 +84,14 @@ class Row(TypedDict, total=False):
 # No others may be called so; those that no record has are an export's.
 OWN_COLUMNS = frozenset((*Row.__annotations__, "image", "key", "signed_sha256"))
 
+# Of where and when it was rendered: no pixel hangs on them.
+INCIDENTAL = frozenset(
+    (
+        "worker", "attempt", "created_at", "batch_started", "batch_images", "seconds_load",
+        "seconds_compile", "seconds_render", "seconds_encode", "seconds_store",
+    )
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:

@@ -108,20 +108,6 @@ def stored_run(storage: Storage) -> str:
     )
 
 
-def finished_run(storage: Storage) -> str:
-    """The id of the run that an output location holds the dataset of.
-
-    Raises:
-        UsageError: there is none.
-    """
-    summary = read_summary(storage)
-    if summary is None or summary.state != "finished":
-        raise UsageError(
-            f"{storage.uri} holds no finished run", "Run its manifest to the end first."
-        )
-    return summary.run_id
-
-
 def known_progress(run_id: str, known: Installation) -> Progress:
     """Where a run stands that the broker must know.
 

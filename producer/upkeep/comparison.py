@@ -18,18 +18,16 @@ from PIL import Image, ImageChops
 from jobs.errors import FatalError, InvalidRequest
 from jobs.inputs.images import InputPolicy, check_image, open_image
 from jobs.output import layout
-from jobs.output.records import Row, read_row
+from jobs.output.dataset import read_finished
+from jobs.output.records import INCIDENTAL, Row, read_row
 from jobs.output.storage import Storage, open_storage
-from producer.control.status import finished_run
 
 READERS = 4  # pairs of images that are compared at a time
 SHOWN = 20  # images that differ most
 SHOWN_VALUE = 80  # characters
 
 # What differs from run to run, and what says less than the pixels do.
-_INCIDENTAL = {"index", "file_name", "job_id", "sha256", "bytes", "worker", "attempt", "created_at"}
-_INCIDENTAL |= {"seconds_load", "seconds_compile", "seconds_render"}
-_INCIDENTAL |= {"seconds_encode", "seconds_store"}
+_IGNORED = INCIDENTAL | {"index", "file_name", "job_id", "sha256", "bytes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ def compare(first: str, second: str, progress: Callable[[int, int], None]) -> Co
     """
     storages = open_storage(first), open_storage(second)
     for storage in storages:
-        finished_run(storage)
+        read_finished(storage)
     found = Comparison()
     with storages[0].reader(layout.METADATA) as ours, storages[1].reader(layout.METADATA) as theirs:
         index = _Index(ours, storages[0].name(layout.METADATA))
@@ -121,7 +119,7 @@ def _differing(
 
 
 def _compare_columns(ours: Row, theirs: Row, columns: dict[str, Column]) -> None:
-    for name in (ours.keys() | theirs.keys()) - _INCIDENTAL:
+    for name in (ours.keys() | theirs.keys()) - _IGNORED:
         values = ours.get(name), theirs.get(name)
         if values[0] != values[1]:
             column = columns.get(name)

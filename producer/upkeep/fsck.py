@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import groupby
 
-from jobs.output.dataset import planned, write_summary
+from jobs.output.dataset import planned, read_finished, write_summary
 from jobs.output.plan import Chunk, Plan, Shard, read_plan, read_shard, write_plan
 from jobs.output.records import encode_part, parts_by_shard, read_part
 from jobs.output.storage import Storage
 from jobs.requests import Request
 from jobs.settings import Settings
 from producer.control.progress import Display
-from producer.control.status import finished_run
 from producer.local.embedded import Crew
 from producer.local.whole import finish
 
@@ -47,7 +46,7 @@ def inspect(storage: Storage) -> Damage:
     Raises:
         UsageError: no run has finished there; while one goes on, images come before their records.
     """
-    current = finished_run(storage)
+    current = read_finished(storage).run_id
     records: dict[str, tuple[int, str]] = {}
     # Its own records count most: an image may have been rendered anew for it.
     for run_id in [*_others(storage, current), current]:
@@ -77,7 +76,7 @@ def repair(
     Raises:
         FatalError: the weights are not those of the records, or are not here.
     """
-    current = finished_run(storage)
+    current = read_finished(storage).run_id
     bad = frozenset(damage.missing + damage.torn)
     if bad:
         # Earlier runs get chunks too: whoever submits their manifests again has them rendered.

@@ -15,7 +15,7 @@ from jobs.errors import InvalidRequest, UsageError
 from jobs.ids import STORED_INPUT
 from jobs.inputs.images import InputPolicy, load_input
 from jobs.output import layout
-from jobs.output.dataset import read_summary
+from jobs.output.dataset import read_pictured
 from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage, open_storage
 from producer.look.small import shrink
@@ -52,13 +52,11 @@ def write_sheet(out: str, images: int, target: str | None = None) -> str:
     OUT-sheet.png: an image inside OUT without a row of its own would break the dataset.
 
     Raises:
-        UsageError: the run has no images, or the target cannot be used.
+        UsageError: no run has finished there, it has no images, or the target cannot be used.
     """
     storage = open_storage(out)
     folder, name = _target(storage, target)
     tiles = list(_tiles(storage, images))
-    if not tiles:
-        raise UsageError(f"{out} has no images", "Run its manifest to the end first.")
     picture = BytesIO()
     draw_sheet(tiles).save(picture, "PNG", optimize=True)
     folder.write(name, picture.getvalue())
@@ -108,9 +106,7 @@ def _target(storage: Storage, target: str | None) -> tuple[Storage, str]:
 
 
 def _tiles(storage: Storage, images: int) -> Iterator[Tile]:
-    summary = read_summary(storage)
-    if summary is None or summary.state != "finished":
-        return
+    summary = read_pictured(storage)
     step = max(1, summary.done // images)
     for row in islice(read_part(storage, layout.METADATA), 0, step * images, step):
         picture = Image.open(BytesIO(storage.read(row["file_name"]))).convert("RGB")

@@ -17,12 +17,11 @@ import redis
 
 from jobs.broker.counters import Counters, Series
 from jobs.broker.runs import Runs
-from jobs.errors import UsageError
 from jobs.ids import STORED_INPUT
 from jobs.marks import stripped
 from jobs.models.table import ModelTable
 from jobs.output import layout
-from jobs.output.dataset import read_summary
+from jobs.output.dataset import read_pictured
 from jobs.output.records import STACK_FIELDS, Row, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import Settings
@@ -66,7 +65,7 @@ def verify(out: str, sample: int, settings: Settings, table: ModelTable, shown: 
     differ honestly: the differences say what of the stack has changed.
 
     Raises:
-        UsageError: the dataset has no images.
+        UsageError: no run has finished there, or it has no images.
         ManifestRefused: a record asks for a model that the table lacks.
     """
     rows = draw_sample(open_storage(out), sample)
@@ -155,13 +154,9 @@ def draw_sample(storage: Storage, sample: int, draw: int = 0) -> list[Row]:
     """Some rows of a dataset in its order, drawn without replacement; others for another draw.
 
     Raises:
-        UsageError: there are none.
+        UsageError: no run has finished there, or it has no images.
     """
-    summary = read_summary(storage)
-    if summary is None or summary.state != "finished" or not summary.done:
-        raise UsageError(
-            f"{storage.uri} has no finished images to verify", "Run its manifest to the end first."
-        )
+    summary = read_pictured(storage)
     drawn = random.Random(draw).sample(range(summary.done), min(sample, summary.done))
     chosen = frozenset(drawn)
     rows = enumerate(read_part(storage, layout.METADATA))

@@ -39,7 +39,7 @@ def test_damage_is_found_and_mended(cli: Cli) -> None:
 
 
 def test_an_unfinished_run_is_refused(cli: Cli) -> None:
-    assert "holds no finished run" in cli("fsck", ".", code=2).stderr
+    assert "is no output of a run" in cli("fsck", ".", code=2).stderr
 
 
 def checksums(out: Path) -> dict[str, str]:

@@ -108,7 +108,7 @@ def test_the_command(places: tuple[str, str]) -> None:
 
 def test_what_is_no_dataset_is_refused(places: tuple[str, str]) -> None:
     make_dataset(places[0], 1)
-    with pytest.raises(UsageError, match="no finished run"):
+    with pytest.raises(UsageError, match="no output of a run"):
         compared(places)
 
 

@@ -9,10 +9,16 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import USAGE_ERRORS, FatalError, ManifestRefused
+from jobs.errors import USAGE_ERRORS, FatalError, ManifestRefused, UsageError
 from jobs.models.table import load_models
 from jobs.output import layout
-from jobs.output.dataset import IncompleteRun, read_summary, write_dataset
+from jobs.output.dataset import (
+    IncompleteRun,
+    read_finished,
+    read_pictured,
+    read_summary,
+    write_dataset,
+)
 from jobs.output.plan import Plan, read_plan, read_shard
 from jobs.output.records import Record, RecordStatus, read_part, write_part
 from jobs.output.storage import Storage, open_storage
@@ -256,6 +262,19 @@ def test_a_manifest_whose_every_image_exists_has_no_chunks(tmp_path: Path) -> No
     storage, plan = planned(tmp_path / "o", LINES[:5])
     assert (plan.chunks, plan.reused) == (0, 5)
     assert write_dataset(storage, plan).done == 5
+
+
+def test_what_has_no_dataset_yet_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"it has no run\.json"):
+        read_finished(open_storage(str(tmp_path)))
+    storage, plan = planned(tmp_path / "o", LINES)
+    with pytest.raises(UsageError, match=rf"run {plan.run_id} in .* has not finished.*\n.*resume"):
+        read_finished(storage)
+    finish(storage, plan, lambda _: "failed")
+    write_dataset(storage, plan)
+    assert read_finished(storage).done == 0
+    with pytest.raises(UsageError, match=r"has no images.*\n.*errors\.jsonl"):
+        read_pictured(storage)
 
 
 def test_a_finished_run_is_recognised_and_one_with_failures_is_tried_again(tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ def test_a_target_that_holds_something_else_is_refused(out: str, tmp_path: Path)
         write(out, f"{out}/export", "parquet")
     with pytest.raises(UsageError, match=r"holds out and is no export"):
         write(out, str(tmp_path), "parquet")
-    with pytest.raises(UsageError, match="holds no finished run"):
+    with pytest.raises(UsageError, match="no output of a run"):
         write(str(to), str(tmp_path / "other"), "parquet")
     (to / "export.json").write_text("[]")
     with pytest.raises(UsageError, match=r"export\.json is not ours"):

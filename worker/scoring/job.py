@@ -16,7 +16,7 @@ from jobs.errors import FatalError, ImagemillError, InvalidRequest, UsageError
 from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy, check_image
 from jobs.output import layout
-from jobs.output.dataset import Summary, read_summary, rewrite_rows, rows_of_shard
+from jobs.output.dataset import Summary, read_finished, rewrite_rows, rows_of_shard
 from jobs.output.images import ImageReader
 from jobs.output.plan import Plan, read_plan
 from jobs.output.records import Row, parts_by_shard
@@ -85,10 +85,10 @@ def score(storage: Storage, scorer: Scorer, scoring: Scoring, progress: Progress
 
 
 def _finished(storage: Storage) -> tuple[Plan, Summary]:
-    summary = read_summary(storage)
-    if summary and summary.state == "finished" and (plan := read_plan(storage, summary.run_id)):
+    summary = read_finished(storage)
+    if plan := read_plan(storage, summary.run_id):
         return plan, summary
-    raise UsageError(f"{storage.uri} holds no finished run", "Run its manifest to the end first.")
+    raise UsageError(f"{storage.uri} has lost the plan of run {summary.run_id}", "Run it again.")
 
 
 def _check_columns(storage: Storage, scoring: Scoring) -> None:

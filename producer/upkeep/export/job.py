@@ -18,7 +18,7 @@ import orjson
 from jobs.children import die_with_parent
 from jobs.errors import UsageError
 from jobs.output import layout
-from jobs.output.dataset import Summary, read_summary
+from jobs.output.dataset import Summary, read_finished
 from jobs.output.images import ImageReader
 from jobs.output.records import Row, read_row
 from jobs.output.storage import Storage, open_storage
@@ -62,9 +62,7 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
     source, target = open_storage(out), open_storage(to)
     if source.holds(target):
         raise UsageError(f"{to} is inside the dataset", "Choose a place outside of it.")
-    summary = read_summary(source)
-    if summary is None or summary.state != "finished":
-        raise UsageError(f"{out} holds no finished run", "Run its manifest to the end first.")
+    summary = read_finished(source)
     with source.reader(layout.METADATA) as lines:
         found = survey(lines, source, order.selection)
         _check(found, order)
