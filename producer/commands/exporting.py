@@ -74,6 +74,14 @@ def export(
             help="Splits and their shares: train=0.9,val=0.1. Images of one prompt stay together.",
         ),
     ] = "train=1",
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Columns, separated by commas, or all.",
+            show_default="all but those of where and when it was rendered",
+        ),
+    ] = None,
     license_name: Annotated[
         str,
         typer.Option("--license", metavar="NAME", help="Of the dataset, for its card."),
@@ -116,7 +124,7 @@ def export(
         raise UsageError("--to or --layout is required, and only one of them")
     condition = parse_condition(where) if where is not None else None
     if suite is not None:
-        if sign or certificate or split != "train=1" or shard_size != "500MB":
+        if sign or certificate or columns or split != "train=1" or shard_size != "500MB":
             raise UsageError(
                 "--layout goes with --where only", "A scorer reads plain files, all in one place."
             )
@@ -128,7 +136,8 @@ def export(
             show_layout(laid_out)
         return
     assert to is not None
-    selection = Selection(condition, parse_splits(split), parse_size(shard_size))
+    names = tuple(map(str.strip, columns.split(","))) if columns else ()
+    selection = Selection(condition, parse_splits(split), parse_size(shard_size), names)
     processes = workers or min(os.cpu_count() or 1, 4)
     if (sign is None) != (certificate is None):
         raise UsageError(

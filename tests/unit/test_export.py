@@ -38,10 +38,16 @@ def to(tmp_path: Path) -> str:
     return str(tmp_path / "to")
 
 
-def write(out: str, to: str, form: FormName, size: int = 8, where: str = "") -> Outcome:
+def write(
+    out: str, to: str, form: FormName, size: int = 8, where: str = "", names: tuple[str, ...] = ()
+) -> Outcome:
     condition = parse_condition(where) if where else None
-    selection = Selection(condition, size=ShardSize(size))
+    selection = Selection(condition, size=ShardSize(size), columns=names)
     return export(out, to, Order(form, selection, where), lambda *_: None)
+
+
+def columns(to: str) -> set[str]:
+    return set(pq.read_schema(next(Path(to).rglob("*.parquet"))).names)
 
 
 def files(to: str) -> dict[str, bytes]:
@@ -65,6 +71,23 @@ def test_parquet_is_what_datasets_loads(out: str, to: str, tmp_path: Path) -> No
     for name in ("prompt", "seed", "width", "guidance_scale"):
         assert raw[name] == [row[name] for row in rows]  # type: ignore[literal-required]
     assert [row["strength"] for row in raw] == [0.5 if i == 3 else None for i in range(20)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_columns_are_those_of_the_image_or_the_ones_asked_for(
+    out: str, to: str, form: FormName
+) -> None:
+    make_dataset(out, 2)
+    own = {"key"} if form == "webdataset" else {"image"}
+    write(out, to, form)
+    assert {"prompt", "seed", "sha256", "device_name"} <= columns(to)
+    assert not {"worker", "attempt", "created_at", "seconds_render"} & columns(to)
+    write(out, f"{to}-all", form, names=("all",))
+    assert {"worker", "attempt", "created_at", "seconds_render"} <= columns(f"{to}-all")
+    write(out, f"{to}-some", form, names=("prompt", "worker"))
+    assert columns(f"{to}-some") == {"prompt", "worker"} | own
+    with pytest.raises(UsageError, match=r"--columns names 'promt'.*mean 'prompt'"):
+        write(out, f"{to}-wrong", form, names=("promt",))
 
 
 def test_webdataset_is_what_datasets_loads(out: str, to: str, tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ class ColumnSurvey:
         if len(self._kinds) > MAX_COLUMNS:
             raise FatalError(f"the dataset has more than {MAX_COLUMNS} columns")
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What was seen so far."""
+        return frozenset(self._kinds)
+
     def columns(self, without: frozenset[str]) -> Columns:
         """What was seen, apart from names that a form has its own use for."""
         kinds = {name: kind for name, kind in self._kinds.items() if name not in without}

@@ -113,6 +113,7 @@ def _claim(target: Storage, found: Survey, summary: Summary, order: Order) -> No
         "run_id": summary.run_id,
         "records": found.digest,
         "where": order.where,
+        "columns": list(selection.columns),
         "splits": {split.name: split.share for split in selection.splits},
         "shard_size": asdict(selection.size),
     }

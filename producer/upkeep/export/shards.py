@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import IO
@@ -16,11 +16,12 @@ from typing import IO
 from jobs.errors import FatalError, UsageError, resembling
 from jobs.formats import FORMATS
 from jobs.output import layout
-from jobs.output.records import Row, read_row
+from jobs.output.records import INCIDENTAL, Row, read_row
 from jobs.output.storage import Storage
 from producer.upkeep.export.columns import Columns, ColumnSurvey
 from producer.upkeep.export.selection import WHOLE, Condition, Split, split_of
 
+ALL = "all"  # columns
 MAX_IMAGES = 10_000  # a shard: a key's last four digits tell them apart
 _EXTENSIONS = {entry.extension for entry in FORMATS.values()}
 _SIZE = re.compile(r"([0-9]{1,15}) ?(|[kMG]i?B)", re.IGNORECASE)
@@ -56,11 +57,15 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which images, and how they are cut."""
+    """Which images, how they are cut, and their columns.
+
+    columns: their names; (ALL,) for every one, none for those that are of the image.
+    """
 
     condition: Condition | None = None
     splits: tuple[Split, ...] = WHOLE
     size: ShardSize = ShardSize()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def survey(lines: IO[bytes], source: Storage, selection: Selection) -> Survey:
     """Read all records of a dataset once. Memory grows with the shards, not with the images.
 
     Raises:
-        UsageError: a condition names a column that no row has, or compares what cannot be.
+        UsageError: a column is named that no row has, or a condition compares what cannot be.
         FatalError: a row is none of ours.
     """
     where = source.name(layout.METADATA)
@@ -141,11 +146,11 @@ def survey(lines: IO[bytes], source: Storage, selection: Selection) -> Survey:
             cuts.add(split_of(row, selection.splits), offset, size)
         offset += len(line)
     if unseen:
-        raise _unknown(min(unseen), names)
+        raise _unknown("--where", min(unseen), names)
     shards = cuts.shards()
     return Survey(
         shards,
-        columns.columns(frozenset({"image", "key"})),
+        columns.columns(_left_out(selection.columns, columns.names) | {"image", "key"}),
         sources,
         frozenset(tasks),
         frozenset(extensions),
@@ -208,8 +213,17 @@ class _Open:
         return Shard(split, self.number, self.offset, self.images, self.bytes)
 
 
-def _unknown(name: str, names: set[str]) -> UsageError:
+def _left_out(wanted: tuple[str, ...], names: frozenset[str]) -> frozenset[str]:
+    """Which of a dataset's columns an export does not get; raises UsageError for unknown ones."""
+    if wanted == (ALL,):
+        return frozenset()
+    if unknown := set(wanted) - names:
+        raise _unknown("--columns", min(unknown), names)
+    return names - set(wanted) if wanted else INCIDENTAL
+
+
+def _unknown(option: str, name: str, names: Set[str]) -> UsageError:
     return UsageError(
-        f"--where names {name!r}, which is no column of the dataset{resembling(name, names)}",
+        f"{option} names {name!r}, which is no column of the dataset{resembling(name, names)}",
         f"Its columns: {', '.join(sorted(names)[:60])}.",
     )
