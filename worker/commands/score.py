@@ -55,7 +55,9 @@ def main(
 def _score(storage: Storage, wanted: str, device: str, quiet: bool) -> Outcome:
     name, _, weights = wanted.partition("=")
     scorer, scoring = make_scorer(name, weights, device)
-    with Progress(console=Console(stderr=True), disable=quiet) as bar:
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal  # where a bar is but an empty line
+    with Progress(console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(name, total=None)
         outcome = score(
             storage, scorer, scoring,
