@@ -26,7 +26,7 @@ from PIL import Image
 from jobs.errors import UsageError
 from jobs.formats import FORMATS
 from jobs.output import layout
-from jobs.output.dataset import read_summary
+from jobs.output.dataset import read_finished
 from jobs.output.images import ImageReader
 from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage, open_storage
@@ -77,9 +77,7 @@ def lay_out(
         )
     if source.holds(target):
         raise UsageError(f"{to} is inside the dataset", "Choose a place outside of it.")
-    summary = read_summary(source)
-    if summary is None or summary.state != "finished":
-        raise UsageError(f"{out} holds no finished run", "Run its manifest to the end first.")
+    summary = read_finished(source)
     there = target.sizes("")
     before = Counter[str]()  # images of each folder
     prompts = written = 0
