@@ -22,6 +22,7 @@ def occupied(storage: Storage) -> Iterator[None]:
     if storage.local_root is None:
         yield
         return
+    new = not os.path.exists(storage.local_root)
     try:
         os.makedirs(storage.local_root, exist_ok=True)
         # The folder itself: a lock file would stay behind in people's datasets.
@@ -34,6 +35,9 @@ def occupied(storage: Storage) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+        if new:
+            with suppress(OSError):  # it holds something now
+                os.rmdir(storage.local_root)
 
 
 def _take(folder: int, uri: str) -> None:
