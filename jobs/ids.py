@@ -6,6 +6,7 @@ Every hash is BLAKE2b (RFC 7693) with a `person` tag, so that two kinds of ident
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from hashlib import blake2b
 
 # What may become part of a path, wherever it was read.
@@ -19,11 +20,17 @@ STORED_INPUT = re.compile(r"sha256:([0-9a-f]{64})")  # a reference to an input i
 DERIVED_SEED_BITS = 53  # exact in JSON readers that keep numbers as doubles
 
 
-def derive_seed(run_seed: int, name: bytes) -> int:
-    """A seed in [0, 2**53) for the request that `name` (its custom_id or content) stands for."""
-    salt = run_seed.to_bytes(16, "little")
-    digest = blake2b(name, digest_size=8, salt=salt, person=b"seed").digest()
-    return int.from_bytes(digest, "little") >> (64 - DERIVED_SEED_BITS)
+def seed_deriver(run_seed: int) -> Callable[[bytes], int]:
+    """What derives a seed in [0, 2**53) for each request, given what stands for it: its custom_id
+    or content."""
+    begun = blake2b(digest_size=8, salt=run_seed.to_bytes(16, "little"), person=b"seed")
+
+    def derive(name: bytes) -> int:
+        digest = begun.copy()
+        digest.update(name)
+        return int.from_bytes(digest.digest(), "little") >> (64 - DERIVED_SEED_BITS)
+
+    return derive
 
 
 def draw(run_seed: int, image: str, name: str) -> float:
@@ -39,9 +46,22 @@ def short_digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=8, person=b"text").hexdigest()
 
 
+def job_identifier(beginning: bytes) -> Callable[[bytes], str]:
+    """What gives 32 hexadecimal digits for each request's canonical form, its model's fingerprint
+    included, given the rest of it. To begin anew for each takes twice as long."""
+    begun = blake2b(beginning, digest_size=16, person=b"job")
+
+    def identify(rest: bytes) -> str:
+        digest = begun.copy()
+        digest.update(rest)
+        return digest.hexdigest()
+
+    return identify
+
+
 def job_id(content: bytes) -> str:
-    """32 hexadecimal digits for a request's canonical form, its model's fingerprint included."""
-    return blake2b(content, digest_size=16, person=b"job").hexdigest()
+    """The same, of the whole of it."""
+    return job_identifier(content)(b"")
 
 
 def run_id(content: bytes) -> str:

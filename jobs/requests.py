@@ -17,6 +17,7 @@ Task = Literal["generate", "edit", "inpaint"]
 
 SEEDS = 2**64  # as many as torch.Generator.manual_seed takes
 MAX_PROMPT = 32_768  # characters
+MAX_CUSTOM_ID = 512  # characters
 MAX_INPUTS = 16  # images that one request may carry
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]

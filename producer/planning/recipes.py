@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError
 
 from jobs.errors import InvalidRequest, resembling
 from jobs.ids import draw, short_digest
-from jobs.requests import Body, Prompt
+from jobs.requests import MAX_CUSTOM_ID, Body, Prompt
+from producer.planning.plain import PlainBody
 
-MAX_CUSTOM_ID = 512  # characters
 MAX_IMAGES = 10_000  # that one line may stand for
 MAX_CHARACTERS = 1 << 25  # of the prompts of all images of a line
 MAX_PLACES = 100  # of names in its prompts
@@ -155,10 +155,10 @@ def name_of(custom_id: str, number: int) -> str:
     return f"{custom_id}#{number}" if number else custom_id
 
 
-def as_recipe(body: Body) -> Recipe:
+def as_recipe(body: Body | PlainBody) -> Recipe:
     """A body that stands for itself alone, as often as n says."""
-    given = body.model_fields_set & _BODY
-    return Recipe.model_construct(given, **{name: getattr(body, name) for name in given})
+    given = {name: value for name in _BODY if (value := getattr(body, name)) is not None}
+    return Recipe.model_construct(set(given), **given)
 
 
 def _body(given: dict[str, object], values: dict[str, Value]) -> Body:

@@ -10,6 +10,7 @@ import pytest
 from jobs.errors import FatalError, LineError, UsageError
 from jobs.output.plan import SHARD_LINES
 from producer.planning.manifest import MAX_LINE, BareLine, BatchLine, parse_line, read_blocks
+from producer.planning.plain import PlainLine
 
 
 def errors_of(raw: bytes) -> list[str]:
@@ -20,7 +21,7 @@ def errors_of(raw: bytes) -> list[str]:
 
 def test_a_bare_body_is_a_generation() -> None:
     line = parse_line(1, b'{"prompt": "a cat", "custom_id": "x"}')
-    assert isinstance(line, BareLine)
+    assert isinstance(line, PlainLine)
     assert (line.task, line.custom_id, line.body.prompt) == ("generate", "x", "a cat")
 
 
@@ -43,6 +44,7 @@ def test_a_batch_line_names_its_task_by_url() -> None:
 def test_a_prompt_that_says_body_is_no_batch_line() -> None:
     line = parse_line(1, b'{"prompt": "body"}')
     assert isinstance(line, BareLine)
+    assert line.body.prompt == "body"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from jobs.output.dataset import rows_by_shard
 from jobs.output.plan import Plan
 from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage
-from jobs.requests import ImageInput
+from jobs.requests import MAX_CUSTOM_ID, ImageInput
 from producer.api.openai.bodies import (
     CreateImageRequest,
     EditImageBodyJsonParam,
@@ -38,7 +38,7 @@ from producer.api.openai.bodies import (
 from producer.api.wire.errors import ApiError, as_answer, culprit_of, error_json
 from producer.api.wire.reading import Given, refused
 from producer.planning.manifest import BatchRecipe, CustomId
-from producer.planning.recipes import MAX_CUSTOM_ID, Recipe, name_of
+from producer.planning.recipes import Recipe, name_of
 from producer.planning.strict_json import parse_json
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]

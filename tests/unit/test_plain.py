@@ -1,0 +1,138 @@
+"""Plain lines: what is read without pydantic is what pydantic reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.requests import MAX_PROMPT, Body
+from producer.planning.manifest import BareLine, BatchLine, parse_checked, parse_line
+from producer.planning.plain import PlainBatchLine, PlainBody, PlainLine, parse_plain
+
+TEXTS = (
+    '""', '"a"', '"a: b"', r'"\": \" :"', r'"\u0000"', r'"\ud83d\ude00"', r'"\ud800"', '"\x7f"',
+    '"é"', '"a\nb"', r'"a\/b"', '"jpeg"', '"raw"', '"webp"', '"5"',
+    json.dumps("ü" * 256), json.dumps("i" * 257), json.dumps("i" * 512), json.dumps("i" * 513),
+)  # fmt: skip
+NUMBERS = (
+    "0", "-0", "1", "01", "-1", "1.0", "-0.0", "1e0", "1E+1", "1e-400", "1e400", "0.1", "50", "51",
+    "16", "15", "8192", "8193", "100", "100.0000000000000001", "1.", ".5", "NaN", "Infinity",
+    "0.1000000000000000055511151231257827", "18446744073709551615", "18446744073709551616",
+    "9" * 30, "9" * 5000, "9223372036854775808",
+)  # fmt: skip
+REST = ("true", "null", "[]", "{}", '{"a": 1}', '[{"image": "x"}]', "")
+OF_TEXT = ("prompt", "model", "response_format", "negative_prompt", "custom_id", "keep", "promt")
+LONG = (json.dumps("ü" * MAX_PROMPT), json.dumps("ü" * (MAX_PROMPT + 1)))
+BATCH = '{"custom_id": "x", "method": "POST", "url": "/v1/images/%s", "body": %s%s}'
+MORE = ("", "", ', "slots": 2', ', "custom_id": "y"', ', "keep": null')
+
+names = st.sampled_from((*PlainLine.__struct_fields__, "n", "image", "url", "body", *OF_TEXT))
+gaps = st.sampled_from(("", "", " ", "\t", "\u00a0"))
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> str:
+    """A key and its value, mostly of the right kind."""
+    name = draw(names)
+    fit = TEXTS if name in OF_TEXT else NUMBERS
+    value = draw(st.sampled_from(fit if draw(st.integers(0, 4)) else (*TEXTS, *NUMBERS, *REST)))
+    key = json.dumps(name) if draw(st.integers(0, 9)) else json.dumps(name).replace("p", r"\u0070")
+    return f"{key}{draw(gaps)}:{draw(gaps)}{value}"
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> bytes:
+    """A line, or nearly one."""
+    given = draw(st.lists(pairs(), max_size=4))
+    if draw(st.integers(0, 4)):
+        given.append('"prompt": "a cat"')
+    text = "{" + ",".join(given) + "}"
+    if not draw(st.integers(0, 3)):
+        url = draw(st.sampled_from(("generations", "generations", "edits")))
+        text = BATCH % (url, text, draw(st.sampled_from(MORE)))
+    raw = draw(st.sampled_from(("", "", "", " ", "\ufeff"))).encode() + text.encode()
+    if not draw(st.integers(0, 3)):
+        at = draw(st.integers(0, len(raw) - 1))
+        raw = raw[:at] + draw(st.binary(max_size=2)) + raw[at + 1 :]
+    return raw + draw(st.sampled_from((b"\n", b"\n", b"\r\n", b"", b" x\n")))
+
+
+def said(line: PlainLine | PlainBatchLine | BareLine | BatchLine) -> tuple[object, ...]:
+    """Everything that planning asks a line."""
+    return (
+        line.custom_id, line.task, line.slots, line.keep, line.has_recipe,
+        *(repr(getattr(line.body, name)) for name in Body.model_fields),
+    )  # fmt: skip
+
+
+def check(raw: bytes) -> bool:
+    """Whether a line is plain; then both ways must read it alike."""
+    plain = parse_plain(raw)
+    if plain is not None:
+        checked = parse_checked(1, raw)
+        assert isinstance(checked, BareLine | BatchLine), checked
+        assert said(plain) == said(checked)
+    return plain is not None
+
+
+@settings(max_examples=500)
+@given(lines())
+def test_what_is_plain_reads_alike(raw: bytes) -> None:
+    check(raw)
+
+
+@pytest.mark.parametrize("name", [*PlainLine.__struct_fields__, *OF_TEXT])
+def test_each_field_reads_alike_whatever_its_value(name: str) -> None:
+    plain = 0
+    for value in (*TEXTS, *NUMBERS, *REST, *LONG):
+        prompt = "" if name == "prompt" else '"prompt": "a",'
+        plain += check(f'{{{prompt} "{name}": {value}}}'.encode())
+    assert bool(plain) is (name in PlainLine.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt": "a", "prompt": "b:c"}',
+        b'{"prompt": "a: b", "seed": 1, "seed": 2}',
+        b'{"prompt": "\\": \\":", "seed": 1, "seed": 1}',
+        b'{"prompt": "a", "seed": null}',
+    ],
+)
+def test_what_pydantic_is_to_look_at_is_not_plain(raw: bytes) -> None:
+    assert not check(raw)
+
+
+GIVEN: dict[str, object] = {
+    "prompt": "a cat: asleep", "model": "null", "num_inference_steps": 3, "guidance_scale": 2,
+    "seed": 2**64 - 1, "response_format": "png", "width": 64, "height": 72,
+    "negative_prompt": "", "strength": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": "a cat"},
+        GIVEN,
+        GIVEN | {"custom_id": "x", "slots": 2},
+        {"custom_id": "x", "method": "POST", "url": "/v1/images/generations", "body": GIVEN},
+    ],
+)
+def test_what_most_manifests_hold_is_plain(line: dict[str, object]) -> None:
+    raw = json.dumps(line).encode()
+    plain, checked = parse_line(1, raw), parse_checked(1, raw)
+    assert isinstance(plain, PlainLine | PlainBatchLine)
+    assert isinstance(checked, BareLine | BatchLine)
+    assert said(plain) == said(checked)
+
+
+def test_a_plain_body_has_the_fields_that_a_body_has() -> None:
+    names: Sequence[str] = PlainBody.__struct_fields__
+    lacks = set(Body.model_fields) - set(names)
+    assert lacks == {"image", "control_images", "controlnet_weights", "mask_image"}
+    assert all(getattr(PlainBody, name) is None for name in lacks)
