@@ -28,8 +28,8 @@ from benchmarks.measure import report
 from jobs.broker.dispatch import start_run
 from jobs.broker.fleet import Worker
 from jobs.broker.messages import RENDER, make, parse
+from jobs.broker.progress import Effort
 from jobs.broker.queues import queue_names
-from jobs.broker.runs import Effort
 from jobs.output.plan import Chunk, Plan, Shard, write_plan
 from jobs.output.storage import open_storage
 from jobs.settings import load_settings
@@ -156,7 +156,7 @@ class Simulation:
         def store() -> None:
             shop.runs.spend(run_id, Effort(seconds))
             shop.turns.settle(run_id, seconds)
-            shop.runs.complete(run_id, shard * SHARD_CHUNKS + chunk, 1, 0)
+            shop.runs.attempts.complete(run_id, shard * SHARD_CHUNKS + chunk, 1, 0)
 
         self._at(end, store)
         self._at(max(start, end - LEAD_SECONDS), partial(self._ask, shop))

@@ -18,8 +18,9 @@ from jobs.broker.connection import connect, connect_async
 from jobs.broker.dispatch import Dispatcher, start_run
 from jobs.broker.fleet import Fleet
 from jobs.broker.messages import RENDER, Message, make
+from jobs.broker.progress import Progress
 from jobs.broker.queues import BULK, queue_name
-from jobs.broker.runs import Progress, Runs
+from jobs.broker.runs import Runs
 from jobs.broker.seals import make_seal
 from jobs.calls.call import Answer, Call
 from jobs.calls.waiting import CallLimits, CallQueue

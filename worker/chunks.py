@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import cast
 
-from jobs.broker.runs import Attempt
+from jobs.broker.attempts import Attempt
 from jobs.errors import FatalError
 from jobs.output import layout
 from jobs.output.plan import Chunk, Plan, read_plan, read_shard

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jobs.broker.runs import Effort
+from jobs.broker.progress import Effort
 from worker.render import Rendered
 
 

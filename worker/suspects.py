@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from jobs.broker.runs import Runs
+from jobs.broker.attempts import Attempts
 from jobs.requests import Request
 from worker.chunks import Work
 from worker.inputs import Prepared
@@ -29,7 +29,7 @@ class Suspects:
     renderer: the chunk's model; not held, as others may need its memory between two batches.
     """
 
-    runs: Runs
+    attempts: Attempts
     work: Work
     output: Output
     renderer: Callable[[], BatchRenderer]
@@ -43,7 +43,7 @@ class Suspects:
         if not self.careful or not requests:
             yield from self._batches(requests)
             return
-        deaths = self.runs.suspects(self.work.run_id, [request.job_id for request in requests])
+        deaths = self.attempts.suspects(self.work.run_id, [request.job_id for request in requests])
         known = list(zip(requests, deaths, strict=True))
         yield from self._batches([one for one, count in known if not count])
         yield from ([one] for one, count in known if 0 < count < REQUEST_DEATHS)
@@ -67,9 +67,9 @@ class Suspects:
             yield
             return
         names = [request.job_id for request in batch]
-        self.runs.watch(self.work.run_id, names)
+        self.attempts.watch(self.work.run_id, names)
         try:
             yield
             self.work.store_interrupted(self.output.records())
         finally:  # whatever went wrong, the worker lives
-            self.runs.trust(self.work.run_id, names)
+            self.attempts.trust(self.work.run_id, names)

@@ -23,7 +23,7 @@ from tenacity import (
 
 from jobs.broker.dispatch import start_run
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
-from jobs.broker.runs import Effort
+from jobs.broker.progress import Effort
 from jobs.broker.turns import Turn, whose_turn
 from jobs.errors import ImagemillError, TransientError
 from jobs.output.dataset import write_dataset
@@ -93,7 +93,7 @@ def render(
         statuses = store(shop, drawn)
         shop.runs.spend(run_id, work.model, drawn.effort)
         shop.turns.settle(run_id, drawn.effort.seconds)
-        if shop.runs.complete(run_id, work.number, *count(statuses.values())):
+        if shop.runs.attempts.complete(run_id, work.number, *count(statuses.values())):
             shop.dispatcher.finalize(run_id, epoch, work.model)
 
 
@@ -105,7 +105,7 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
     """
     if not goes_on(shop, work):
         raise Interrupted
-    work = replace(work, attempt=shop.runs.begin(work.run_id, work.number))
+    work = replace(work, attempt=shop.runs.attempts.begin(work.run_id, work.number))
     shop.at_work.enter()
     shop.tell(work.run_id, work.model)
     output = Output(
@@ -146,7 +146,7 @@ def _draw_batches(
             renderer().check_weights(key, work.planned_weights(key))
     shop.fitness.succeed(work.model)
     done_before, failed_before = count(todo.settled.values())
-    suspects = Suspects(shop.runs, work, output, renderer)
+    suspects = Suspects(shop.runs.attempts, work, output, renderer)
     saved = time.monotonic()
     # With care, inputs are loaded under watch: a decoder can crash as well.
     ordered = suspects.batches(todo.requests)
@@ -173,7 +173,7 @@ def _draw_batches(
             shop.stage.run(work.model, batch, output, work.run.plan, calls)
         seconds = time.monotonic() - started - calls.seconds
         shop.pace[work.model] = seconds / len(batch.requests)
-        shop.runs.report(
+        shop.runs.attempts.report(
             work.run_id, work.number, work.attempt, done_before + output.taken, failed_before
         )
         if time.monotonic() - saved > SAVE_SECONDS:
@@ -235,7 +235,7 @@ def release(shop: Workshop, work: Work) -> None:
         wait=wait_fixed(shop.pause_seconds),
         reraise=True,
     )
-    retrying(shop.runs.release, work.run_id, work.number, work.attempt)
+    retrying(shop.runs.attempts.release, work.run_id, work.number, work.attempt)
 
 
 def wake(shop: Workshop, make_way: MakeWay) -> None:

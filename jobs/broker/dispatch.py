@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import redis
 
 from jobs.broker.fleet import Fleet
+from jobs.broker.keys import KEEP_SECONDS, run_key
 from jobs.broker.messages import FEED, FINALIZE, WAKE, Message, make
 from jobs.broker.queues import BULK, FEEDS, INTERACTIVE, WAITING, queue_name
-from jobs.broker.runs import KEEP_SECONDS, Runs
+from jobs.broker.runs import Runs
 from jobs.broker.seals import Seal
 from jobs.output.plan import Place, Plan
 from jobs.output.records import chunks_done
@@ -32,7 +33,7 @@ class Dispatcher:
     def feed(self, run_id: str, epoch: int, model: str, first: Place) -> None:
         """Have a run wait for turns of a model, from one of its chunks on."""
         queue = queue_name(FEEDS, model)
-        key = f"{self.prefix}run:{run_id}:next"
+        key = f"{run_key(self.prefix, run_id)}:next"
         with self.client.pipeline() as pipe:
             pipe.hset(key, queue_name(BULK, model), f"{first[0]} {first[1]}")
             pipe.expire(key, KEEP_SECONDS)

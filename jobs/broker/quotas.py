@@ -15,7 +15,7 @@ from typing import cast
 
 import redis
 
-from jobs.broker.runs import entering
+from jobs.broker.keys import entering, run_key
 from jobs.errors import UsageError
 from jobs.output.plan import Plan
 from jobs.settings import Team
@@ -84,7 +84,7 @@ class Quotas:
         moment = now or datetime.now(UTC)
         keys = (
             f"{self.prefix}quota:{plan.team}:{moment:%Y-%m-%d}",
-            f"{self.prefix}run:{plan.run_id}",
+            run_key(self.prefix, plan.run_id),
             f"{self.prefix}runs",
             entering(self.prefix, plan.team),
         )
@@ -93,7 +93,7 @@ class Quotas:
         refused = self.client.eval(
             ADMIT, len(keys), *keys, plan.run_id, plan.team, plan.seconds, plan.left,
             math.inf if seconds is None else seconds, math.inf if images is None else images,
-            f"{self.prefix}run:", KEEP_SECONDS, ENTER_SECONDS,
+            run_key(self.prefix, ""), KEEP_SECONDS, ENTER_SECONDS,
         )  # fmt: skip
         if not refused:
             return

@@ -1,16 +1,6 @@
 """The live state of runs, in Redis: a flag that cancels, an epoch, counters. Never the truth.
 
 Everything here can be rebuilt from a run's storage; that is what `imagemill resume` does.
-
-    <prefix>runs                   sorted set: run id → time of submission
-    <prefix>run:<id>               hash: out, state, epoch, requests, chunks, done, failed, team, …;
-                                   models: JSON, of each how many requests the chunks have;
-                                   device_seconds:<model>: of these
-    <prefix>run:<id>:chunks        bitmap: chunk number → complete
-    <prefix>run:<id>:busy          hash: chunk number → "<done> <failed> <attempt>" while it renders
-    <prefix>run:<id>:attempts      hash: chunk number → how often a worker began it
-    <prefix>run:<id>:deaths        hash: chunk number → how many attempts never ended
-    <prefix>run:<id>:suspects      hash: job id → deaths of workers that it was watched in
 """
 
 from __future__ import annotations
@@ -19,107 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import orjson
 import redis
 
-from jobs.broker.counters import count
+from jobs.broker.attempts import Attempts
+from jobs.broker.keys import COST, KEEP_SECONDS, KEPT, SUSPECTS, entering, run_key, touch
+from jobs.broker.progress import ASKED, Effort, Progress, State, ask, read
 from jobs.broker.seals import Seal
 from jobs.errors import FatalError
 from jobs.output.plan import Plan
-from jobs.teams import OPEN_TEAM, Priority
-
-State = Literal["running", "paused", "cancelled", "finished"]
-
-KEEP_SECONDS = 30 * 24 * 3600  # how long a run stays listed after its last change
-_COST = "device_seconds:"
-_KEYS = ("", ":chunks", ":busy", ":next", ":attempts", ":deaths")  # of a run, after its own
-ASKED = 4  # questions whose answers make a run's progress
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """What devices did for a run.
-
-    seconds: of pipeline calls; span: the same with what the devices waited between them; slots:
-    what the calls had room for; images: what they made.
-    """
-
-    seconds: float = 0.0
-    span: float = 0.0
-    slots: int = 0
-    images: int = 0
-
-    @property
-    def busy(self) -> float:
-        """The share of the devices' time in which they rendered; 0 if it is not known."""
-        return min(1.0, self.seconds / self.span) if self.span else 0.0
-
-    @property
-    def useful(self) -> float:
-        """The share of the rendered slots that became images; 0 if it is not known."""
-        return self.images / self.slots if self.slots else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Counts of one run. `done` and `failed` cover all requests, those of earlier tries included.
-
-    problem: why the run is paused, and what to do; empty if it was not. retries: attempts at
-    chunks beyond the first; deaths: those among the attempts that no worker has ended; suspects:
-    requests that may have killed a worker; models: what the run needs workers for; effort: of the
-    chunks that are complete; costs: of these the device seconds by model.
-    """
-
-    run_id: str
-    out: str
-    state: State
-    epoch: int
-    requests: int
-    chunks: int
-    chunks_done: int
-    done: int
-    failed: int
-    problem: str
-    retries: int = 0
-    deaths: int = 0
-    suspects: int = 0
-    models: tuple[str, ...] = ()
-    effort: Effort = Effort()
-    team: str = OPEN_TEAM
-    priority: Priority = "normal"
-    costs: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def settled(self) -> int:
-        return self.done + self.failed
-
-    @property
-    def pending(self) -> int:
-        return max(0, self.requests - self.settled)
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One try at a chunk. `number` counts from 1; `deaths`: how many earlier ones never ended."""
-
-    number: int
-    deaths: int
-
-
-# KEYS: busy, deaths, the run. ARGV: a chunk, an attempt. Ends the attempt. If another one has begun
-# since, it took this one for dead: it was not, Redis was away.
-RELEASE = """
-local busy = redis.call('HGET', KEYS[1], ARGV[1])
-if busy and string.match(busy, '%S+$') == ARGV[2] then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-elseif busy and tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0) > 0 then
-  redis.call('HINCRBY', KEYS[2], ARGV[1], -1)
-  redis.call('HINCRBY', KEYS[3], 'deaths', -1)
-end
-"""
+from jobs.teams import Priority
 
 
 @dataclass(frozen=True)
@@ -129,6 +31,11 @@ class Runs:
     client: redis.Redis
     prefix: str
     seal: Seal
+
+    @property
+    def attempts(self) -> Attempts:
+        """Of workers at their chunks."""
+        return Attempts(self.client, self.prefix)
 
     def open(self, plan: Plan, out: str, chunks_done: Iterable[tuple[int, int]]) -> int:
         """Make a run live (again) and return its new epoch; messages of older epochs are void.
@@ -165,7 +72,7 @@ class Runs:
             for number in done:
                 pipe.setbit(f"{key}:chunks", number, 1)
             pipe.zadd(f"{self.prefix}runs", {plan.run_id: time.time()})
-            self._touch(pipe, key)
+            touch(pipe, key)
             epoch = int(pipe.execute()[1])
         self._forget_gone()
         return epoch
@@ -193,69 +100,29 @@ class Runs:
             FatalError: somebody else has written its output location.
         """
         with self.client.pipeline() as pipe:
-            self._ask(pipe, run_id)
-            return self._progress(run_id, pipe.execute())
+            ask(pipe, self._key(run_id))
+            return self._checked(run_id, pipe.execute())
 
     def newest(self, most: int = 100) -> list[Progress]:
         """Where the newest runs of this installation stand, in two round trips however many."""
         run_ids = self.listed(most)
         with self.client.pipeline(transaction=False) as pipe:
             for run_id in run_ids:
-                self._ask(pipe, run_id)
+                ask(pipe, self._key(run_id))
             answers = pipe.execute()
         found = list[Progress]()
         for number, run_id in enumerate(run_ids):
             with suppress(FatalError):  # not of this installation
                 answer = answers[number * ASKED : (number + 1) * ASKED]
-                if progress := self._progress(run_id, answer):
+                if progress := self._checked(run_id, answer):
                     found.append(progress)
         return found
 
-    def _ask(self, pipe: redis.client.Pipeline, run_id: str) -> None:
-        """Have a pipeline ask ASKED things, whose answers `_progress` reads."""
-        key = self._key(run_id)
-        pipe.hgetall(key)
-        pipe.bitcount(f"{key}:chunks")
-        pipe.hvals(f"{key}:busy")
-        pipe.hlen(f"{key}:suspects")
-
-    def _progress(self, run_id: str, answers: Sequence[Any]) -> Progress | None:
+    def _checked(self, run_id: str, answers: Sequence[Any]) -> Progress | None:
         """Raises: as progress."""
-        fields, chunks_done, busy, suspects = answers
-        if not fields:
-            return None
-        text = {name.decode(): value.decode() for name, value in fields.items()}
-        self._check(run_id, text["out"], text.get("seal", ""))
-        under_way = [tuple(map(int, value.split()[:2])) for value in busy]
-        return Progress(
-            run_id=run_id,
-            out=text["out"],
-            state=cast("State", text["state"]),
-            epoch=int(text["epoch"]),
-            requests=int(text["requests"]),
-            chunks=int(text["chunks"]),
-            chunks_done=int(chunks_done),
-            done=int(text["done"]) + sum(done for done, _ in under_way),
-            failed=int(text["failed"]) + sum(failed for _, failed in under_way),
-            problem=text["problem"],
-            retries=int(text.get("retries", 0)),
-            deaths=int(text.get("deaths", 0)),
-            suspects=int(suspects),
-            models=tuple(orjson.loads(text["models"])),
-            effort=Effort(
-                float(text.get("device_seconds", 0)),
-                float(text.get("device_span", 0)),
-                int(text.get("device_slots", 0)),
-                int(text.get("device_images", 0)),
-            ),
-            team=text.get("team", OPEN_TEAM),
-            priority=cast("Priority", text.get("priority", "normal")),
-            costs={
-                name.removeprefix(_COST): float(value)
-                for name, value in text.items()
-                if name.startswith(_COST)
-            },
-        )
+        if fields := answers[0]:
+            self._check(run_id, *_texts(fields.get(b"out"), fields.get(b"seal")))
+        return read(run_id, answers)
 
     def location(self, run_id: str, epoch: int) -> str | None:
         """The run's output URI if it is running in that epoch, else None: then do not start.
@@ -266,7 +133,7 @@ class Runs:
         found = self._running(run_id, epoch, "out", "seal")
         if found is None:
             return None
-        out, signature = ((value or b"").decode("utf-8", "replace") for value in found)
+        out, signature = _texts(*found)
         self._check(run_id, out, signature)
         return out
 
@@ -303,79 +170,8 @@ class Runs:
         key = self._key(run_id)
         with self.client.pipeline() as pipe:
             pipe.hset(key, mapping={"state": state, "problem": problem})
-            self._touch(pipe, key)
+            touch(pipe, key)
             pipe.execute()
-
-    def begin(self, run_id: str, chunk: int) -> Attempt:
-        """Count that a worker begins a chunk; `release` or `complete` must follow while it lives.
-
-        An attempt that neither followed has died with its worker.
-        """
-        key = self._key(run_id)
-        number = int(self.client.hincrby(f"{key}:attempts", str(chunk), 1))
-        with self.client.pipeline() as pipe:
-            pipe.hset(f"{key}:busy", str(chunk), f"0 0 {number}")
-            pipe.hget(f"{key}:deaths", str(chunk))
-            ended, deaths = pipe.execute()
-            if number > 1:
-                pipe.hincrby(key, "retries", 1)
-                count(pipe, self.prefix, ("chunk_retries",))
-            if not ended:  # its entry was still there
-                pipe.hincrby(key, "deaths", 1)
-                count(pipe, self.prefix, ("chunk_deaths",))
-                pipe.hincrby(f"{key}:deaths", str(chunk), 1)
-            self._touch(pipe, key)
-            pipe.execute()
-        return Attempt(number, int(deaths or 0) + (not ended))
-
-    def suspects(self, run_id: str, job_ids: Sequence[str]) -> list[int]:
-        """For each request, in how many deaths of a worker it was being watched."""
-        found = self.client.hmget(f"{self._key(run_id)}:suspects", job_ids)
-        return [int(deaths or 0) for deaths in cast("list[bytes | None]", found)]
-
-    def watch(self, run_id: str, job_ids: Iterable[str]) -> None:
-        """Suspect requests from now on, until `trust`: if the worker dies, it counts for them."""
-        key = f"{self._key(run_id)}:suspects"
-        with self.client.pipeline() as pipe:
-            for job_id in job_ids:
-                pipe.hincrby(key, job_id, 1)
-            pipe.expire(key, KEEP_SECONDS)
-            pipe.execute()
-
-    def trust(self, run_id: str, job_ids: Iterable[str]) -> None:
-        """Requests that were watched have a record now."""
-        self.client.hdel(f"{self._key(run_id)}:suspects", *job_ids)
-
-    def report(self, run_id: str, chunk: int, attempt: Attempt, done: int, failed: int) -> None:
-        """Say how far an attempt at a chunk is that is still rendering."""
-        progress = f"{done} {failed} {attempt.number}"
-        self.client.hset(f"{self._key(run_id)}:busy", str(chunk), progress)
-
-    def is_busy(self, run_id: str) -> bool:
-        """Whether a chunk has been rendering lately and has not been stored."""
-        return bool(self.client.hlen(f"{self._key(run_id)}:busy"))
-
-    def release(self, run_id: str, chunk: int, attempt: Attempt) -> None:
-        """An attempt at a chunk stopped before its end, perhaps a while ago: it was no death."""
-        key = self._key(run_id)
-        keys = [f"{key}:busy", f"{key}:deaths", key]
-        self.client.eval(RELEASE, len(keys), *keys, chunk, attempt.number)
-
-    def complete(self, run_id: str, chunk: int, done: int, failed: int) -> bool:
-        """Count a complete chunk, once however often it is said. True if it was the last one."""
-        key = self._key(run_id)
-        with self.client.pipeline() as pipe:
-            pipe.setbit(f"{key}:chunks", chunk, 1)
-            pipe.bitcount(f"{key}:chunks")
-            pipe.hget(key, "chunks")
-            pipe.hdel(f"{key}:busy", str(chunk))
-            was_complete, chunks_done, chunks, _ = pipe.execute()
-            if not was_complete:
-                pipe.hincrby(key, "done", done)
-                pipe.hincrby(key, "failed", failed)
-                self._touch(pipe, key)
-                pipe.execute()
-        return chunks is not None and int(chunks_done) >= int(chunks)
 
     def spend(self, run_id: str, model: str, effort: Effort) -> None:
         """Add what a chunk of a model has cost."""
@@ -383,7 +179,7 @@ class Runs:
         with self.client.pipeline() as pipe:
             pipe.hincrby(key, "device_chunks", 1)
             pipe.hincrbyfloat(key, "device_seconds", effort.seconds)
-            pipe.hincrbyfloat(key, f"{_COST}{model}", effort.seconds)
+            pipe.hincrbyfloat(key, f"{COST}{model}", effort.seconds)
             pipe.hincrbyfloat(key, "device_span", effort.span)
             pipe.hincrby(key, "device_slots", effort.slots)
             pipe.hincrby(key, "device_images", effort.images)
@@ -399,7 +195,7 @@ class Runs:
         """Keep nothing of a run, whose messages are void then."""
         key = self._key(run_id)
         with self.client.pipeline() as pipe:
-            pipe.delete(*(f"{key}{name}" for name in (*_KEYS, ":suspects")))
+            pipe.delete(*(f"{key}{name}" for name in (*KEPT, SUSPECTS)))
             pipe.zrem(f"{self.prefix}runs", run_id)
             pipe.execute()
 
@@ -447,17 +243,11 @@ class Runs:
         ]
 
     def _key(self, run_id: str) -> str:
-        return f"{self.prefix}run:{run_id}"
-
-    @staticmethod
-    def _touch(pipe: redis.client.Pipeline, key: str) -> None:
-        for name in _KEYS:
-            pipe.expire(f"{key}{name}", KEEP_SECONDS)
+        return run_key(self.prefix, run_id)
 
 
-def entering(prefix: str, team: str) -> str:
-    """Key of a team's runs that were let in (jobs.broker.quotas) and are not open yet."""
-    return f"{prefix}entering:{team}"
+def _texts(*values: bytes | None) -> tuple[str, ...]:
+    return tuple((value or b"").decode("utf-8", "replace") for value in values)
 
 
 def _requests_by_model(plan: Plan) -> dict[str, int]:

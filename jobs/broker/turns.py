@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import redis
 
+from jobs.broker.keys import run_key
 from jobs.broker.messages import RENDER, Message, make
 from jobs.broker.queues import BULK, WAITING, queue_name
 from jobs.broker.seals import Seal
@@ -280,7 +281,7 @@ class Turns:
         return f"{self.prefix}{queue_name(WAITING, model)}"
 
     def _run(self, run_id: str) -> str:
-        return f"{self.prefix}run:{run_id}"
+        return run_key(self.prefix, run_id)
 
 
 def _text(place: Place) -> str:

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from jobs.broker.runs import Progress, Runs
+from jobs.broker.progress import Progress
+from jobs.broker.runs import Runs
 from jobs.errors import FatalError, TransientError
 
 POLL_SECONDS = 0.2

@@ -10,7 +10,7 @@ from typing import Literal
 
 from jobs.broker.backlog import Backlog
 from jobs.broker.fleet import Fleet, Worker
-from jobs.broker.runs import Progress
+from jobs.broker.progress import Progress
 from jobs.errors import TransientError, UsageError
 from jobs.output.dataset import Summary, planned, read_summary
 from jobs.output.plan import Plan, read_plan

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import redis
 
 from jobs.broker.counters import Counters, Series
-from jobs.broker.runs import Progress
+from jobs.broker.progress import Progress
 from jobs.errors import (
     USAGE_ERRORS,
     FatalError,

@@ -21,7 +21,8 @@ import redis
 from openai import OpenAI, RateLimitError
 
 from jobs.broker.connection import connect
-from jobs.broker.runs import Progress, Runs
+from jobs.broker.progress import Progress
+from jobs.broker.runs import Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.settings import Settings
 from producer.api.calls import INPUT_THREADS

@@ -122,7 +122,7 @@ def test_a_chunk_that_has_killed_workers_makes_no_way(
     plan = site.plan("run", "null", list(range(8)), chunk=8)
     epoch = site.runs.open(plan, str(site.folder / "run"), [])
     for _ in range(3):
-        shop.runs.begin("run", 0)
+        shop.runs.attempts.begin("run", 0)
     render(shop, Event().set, "run", epoch, 0, 0)
     assert made_way == [False, False]
     assert len(site.records("run")) == 8

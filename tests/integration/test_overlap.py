@@ -208,7 +208,7 @@ def test_a_chunk_that_killed_its_process_is_rendered_beside_no_other(
     site: Site, desk: Desk, rendering: list[int], may_end: Event
 ) -> None:
     """Guarantee 3: what is nearly stored is not to die with it again."""
-    site.runs.begin("run", 1)  # by a worker that has died since
+    site.runs.attempts.begin("run", 1)  # by a worker that has died since
     first, way = desk.render(0)
     assert way.wait(SECONDS)
     second, _ = desk.render(1)

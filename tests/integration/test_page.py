@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from jobs.broker.dispatch import start_run
 from jobs.broker.fleet import Doing, Worker
-from jobs.broker.runs import Effort
+from jobs.broker.progress import Effort
 from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import rewrite_rows, write_dataset

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.broker.connection import connect
-from jobs.broker.runs import Progress, Runs
+from jobs.broker.progress import Progress
+from jobs.broker.runs import Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.errors import FatalError, TransientError
 from jobs.output.plan import Chunk, Shard

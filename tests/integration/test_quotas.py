@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from jobs.broker.keys import entering
 from jobs.broker.quotas import ENTER_SECONDS, QuotaExceeded, Quotas
-from jobs.broker.runs import entering
 from jobs.output.plan import Chunk, Plan, Shard
 from jobs.settings import Team
 from tests.samples import make_plan
@@ -58,7 +58,7 @@ def test_images_in_flight(site: Site, quotas: Quotas) -> None:
     quotas.admit(replace(first, seconds=1e9), Team(device_seconds_a_day=0))  # it goes on already
     with pytest.raises(QuotaExceeded):
         quotas.admit(plan("b", 16), team)
-    site.runs.complete("a", 0, 9, 1)
+    site.runs.attempts.complete("a", 0, 9, 1)
     quotas.admit(plan("b", 25), team)
 
 

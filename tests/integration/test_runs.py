@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.broker.attempts import Attempt
 from jobs.broker.backlog import Backlog
 from jobs.broker.connection import connect
 from jobs.broker.dispatch import Dispatcher
-from jobs.broker.runs import KEEP_SECONDS, Attempt, Runs
+from jobs.broker.keys import KEEP_SECONDS
+from jobs.broker.runs import Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.output.plan import Chunk, Plan, Shard
 from jobs.settings import Settings
@@ -45,11 +47,11 @@ def test_counts_start_with_what_storage_holds(runs: Runs) -> None:
 
 def test_a_chunk_counts_once_and_the_last_one_says_so(runs: Runs) -> None:
     runs.open(PLAN, "out", [])
-    assert not runs.complete("abc", 0, 9, 1)
-    assert not runs.complete("abc", 0, 9, 1)
-    assert not runs.complete("abc", 1, 10, 0)
-    assert runs.complete("abc", 2, 10, 0)
-    assert runs.complete("abc", 2, 10, 0), "a redelivered last chunk must finalize again"
+    assert not runs.attempts.complete("abc", 0, 9, 1)
+    assert not runs.attempts.complete("abc", 0, 9, 1)
+    assert not runs.attempts.complete("abc", 1, 10, 0)
+    assert runs.attempts.complete("abc", 2, 10, 0)
+    assert runs.attempts.complete("abc", 2, 10, 0), "a redelivered last chunk must finalize again"
     progress = runs.progress("abc")
     assert progress is not None
     assert (progress.done, progress.failed, progress.pending) == (39, 1, 0)
@@ -57,12 +59,12 @@ def test_a_chunk_counts_once_and_the_last_one_says_so(runs: Runs) -> None:
 
 def test_chunks_under_way_count_until_they_are_released(runs: Runs) -> None:
     runs.open(PLAN, "out", [])
-    attempt = runs.begin("abc", 1)
-    runs.report("abc", 1, attempt, 4, 1)
+    attempt = runs.attempts.begin("abc", 1)
+    runs.attempts.report("abc", 1, attempt, 4, 1)
     progress = runs.progress("abc")
     assert progress is not None
     assert (progress.done, progress.failed) == (14, 1)
-    runs.release("abc", 1, attempt)
+    runs.attempts.release("abc", 1, attempt)
     progress = runs.progress("abc")
     assert progress is not None
     assert (progress.done, progress.failed) == (10, 0)
@@ -70,12 +72,12 @@ def test_chunks_under_way_count_until_they_are_released(runs: Runs) -> None:
 
 def test_an_attempt_that_never_ended_is_a_death(runs: Runs) -> None:
     runs.open(PLAN, "out", [])
-    assert runs.begin("abc", 1) == Attempt(1, 0)
-    runs.release("abc", 1, Attempt(1, 0))  # stopped, alive
-    assert runs.begin("abc", 1) == Attempt(2, 0)
-    assert runs.begin("abc", 1) == Attempt(3, 1)
-    assert runs.begin("abc", 1) == Attempt(4, 2)
-    runs.complete("abc", 1, 10, 0)
+    assert runs.attempts.begin("abc", 1) == Attempt(1, 0)
+    runs.attempts.release("abc", 1, Attempt(1, 0))  # stopped, alive
+    assert runs.attempts.begin("abc", 1) == Attempt(2, 0)
+    assert runs.attempts.begin("abc", 1) == Attempt(3, 1)
+    assert runs.attempts.begin("abc", 1) == Attempt(4, 2)
+    runs.attempts.complete("abc", 1, 10, 0)
     progress = runs.progress("abc")
     assert progress is not None
     assert (progress.retries, progress.deaths) == (3, 2)
@@ -84,21 +86,21 @@ def test_an_attempt_that_never_ended_is_a_death(runs: Runs) -> None:
 def test_an_attempt_that_ends_late_was_no_death(runs: Runs) -> None:
     """Its worker could not reach Redis while another one began the chunk again."""
     runs.open(PLAN, "out", [])
-    first = runs.begin("abc", 1)
-    assert runs.begin("abc", 1) == Attempt(2, 1)
-    runs.release("abc", 1, first)
+    first = runs.attempts.begin("abc", 1)
+    assert runs.attempts.begin("abc", 1) == Attempt(2, 1)
+    runs.attempts.release("abc", 1, first)
     progress = runs.progress("abc")
     assert progress
     assert (progress.retries, progress.deaths) == (1, 0)
-    assert runs.begin("abc", 1) == Attempt(3, 1)  # the second one's
+    assert runs.attempts.begin("abc", 1) == Attempt(3, 1)  # the second one's
 
 
 def test_an_attempt_that_ends_after_its_chunk_changes_nothing(runs: Runs) -> None:
     runs.open(PLAN, "out", [])
-    runs.begin("abc", 1)
-    second = runs.begin("abc", 1)
-    runs.complete("abc", 1, 10, 0)
-    runs.release("abc", 1, second)
+    runs.attempts.begin("abc", 1)
+    second = runs.attempts.begin("abc", 1)
+    runs.attempts.complete("abc", 1, 10, 0)
+    runs.attempts.release("abc", 1, second)
     progress = runs.progress("abc")
     assert progress
     assert progress.deaths == 1
@@ -118,11 +120,11 @@ def test_a_run_is_listed_for_as_long_as_it_changes(runs: Runs) -> None:
 
 def test_suspects_are_watched_until_they_are_trusted(runs: Runs) -> None:
     runs.open(PLAN, "out", [])
-    runs.watch("abc", ["x", "y"])
-    runs.watch("abc", ["x"])
-    assert runs.suspects("abc", ["x", "y", "z"]) == [2, 1, 0]
-    runs.trust("abc", ["x"])
-    assert runs.suspects("abc", ["x", "y"]) == [0, 1]
+    runs.attempts.watch("abc", ["x", "y"])
+    runs.attempts.watch("abc", ["x"])
+    assert runs.attempts.suspects("abc", ["x", "y", "z"]) == [2, 1, 0]
+    runs.attempts.trust("abc", ["x"])
+    assert runs.attempts.suspects("abc", ["x", "y"]) == [0, 1]
 
 
 def test_a_new_epoch_voids_the_old_one(runs: Runs) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.broker.dispatch import start_run
 from jobs.broker.messages import FINALIZE, RENDER, Message, make, parse
-from jobs.broker.runs import Effort
+from jobs.broker.progress import Effort
 from jobs.broker.turns import GUESS_SECONDS, HALF_LIFE, Turn, whose_turn
 from jobs.errors import TransientError
 from jobs.teams import Priority

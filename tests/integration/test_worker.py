@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from jobs.broker.runs import State
+from jobs.broker.progress import State
 from jobs.output import layout
 from tests.sites import DEMO, MODELS, Site, queue_chunks
 from tests.support import alive, eventually, rows

@@ -87,8 +87,8 @@ def test_what_is_outstanding_is_by_model(settings: Settings, registry: Collector
     chunks = (Chunk("shapes", 0, 30), Chunk("null", 30, 40))
     plan = make_plan("0123456789ab", shards=(Shard(40, chunks),))
     epoch = known.runs.open(plan, "memory://out", [])
-    attempt = known.runs.begin(plan.run_id, 0)
-    known.runs.begin(plan.run_id, 0)  # the first one died
+    attempt = known.runs.attempts.begin(plan.run_id, 0)
+    known.runs.attempts.begin(plan.run_id, 0)  # the first one died
     assert known.runs.progress(plan.run_id).models == ("shapes", "null")  # type: ignore[union-attr]
     assert (epoch, attempt.number) != (0, 0)
     pace = load_models(settings.models).models["shapes"].seconds_per_image

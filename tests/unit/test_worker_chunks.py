@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.broker.runs import Attempt
+from jobs.broker.attempts import Attempt
 from jobs.output import layout
 from jobs.output.plan import Chunk, Shard, encode_shard, write_plan
 from jobs.output.records import encode_part

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.broker.runs import Progress, State
+from jobs.broker.progress import Progress, State
 from jobs.errors import InvalidRequest
 from jobs.output.storage import Storage
 from jobs.teams import OPEN_TEAM

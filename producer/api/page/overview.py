@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from jobs.broker.runs import State
+from jobs.broker.progress import State
 from producer.api.page.board import Filter, costs
 from producer.api.page.parameters import UsedBoard, UsedRoster
 from producer.api.page.visits import PageRoute, UsedPages, Visiting

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Literal
 
+from jobs.broker.progress import Progress
 from jobs.broker.quotas import QuotaExceeded
-from jobs.broker.runs import Progress
 from jobs.errors import (
     FatalError,
     InvalidRequest,
@@ -195,7 +195,7 @@ class Steps:
             self.store.stop(ticket)
             return True
         with self.known.reached():
-            busy = self.known.runs.is_busy(started.run_id)
+            busy = self.known.runs.attempts.is_busy(started.run_id)
         waited = time.time() - since
         return waited < SETTLE_SECONDS or (busy and waited < SETTLE_MOST_SECONDS)
 

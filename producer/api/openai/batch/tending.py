@@ -15,7 +15,7 @@ from typing import cast
 
 import redis
 
-from jobs.broker.runs import Progress
+from jobs.broker.progress import Progress
 from jobs.errors import ImagemillError, InvalidRequest
 from producer.api.openai.batch.steps import Next, Steps
 from producer.api.openai.batch.store import (
