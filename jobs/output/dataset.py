@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -21,7 +22,7 @@ from jobs.ids import RUN_ID
 from jobs.output import layout
 from jobs.output.kept import keeper
 from jobs.output.plan import Plan, read_shard
-from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part
+from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part, read_parts
 from jobs.output.scores import Joiner
 from jobs.output.storage import Storage
 from jobs.output.writers import JsonlWriter
@@ -233,10 +234,11 @@ def rows_of_shard(
 ) -> list[tuple[Request, Row | None]]:
     """The same for one shard, whose parts have these paths."""
     found: dict[str, Row] = {}
-    for part in parts:
-        for row in read_part(storage, part):
+    with ThreadPoolExecutor(1) as beside:
+        shard = beside.submit(read_shard, storage, plan.run_id, number)
+        for row in read_parts(storage, parts):
             found.setdefault(row["job_id"], row)
-    requests = sorted(read_shard(storage, plan.run_id, number), key=place_of_request)
+    requests = sorted(shard.result(), key=place_of_request)
     return [(request, found.get(request.job_id)) for request in requests]
 
 

@@ -28,6 +28,7 @@ from jobs.output.refusals import DAMAGED, classify, s3_code
 T = TypeVar("T")
 
 RETRY_SECONDS = 60.0
+CONNECTIONS = 32  # to an S3 store, a process
 ARCHIVES = ("zip://", "tar://", "libarchive://")
 
 
@@ -183,7 +184,11 @@ class Storage:
         Raises:
             FileNotFoundError: there is no such object.
         """
-        return self.attempt(path, lambda: cast("bytes", self.filesystem.cat_file(self._full(path))))
+        # Of several pieces at a time s3fs asks for the size first, which is another round trip.
+        options = {"max_concurrency": 1} if "s3" in self.filesystem.protocol else {}
+        return self.attempt(
+            path, lambda: cast("bytes", self.filesystem.cat_file(self._full(path), **options))
+        )
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """The bytes [start, stop) of files, of each (path, start, stop) its own; many at a time.
@@ -451,10 +456,12 @@ def open_storage(uri: str, **options: Any) -> Storage:
 
 @cache
 def _s3_session(profile: str | None) -> Any:
-    """What s3fs makes clients with, but for "Expect: 100-continue" and URLs signed the old way.
+    """What s3fs makes clients with, but for "Expect: 100-continue", URLs signed the old way and ten
+    connections.
 
     With that header, each PUT takes a second round trip before its body is sent. Without the
-    version, URLs are presigned as no new bucket and hardly another store takes them.
+    version, URLs are presigned as no new bucket and hardly another store takes them. Of a store far
+    away each connection has few answers a second.
     """
     from aiobotocore.config import AioConfig
     from aiobotocore.session import AioSession
@@ -462,5 +469,7 @@ def _s3_session(profile: str | None) -> Any:
 
     session = AioSession(profile=profile)
     session.unregister("before-call.s3", add_expect_header)
-    session.set_default_client_config(AioConfig(signature_version="s3v4"))
+    session.set_default_client_config(
+        AioConfig(signature_version="s3v4", max_pool_connections=CONNECTIONS)
+    )
     return session

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.output import layout
 from jobs.output.plan import Shard, read_plan
-from jobs.output.records import Row, encode_part, parts_by_shard, read_part
+from jobs.output.records import Row, encode_part, parts_by_shard, read_parts
 from jobs.output.storage import Storage
 
 Hashes = npt.NDArray[np.uint64]
@@ -84,6 +84,5 @@ def _batches(storage: Storage, run_ids: list[str]) -> Iterator[list[Row]]:
 
 
 def _rows(storage: Storage, run_id: str) -> Iterator[Row]:
-    for parts in parts_by_shard(storage, run_id).values():
-        for part in parts:
-            yield from read_part(storage, part)
+    parts = parts_by_shard(storage, run_id).values()
+    yield from read_parts(storage, chain.from_iterable(parts))

@@ -2,10 +2,9 @@
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from jobs.output.dataset import (
     write_dataset,
 )
 from jobs.output.plan import Plan, read_plan, read_shard
-from jobs.output.records import Record, RecordStatus, read_part, write_part
+from jobs.output.records import Record, RecordStatus, Row, read_parts, write_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Request
 from producer.planning import reuse
@@ -245,11 +244,11 @@ def test_a_rerun_reads_the_newest_run_alone(
     write_dataset(storage, middle)
     read: list[str] = []
 
-    def noted(storage: Storage, path: str) -> Iterator[dict[str, Any]]:
-        read.append(path)
-        return read_part(storage, path)
+    def noted(storage: Storage, paths: Iterable[str]) -> Iterator[Row]:
+        read.extend(some := list(paths))
+        return read_parts(storage, some)
 
-    monkeypatch.setattr(reuse, "read_part", noted)
+    monkeypatch.setattr(reuse, "read_parts", noted)
     storage, newest = planned(tmp_path / "o", LINES)
     assert newest.reused == 8
     assert {path.split("/")[1] for path in read} == {middle.run_id}

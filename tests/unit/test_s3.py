@@ -15,7 +15,7 @@ from jobs.output.storage import open_storage
 
 @pytest.fixture
 def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The headers of each PUT that a store got."""
+    """The headers of each request that a store got."""
     found: list[Any] = []
 
     class Store(BaseHTTPRequestHandler):
@@ -27,6 +27,16 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+        def do_GET(self) -> None:
+            found.append(self.headers)
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(b"content")
+
+        do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             pass
@@ -49,3 +59,9 @@ def test_a_put_waits_for_one_round_trip(heads: list[Any]) -> None:
     """botocore has a store say that it wants the body, and then sends it."""
     open_storage("s3://bucket/out").write("a", b"content")
     assert [head.get("Expect") for head in heads] == [None]
+
+
+def test_a_read_takes_one_request(heads: list[Any]) -> None:
+    """s3fs asks for the size first, to read what is large in pieces."""
+    assert open_storage("s3://bucket/out").read("a") == b"content"
+    assert len(heads) == 1
