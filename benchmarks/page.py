@@ -1,10 +1,12 @@
-"""What the page costs with a run of a million images: time, bytes, memory.
+"""What the page costs with a run of a million images: time, bytes, memory; and on storage far away.
 
-    python -m benchmarks.page [--lines 1000000] [--pages 400]
+    python -m benchmarks.page [--lines 1000000] [--pages 400] [--far 50000]
 
 Plans a manifest, writes the records that workers would have written (all of which share a few
 pictures), starts a private Valkey and a facade, opens the run's page as a browser does, and then
-pages of its gallery from all over the run. The pictures are clouds with some grain.
+pages of its gallery from all over the run. The pictures are clouds with some grain. Then some pages
+of a smaller run in an S3 server 50 ms away, whose parts have 32 records each, as those of a model
+that takes a second an image.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urljoin
@@ -25,28 +30,32 @@ import httpx
 import psutil
 from PIL import Image
 
+from benchmarks.idle import ACCESS, far, s3_server
 from benchmarks.measure import report, spread, write_manifest
 from jobs.broker.connection import connect
 from jobs.broker.runs import Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.models.table import load_models
 from jobs.output import layout
-from jobs.output.plan import Plan, read_shard
+from jobs.output.plan import SHARD_LINES, Plan, read_shard
 from jobs.output.records import Row, encode_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import load_settings
-from producer.local.embedded import Crew, embedded
+from producer.api.page.gallery import PAGE_ROWS
+from producer.local.embedded import Crew, Embedded, embedded
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
 from tests.samples import make_record
 
 _MB = 1 << 20
 PICTURES = 64  # files that all records share
+FAR_ROWS = 32  # of a part that lies far away
+BROWSER_CONNECTIONS = 6  # at a time, to one host
 SIDE = 512
 
 
-def write_run(folder: Path, lines: int) -> tuple[Storage, Plan]:
-    """A run of null images, all of them on record."""
+def write_run(folder: Path, lines: int, part: int = SHARD_LINES) -> tuple[Storage, Plan]:
+    """A run of null images, all of them on record. part: rows of each part."""
     manifest = write_manifest(folder / "manifest.jsonl", lines)
     job = Job(str(manifest), str(folder / "out"), load_models(), PlanOptions(model="null"))
     plan = prepare(identify(job), lambda _: None)
@@ -73,7 +82,9 @@ def write_run(folder: Path, lines: int) -> tuple[Storage, Plan]:
             }
             for one in requests
         ]
-        storage.write(layout.done_part(plan.run_id, number, 0), encode_part(rows), durable=False)
+        for first in range(0, len(rows), part):
+            path = layout.done_part(plan.run_id, number, first // part)
+            storage.write(path, encode_part(rows[first : first + part]), durable=False)
     return storage, plan
 
 
@@ -84,49 +95,66 @@ def open_as_a_browser_does(client: httpx.Client, path: str) -> tuple[float, floa
     page.raise_for_status()
     there = time.perf_counter() - started
     links = {urljoin(path, link) for link in re.findall(r'(?:src|href)="([^"#]+)"', page.text)}
-    parts = [client.get(link) for link in links if re.search(r"/page/|/thumbnails/", link)]
+    links = {link for link in links if re.search(r"/page/|/thumbnails/", link)}
+    with ThreadPoolExecutor(BROWSER_CONNECTIONS) as pool:
+        parts = list(pool.map(client.get, links))
     size = sum(part.num_bytes_downloaded for part in (page, *parts))
     return there, time.perf_counter() - started, size
+
+
+@contextmanager
+def facade(children: Embedded, store: Path) -> Iterator[tuple[httpx.Client, int]]:
+    """A facade beside the broker, as (a client of it, its process)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "producer", "serve", "--port", str(port), "--store", str(store)],
+        env=os.environ | children.settings.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    client.get("/healthz").raise_for_status()
+                    break
+                except httpx.TransportError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
+            yield client, process.pid
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--pages", type=int, default=400)
+    parser.add_argument("--far", type=int, default=50_000)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, embedded(load_settings(), Crew("cpu")) as children:
-        storage, plan = write_run(Path(name), options.lines)
+    with embedded(load_settings(), Crew("cpu")) as children:
         runs = Runs(connect(children.settings), children.settings.key_prefix, NO_SEAL)
-        runs.open(plan, storage.uri, [])
-        runs.finish(plan.run_id, options.lines, 0)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        facade = subprocess.Popen(
-            [sys.executable, "-m", "producer", "serve", "--port", str(port), "--store", name],
-            env=os.environ | children.settings.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                lines = measure(client, facade.pid, plan, options.pages)
-        finally:
-            facade.terminate()
-            facade.wait()
-    report(f"The page, a run of {options.lines} images", lines)
+        with tempfile.TemporaryDirectory() as name:
+            storage, plan = write_run(Path(name), options.lines)
+            runs.open(plan, storage.uri, [])
+            runs.finish(plan.run_id, options.lines, 0)
+            with facade(children, Path(name)) as (client, pid):
+                lines = measure(client, pid, plan, options.pages)
+        report(f"The page, a run of {options.lines} images", lines)
+        with tempfile.TemporaryDirectory() as name, far_run(Path(name), options.far) as (uri, plan):
+            runs.open(plan, uri, [])
+            runs.finish(plan.run_id, options.far, 0)
+            with facade(children, Path(name)) as (client, _):
+                lines = measure_far(client, plan)
+        report(f"The page, a run of {options.far} images 50 ms away", lines)
 
 
 def measure(client: httpx.Client, pid: int, plan: Plan, pages: int) -> list[str]:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client.get("/healthz").raise_for_status()
-            break
-        except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
     path, process = f"/runs/{plan.run_id}", psutil.Process(pid)
     first, shown, size = open_as_a_browser_does(client, path)
     found = [f"first: there in {first:.2f} s, with its pictures in {shown:.2f} s, {size:,} bytes"]
@@ -139,6 +167,31 @@ def measure(client: httpx.Client, pid: int, plan: Plan, pages: int) -> list[str]
     half = len(memory) // 2
     found.append(f"{pages} pages from all over: {spread(seconds)} s")
     found.append(f"memory: {memory[0]:.0f} MB, then {memory[half]:.0f}, then {memory[-1]:.0f}")
+    return found
+
+
+@contextmanager
+def far_run(folder: Path, lines: int) -> Iterator[tuple[str, Plan]]:
+    """A run in an S3 server 50 ms away, as (where it lies, its plan)."""
+    _, plan = write_run(folder, lines, FAR_ROWS)
+    (folder / "s3/bench").mkdir(parents=True)
+    (folder / "out").rename(folder / "s3/bench/out")
+    with s3_server(folder / "s3") as port, far(port, 0.05) as endpoint:
+        os.environ.update(ACCESS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{endpoint}"})
+        yield "s3://bench/out", plan
+
+
+def measure_far(client: httpx.Client, plan: Plan) -> list[str]:
+    path = f"/runs/{plan.run_id}"
+    found = list[str]()
+    for what, query in (
+        ("first", ""),
+        ("again", ""),
+        ("the next", f"?after={PAGE_ROWS}"),
+        ("one in the middle", f"?after={plan.requests // 2}"),
+    ):
+        there, shown, _ = open_as_a_browser_does(client, path + query)
+        found.append(f"{what}: there in {there:.2f} s, with its pictures in {shown:.2f} s")
     return found
 
 

@@ -96,6 +96,35 @@ def test_thumbnails_are_small_and_made_once(storage: Storage) -> None:
         asyncio.run(thumbnails.get(storage, "images/00000/b.jpg"))
 
 
+def test_thumbnails_are_made_once_and_before_they_are_asked_for(storage: Storage) -> None:
+    paths = [f"images/00000/{number}.png" for number in range(6)]
+    for path in paths[:5]:  # the last is gone
+        picture = BytesIO()
+        Image.new("RGB", (64, 64)).save(picture, "PNG")
+        storage.write(path, picture.getvalue())
+    read = list[str]()
+
+    class Noting(Storage):
+        def read(self, path: str) -> bytes:
+            read.append(path)
+            return super().read(path)
+
+    noting = Noting(storage.uri, storage.filesystem, storage.root)
+
+    async def visit() -> None:
+        thumbnails = Thumbnails()
+        thumbnails.prepare(noting, paths)
+        some = await asyncio.gather(*[thumbnails.get(noting, path) for path in paths[:5] * 2])
+        assert some[:5] == some[5:]
+        with pytest.raises(InvalidRequest):
+            await thumbnails.get(noting, paths[5])
+        await thumbnails.strip(noting, paths[:5])
+
+    asyncio.run(visit())
+    assert sorted(read[:6]) == paths
+    assert set(read[6:]) <= {paths[5]}
+
+
 def test_a_file_that_lies_about_its_pixels_is_refused() -> None:
     file = BytesIO()
     Image.new("1", (16, 16)).save(file, "PNG")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -34,8 +35,8 @@ T = TypeVar("T")
 PAGE_ROWS = 40
 READERS = 8  # pages that are read from storage at a time
 SHARDS_A_LOOK = 8  # 32,768 rows: what one look through a run costs at most
-KEPT_CHARACTERS = 64 * 2**20  # of shards' cards; about as many bytes
-CARD_CHARACTERS = 500  # what a card takes beside its prompt
+KEPT_BYTES = 24 * 2**20  # of shards' cards: of ten shards, more than one look goes through
+CARD_BYTES = 600  # what a card takes beside its prompt and its message
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Gallery:
     """Reads runs' records. Every method but `read` blocks."""
 
     _kept: LRUCache[tuple[str, str, int, tuple[str, ...]], list[Card]] = field(
-        default_factory=lambda: LRUCache(KEPT_CHARACTERS, getsizeof=_weight)
+        default_factory=lambda: LRUCache(KEPT_BYTES, getsizeof=_weight)
     )
     _lock: Lock = field(default_factory=Lock)
     _threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
@@ -121,10 +122,12 @@ class Gallery:
         Raises:
             InvalidRequest: it has no plan there any more. FatalError, TransientError.
         """
-        plan = read_plan(storage, run_id)
+        with ThreadPoolExecutor(1) as beside:
+            listing = beside.submit(storage.times, layout.parts(run_id))
+            plan = read_plan(storage, run_id)
         if plan is None:
             raise InvalidRequest("", f"run {run_id} is not in its output location", "not_found")
-        times = storage.times(layout.parts(run_id))
+        times = listing.result()
         return Album(self, storage, plan, group_parts(run_id, times), times)
 
     def cards(self, album: Album, shard: int) -> list[Card]:
@@ -145,7 +148,7 @@ class Gallery:
             if row
         ]
         with self._lock:
-            if _weight(cards) <= KEPT_CHARACTERS:
+            if _weight(cards) <= KEPT_BYTES:
                 self._kept[key] = cards
         return cards
 
@@ -236,4 +239,4 @@ def card_of(row: int, line: int, record: Row, note: str = "") -> Card:
 
 
 def _weight(cards: list[Card]) -> int:
-    return sum(CARD_CHARACTERS + len(one.prompt) + len(one.message) for one in cards)
+    return sum(CARD_BYTES + len(one.prompt) + len(one.message) for one in cards)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from threading import Lock
 
 import anyio
 from cachetools import LRUCache
@@ -18,7 +18,8 @@ from producer.look.small import encode, join, shrink
 
 THUMBNAIL_SIDE = 192  # pixels of the longer side
 STRIP_SIDE, STRIP_GAP = 144, 8
-KEPT_BYTES = 64 * 2**20
+KEPT_BYTES = 32 * 2**20  # a hundred pages of a gallery
+READERS = 16  # images that are read at a time: a store far away answers many as fast as one
 MAKERS = 4  # thumbnails that are made at a time; decoding one takes up to 350 MB
 
 
@@ -29,8 +30,9 @@ class Thumbnails:
     _kept: LRUCache[tuple[str, str], bytes] = field(
         default_factory=lambda: LRUCache(KEPT_BYTES, getsizeof=len)
     )
-    _lock: Lock = field(default_factory=Lock)
-    _threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAKERS))
+    _making: dict[tuple[str, str], asyncio.Task[bytes]] = field(default_factory=dict)
+    _readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
+    _makers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAKERS))
 
     async def get(self, storage: Storage, path: str) -> bytes:
         """The thumbnail of an image.
@@ -38,30 +40,44 @@ class Thumbnails:
         Raises:
             InvalidRequest: the file is not there (code not_found) or no image.
         """
-        key = (storage.uri, path)
-        with self._lock:
-            kept = self._kept.get(key)
-        if kept is None:
-            kept = await in_thread(_make, storage, path, threads=self._threads)
-            with self._lock:
-                self._kept[key] = kept
-        return kept
+        kept = self._kept.get((storage.uri, path))
+        return await asyncio.shield(self._begin(storage, path)) if kept is None else kept
+
+    def prepare(self, storage: Storage, paths: Iterable[str]) -> None:
+        """Begin with thumbnails that somebody will ask for soon."""
+        for path in paths:
+            if (storage.uri, path) not in self._kept:
+                self._begin(storage, path)
 
     async def strip(self, storage: Storage, paths: Sequence[str]) -> bytes:
         """Some images side by side, cut to squares. Raises: as get; paths must not be empty."""
         key = (storage.uri, "\n".join(paths))
-        with self._lock:
-            kept = self._kept.get(key)
+        kept = self._kept.get(key)
         if kept is None:
-            small = [await self.get(storage, path) for path in paths]
-            kept = await in_thread(_join, small, threads=self._threads)
-            with self._lock:
-                self._kept[key] = kept
+            small = await asyncio.gather(*[self.get(storage, path) for path in paths])
+            kept = self._kept[key] = await in_thread(_join, small, threads=self._makers)
         return kept
 
+    def _begin(self, storage: Storage, path: str) -> asyncio.Task[bytes]:
+        """The task that makes a thumbnail; of several who ask for it all get the same."""
+        key = (storage.uri, path)
+        if key not in self._making:
+            task = self._making[key] = asyncio.create_task(self._make(storage, path))
+            task.add_done_callback(lambda task: self._end(key, task))
+        return self._making[key]
 
-def _make(storage: Storage, path: str) -> bytes:
-    return encode(shrink(read_picture(storage, path), THUMBNAIL_SIDE))
+    def _end(self, key: tuple[str, str], task: asyncio.Task[bytes]) -> None:
+        del self._making[key]
+        if not task.cancelled() and not task.exception():
+            self._kept[key] = task.result()
+
+    async def _make(self, storage: Storage, path: str) -> bytes:
+        data = await in_thread(read_picture, storage, path, threads=self._readers)
+        return await in_thread(_shrink, data, threads=self._makers)
+
+
+def _shrink(data: bytes) -> bytes:
+    return encode(shrink(data, THUMBNAIL_SIDE))
 
 
 def _join(thumbnails: Sequence[bytes]) -> bytes:

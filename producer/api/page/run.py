@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Literal
@@ -25,6 +26,7 @@ from producer.api.page.parameters import (
     UsedGallery,
     UsedRankings,
     UsedRoster,
+    UsedThumbnails,
 )
 from producer.api.page.ranking import Looking, page_of
 from producer.api.page.speed import HEIGHT, WIDTH, Speed, speed_of
@@ -73,7 +75,9 @@ def read_run(
 ) -> Reading:
     """All that a run's page shows but what must be sorted. Raises: as Gallery.open."""
     storage, run_id = open_storage(standing.progress.out), standing.progress.run_id
-    album = gallery.open(storage, run_id)
+    with ThreadPoolExecutor(2) as beside:  # storage may be far away
+        ended, scored = beside.submit(read_summary, storage), beside.submit(read_scorings, storage)
+        album = gallery.open(storage, run_id)
     found = None
     if wanted.ranked:
         pass
@@ -83,7 +87,7 @@ def read_run(
         found = album.before(album.plan.requests if before is None else before, wanted)
     else:
         found = album.after(0, wanted)
-    summary = read_summary(storage)
+    summary = ended.result()
     if summary and (summary.run_id != run_id or summary.state != "finished"):
         summary = None
     failed = Found((), None, None)
@@ -94,7 +98,7 @@ def read_run(
     invalid = list[Row]()
     if album.plan.invalid:
         invalid = list(islice(read_part(storage, layout.invalid(run_id)), FAILURES))
-    scorings = read_scorings(storage) if summary else []
+    scorings = scored.result() if summary else []
     return Reading(
         album=album,
         found=found,
@@ -118,6 +122,7 @@ async def run(
     gallery: UsedGallery,
     roster: UsedRoster,
     rankings: UsedRankings,
+    thumbnails: UsedThumbnails,
     after: Cursor = None,
     before: Cursor = None,
     show: Shown = "pictures",
@@ -149,6 +154,9 @@ async def run(
                 )
         except UsageError as error:
             problem = error.message.removeprefix("--where ")
+    if found:  # the browser asks for a few at a time, and storage may be far away
+        shown = [card.file_name for card in found.cards if card.file_name]
+        thumbnails.prepare(reading.album.storage, shown)
     fleet = await roster.all()
     served = {model for worker in fleet for model in worker.serves}
     return pages.show(
