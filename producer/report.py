@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from producer.upkeep.fsck import Damage
     from producer.upkeep.usage import Usage
     from producer.upkeep.verification import Verdict
+    from producer.upkeep.weights import Weights
 
 SHOWN_PATHS = 20
 UNBROKEN = ("nominal time", "next")  # columns
@@ -200,6 +201,26 @@ def show_models(models: ModelTable) -> None:
     for alias, route in models.aliases.items():
         show(f"{alias} is another name of {route}.")
     show(f"Lines that name no model get {models.default}.")
+
+
+def show_weights(found: Sequence[Weights]) -> None:
+    """A table of where weights are."""
+    table = _table("model", "part", "state", "size", "type", "commit", "license", "where")
+    for one in found:
+        table.add_row(
+            one.model,
+            one.part,
+            one.state,
+            f"{one.bytes / 1e9:,.2f} GB" if one.bytes >= 1e7 else f"{one.bytes / 1e6:,.2f} MB",
+            one.dtype,
+            one.commit[:12],
+            Text(one.license),
+            Text(one.folder or one.source),
+        )
+    _console().print(table)
+    missing = dict.fromkeys(one.model for one in found if one.state != "here")
+    if missing:
+        show(f"Downloads what is missing: imagemill models fetch {' '.join(missing)}")
 
 
 def toml_row(name: str, row: dict[str, Any]) -> str:

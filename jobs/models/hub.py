@@ -116,6 +116,16 @@ def cached_commit(repo: str, revision: str | None) -> str | None:
     return commit if (folder / "snapshots" / commit).is_dir() else None
 
 
+def snapshot(repo: str, revision: str | None) -> Path | None:
+    """The folder that the hub's cache here has of a commit, branch or tag; its name is the commit.
+
+    Not all files of the repository need to be in it.
+    """
+    commit = revision if is_commit(revision) else cached_commit(repo, revision)
+    folder = _cache(repo) / "snapshots" / (commit or "none")
+    return folder if folder.is_dir() else None
+
+
 def _cache(repo: str) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 

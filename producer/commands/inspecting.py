@@ -75,6 +75,7 @@ def make_models() -> typer.Typer:
     """The command `models` with its subcommands."""
     cli = typer.Typer(help="Show the models table and what each model can do.")
     cli.callback(invoke_without_command=True)(models)
+    cli.command("list")(list_weights)
     cli.command()(inspect)
     for command in (fetch, tune):  # their options are the worker's own; --help included
         cli.command(
@@ -100,6 +101,20 @@ def models(
         show_json({"default": table.default, "models": rows, "aliases": table.aliases})
     else:
         show_models(table)
+
+
+def list_weights(models_file: options.ModelsFile = None, as_json: options.Json = False) -> None:
+    """Show where the weights of each model are on this machine, and how large they are."""
+    from jobs.models.table import load_models
+    from jobs.settings import load_settings
+    from producer.report import show_json, show_weights
+    from producer.upkeep.weights import find_weights
+
+    found = list(find_weights(load_models(load_settings(models=models_file).models)))
+    if as_json:
+        show_json(found)
+    else:
+        show_weights(found)
 
 
 def inspect(
