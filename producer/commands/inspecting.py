@@ -172,17 +172,30 @@ def sheet(
     show(write_sheet(out, images, to))
 
 
-def page(out: options.Dataset, quiet: options.Quiet = False, as_json: options.Json = False) -> None:
-    """Write a site of a dataset's pictures into its folder, which opens without a server."""
+def page(
+    out: options.Output,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="The first so many.", show_default="all"),
+    ] = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a site of a run's pictures into its folder, which opens without a server.
+
+    Of a run that has not finished: of the pictures that it has by now.
+    """
     from producer.control.progress import display
     from producer.report import say, show, show_json
     from producer.upkeep.site import write_site
 
     with display(quiet) as shown:
-        site = write_site(out, shown.exporting)
+        site = write_site(out, shown.exporting, images)
     if as_json:
         show_json(site)
         return
     show(site.index)
+    if site.state != "finished":
+        say(f"The run has not finished: these are the {site.images:,} images that it has by now.")
     if site.unreadable:
         say(f"{site.unreadable:,} images are missing or damaged: imagemill fsck {out}")

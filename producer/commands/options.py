@@ -24,6 +24,7 @@ Manifest = Annotated[
 ]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id, or its output location.")]
 Dataset = Annotated[str, typer.Argument(metavar="OUT", help="Output location of a finished run.")]
+Output = Annotated[str, typer.Argument(metavar="OUT", help="Output location of a run.")]
 
 Out = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""A dataset as a site that needs no server: pages of pictures, a sprite sheet each, and an index.
+"""A run as a site that needs no server: pages of pictures, a sprite sheet each, and an index.
 
 OUT/page/index.html, 00002.html, …    48 pictures each, with links to the images themselves
 OUT/page/sprites/00001.webp, …        what a page shows of them, in one file
@@ -23,13 +23,13 @@ import orjson
 from jinja2 import Environment
 from PIL import Image
 
-from jobs.errors import InvalidRequest, UsageError
-from jobs.output import layout
-from jobs.output.dataset import Summary, read_summary
-from jobs.output.records import Row, read_part
-from jobs.output.storage import Storage, open_storage
+from jobs.errors import InvalidRequest
+from jobs.output.dataset import now
+from jobs.output.records import Row
+from jobs.output.storage import Storage
 from producer.look.small import encode, join, shrink
 from producer.look.writing import make_environment
+from producer.upkeep.collection import Collection, collect
 
 FOLDER = "page"
 COLUMNS, ROWS = 8, 6
@@ -45,9 +45,11 @@ Progress = Callable[[int, int], None]  # images so far, of how many
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What was written. index: where it begins; unreadable: images that are gone or damaged."""
+    """What was written. index: where it begins; state: of the run; unreadable: images that are gone
+    or damaged."""
 
     index: str
+    state: str
     images: int
     pages: int
     unreadable: int
@@ -75,25 +77,25 @@ def page_name(number: int) -> str:
     return "index.html" if number == 1 else f"{number:05d}.html"
 
 
-def write_site(out: str, progress: Progress) -> Site:
-    """Write the site of a finished run into its output location, the first page last.
+def write_site(out: str, progress: Progress, most: int | None = None) -> Site:
+    """Write the site of a run into its output location, the first page last.
+
+    Of a run that has not finished, it shows what is on record now. most: images that it shows.
 
     Raises:
-        UsageError: no run has finished there, or it has no images.
+        UsageError: there is no run, or it has no images yet.
         FatalError, TransientError: the storage does not work.
     """
-    storage = open_storage(out)
-    summary = read_summary(storage)
-    if summary is None or summary.state != "finished" or not summary.done:
-        raise UsageError(f"{out} holds no finished run with images", "Run its manifest to the end.")
+    found = collect(out, SHOWN_FAILURES)
+    storage, total = found.storage, min(found.summary.done, most or found.summary.done)
     for name in FILES:
         content = (resources.files("producer.look") / "files" / name).read_bytes()
         storage.write(f"{FOLDER}/files/{name}", content)
-    writer = _Writer(storage, summary, make_environment("producer.upkeep"))
+    writer = _Writer(found, total, now(), make_environment("producer.upkeep"))
     unreadable, pages, first = 0, list[dict[str, Any]](), None
     pending: deque[Future[int]] = deque()
     with ThreadPoolExecutor(READERS) as pool:
-        for page in _pages(storage):
+        for page in _pages(islice(found.rows(), total)):
             pages.append({"name": page.name, "first": page.first, "images": len(page.rows)})
             first = first or page
             pending.append(pool.submit(writer.write_sprites, page))
@@ -101,31 +103,41 @@ def write_site(out: str, progress: Progress) -> Site:
                 writer.write_page(page)
             while len(pending) > READERS:
                 unreadable += pending.popleft().result()
-            progress(page.first - 1, summary.done)
+            progress(page.first - 1, total)
         unreadable += sum(one.result() for one in pending)
-    index = {"summary": asdict(summary), "columns": COLUMNS, "side": SIDE, "pages": pages}
+    index = {"summary": asdict(found.summary), "columns": COLUMNS, "side": SIDE, "pages": pages}
     storage.write(f"{FOLDER}/index.json", orjson.dumps(index))
     if first:
         writer.write_page(first)
-    return Site(storage.name(f"{FOLDER}/index.html"), summary.done, len(pages), unreadable)
+    name = storage.name(f"{FOLDER}/index.html")
+    return Site(name, found.summary.state, total, len(pages), unreadable)
 
 
 @dataclass(frozen=True)
 class _Writer:
-    storage: Storage
-    summary: Summary
+    """total: images that the site shows; at: when that was, ISO 8601."""
+
+    found: Collection
+    total: int
+    at: str
     templates: Environment
 
+    @property
+    def storage(self) -> Storage:
+        return self.found.storage
+
     def write_page(self, page: _Page) -> None:
-        last = math.ceil(self.summary.done / PICTURES)
+        last = math.ceil(self.total / PICTURES)
         text = self.templates.get_template("site.html").render(
             name=self.storage.uri.rstrip("/").rpartition("/")[2],
-            summary=self.summary,
+            summary=self.found.summary,
+            total=self.total,
+            at=self.found.summary.finished_at or self.at,
             page=page,
             before=page_name(page.number - 1) if page.number > 1 else None,
             after=page_name(page.number + 1) if page.number < last else None,
             last=page_name(last) if page.number < last - 1 else None,
-            failures=self._failures() if page.number == 1 else [],
+            failures=self.found.failures if page.number == 1 else [],
             most=SHOWN_CHARACTERS,
         )
         self.storage.write(f"{FOLDER}/{page.name}", text.encode(), durable=False)
@@ -144,14 +156,8 @@ class _Writer:
         except (FileNotFoundError, InvalidRequest):
             return None
 
-    def _failures(self) -> list[Row]:
-        if not self.summary.without_image:
-            return []
-        return list(islice(read_part(self.storage, layout.ERRORS), SHOWN_FAILURES))
 
-
-def _pages(storage: Storage) -> Iterator[_Page]:
-    rows = read_part(storage, layout.METADATA)
+def _pages(rows: Iterator[Row]) -> Iterator[_Page]:
     number = 1
     while some := list(islice(rows, PICTURES)):
         yield _Page(number, 1 + (number - 1) * PICTURES, some)

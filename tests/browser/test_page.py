@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 
 import orjson
 import pytest
@@ -14,6 +15,7 @@ from jobs.output import layout
 from jobs.output.plan import Plan
 from jobs.output.records import encode_part, read_part
 from jobs.output.storage import Storage, open_storage
+from producer.upkeep.site import write_site
 from tests.browser.conftest import DESKTOP, PHONE, Opening, Place
 from tests.pages import job, plan_run, settle
 
@@ -205,6 +207,30 @@ def test_one_prompt_is_tried(open_tab: Opening) -> None:
     page.get_by_role("img", name="a red circle").wait_for()
     page.get_by_text("seed 7").wait_for()
     assert "curl http://" in page.locator("#curl").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_site_is_opened_from_a_disk(
+    tmp_path: Path, open_tab: Opening, viewport: dict[str, int], scheme: str
+) -> None:
+    """Of a run that has not finished, so that it shows all that a site may."""
+    storage = open_storage(str(tmp_path / "out"))
+    plan = plan_run(storage, SHOWN, 200, chunk=100)
+    settle(storage, plan, 0, 0, {7: "the paint ran out"})
+    write_site(storage.uri, lambda *_: None)
+    tab = open_tab(viewport, scheme, url=f"file://{tmp_path}")
+    page = tab.page
+    for path in ("index.html", "00002.html"):
+        tab.go(f"/out/page/{path}")
+        tab.check_access()
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page.keyboard.press("ArrowLeft")
+    page.get_by_role("heading", name="1 to 48 of 99").wait_for()
+    page.get_by_text("Without an image: 1").click()
+    page.get_by_text("the paint ran out").wait_for()
+    page.get_by_role("img", name="scene 3", exact=True).click()
+    page.wait_for_url("**/images/**")
 
 
 def test_a_hundred_thousand_pictures_are_paged_through(place: Place, open_tab: Opening) -> None:

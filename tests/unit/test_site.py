@@ -18,6 +18,7 @@ from jobs.output.records import encode_part
 from jobs.output.storage import Storage, open_storage
 from producer.upkeep.site import COLUMNS, PICTURES, ROWS, SIDE, write_site
 from tests.datasets import make_dataset
+from tests.pages import plan_run, settle
 
 IMAGES = 2 * PICTURES + 5
 HOSTILE = "</title><script>alert(1)</script> \"'><img src=//evil.example>"
@@ -100,6 +101,28 @@ def test_pages_lead_to_each_other_and_to_nothing_else(tmp_path: Path) -> None:
     assert "00004.html" not in third
 
 
-def test_a_run_that_goes_on_has_no_site(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no finished run"):
-        write_site(str(tmp_path), lambda *_: None)
+def test_a_run_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:
+    """Its records are in parts, also in those of chunks that were interrupted."""
+    out = str(tmp_path / "out")
+    with pytest.raises(UsageError, match="not the output of a run"):
+        write_site(out, lambda *_: None)
+    storage = open_storage(out)
+    plan = plan_run(storage, "0" * 12, 200, shard=120, chunk=60)
+    with pytest.raises(UsageError, match="has no images"):
+        write_site(out, lambda *_: None)
+    settle(storage, plan, 1, 0, {130: HOSTILE})
+    settle(storage, plan, 0, 1)
+    part = layout.done_part(plan.run_id, 0, 1)
+    storage.move(part, layout.interrupted_part(plan.run_id, 0, 1, "ab"))
+    site = write_site(out, lambda *_: None)
+    assert (site.state, site.images, site.pages, site.unreadable) == ("running", 119, 3, 0)
+    pages = [storage.read(f"page/{name}").decode() for name in ("index.html", "00002.html")]
+    shown = re.findall(r'aria-label="scene (\d+)"', "".join(pages))
+    assert shown == [str(n) for n in range(60, 157) if n != 130]
+    assert "119<small> of 200</small>" in pages[0]
+    assert "not finished; as of 20" in pages[0]
+    assert "line 131" in pages[0]
+    assert "<script>alert" not in pages[0]
+    places(storage, "index.html", pages[0])
+    assert write_site(out, lambda *_: None, 50).pages == 2
+    assert "1 to 48 of 50, the first of 119" in storage.read("page/index.html").decode()
