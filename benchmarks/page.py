@@ -6,7 +6,8 @@ Plans a manifest, writes the records that workers would have written (all of whi
 pictures), starts a private Valkey and a facade, opens the run's page as a browser does, and then
 pages of its gallery from all over the run. The pictures are clouds with some grain. Then some pages
 of a smaller run in an S3 server 50 ms away, whose parts have 32 records each, as those of a model
-that takes a second an image.
+that takes a second an image. The first pages of its site without a server are opened from the disk,
+by Chromium if `make browser` has been run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,6 +39,7 @@ from jobs.broker.runs import Runs
 from jobs.broker.seals import NO_SEAL
 from jobs.models.table import load_models
 from jobs.output import layout
+from jobs.output.dataset import write_dataset
 from jobs.output.plan import SHARD_LINES, Plan, read_shard
 from jobs.output.records import Row, encode_part
 from jobs.output.storage import Storage, open_storage
@@ -45,11 +48,13 @@ from producer.api.page.gallery import PAGE_ROWS
 from producer.local.embedded import Crew, Embedded, embedded
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
+from producer.upkeep.site import write_site
 from tests.samples import make_record
 
 _MB = 1 << 20
 PICTURES = 64  # files that all records share
 FAR_ROWS = 32  # of a part that lies far away
+SITE_PICTURES = 4800
 BROWSER_CONNECTIONS = 6  # at a time, to one host
 SIDE = 512
 
@@ -145,6 +150,7 @@ def main() -> None:
             runs.finish(plan.run_id, options.lines, 0)
             with facade(children, Path(name)) as (client, pid):
                 lines = measure(client, pid, plan, options.pages)
+            lines += measure_site(storage, plan)
         report(f"The page, a run of {options.lines} images", lines)
         with tempfile.TemporaryDirectory() as name, far_run(Path(name), options.far) as (uri, plan):
             runs.open(plan, uri, [])
@@ -168,6 +174,39 @@ def measure(client: httpx.Client, pid: int, plan: Plan, pages: int) -> list[str]
     found.append(f"{pages} pages from all over: {spread(seconds)} s")
     found.append(f"memory: {memory[0]:.0f} MB, then {memory[half]:.0f}, then {memory[-1]:.0f}")
     return found
+
+
+def measure_site(storage: Storage, plan: Plan) -> list[str]:
+    write_dataset(storage, plan)
+    started = time.perf_counter()
+    site = write_site(storage.uri, lambda *_: None, SITE_PICTURES)
+    seconds = time.perf_counter() - started
+    files = ("index.html", "sprites/00001.webp", "files/page.css", "files/page.js")
+    sizes = storage.sizes("page")
+    shown = sum(sizes[f"page/{name}"] for name in files)
+    return [
+        f"a site of the first {site.images}: {site.images / seconds:.0f} images/s are written",
+        f"its first page: {shown:,} bytes, {open_in_chromium(site.index)}",
+    ]
+
+
+def open_in_chromium(path: str) -> str:
+    """How long it takes until all of a page is shown, as words."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return "not opened"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page()
+        page.goto("about:blank")  # that it has started is not the page's doing
+        started = time.perf_counter()
+        page.goto(f"file://{path}", wait_until="load")
+        seconds = time.perf_counter() - started
+        browser.close()
+    return f"shown in {seconds:.2f} s"
 
 
 @contextmanager

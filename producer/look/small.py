@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from jobs.errors import InvalidRequest
 from jobs.inputs.images import FORMATS, InputPolicy, check_image
 
-QUALITY = 55  # of WebP: a page of 48 photographs has less than 300 kB
+QUALITY = 55  # of WebP: a page of 40 photographs has less than 300 kB
 LIMITS = InputPolicy()
 
 

@@ -1,6 +1,6 @@
 """A run as a site that needs no server: pages of pictures, a sprite sheet each, and an index.
 
-OUT/page/index.html, 00002.html, …    48 pictures each, with links to the images themselves
+OUT/page/index.html, 00002.html, …    40 pictures each, with links to the images themselves
 OUT/page/sprites/00001.webp, …        what a page shows of them, in one file
 OUT/page/index.json                   the run, and what each page holds
 OUT/page/files/…                      style, icon, keys
@@ -32,7 +32,7 @@ from producer.look.writing import make_environment
 from producer.upkeep.collection import Collection, collect
 
 FOLDER = "page"
-COLUMNS, ROWS = 8, 6
+COLUMNS, ROWS = 8, 5
 PICTURES = COLUMNS * ROWS  # a page; page.css places so many
 SIDE = 192  # pixels of a picture in a sprite sheet
 FILES = ("page.css", "page.js", "icon.svg")

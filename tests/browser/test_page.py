@@ -226,7 +226,7 @@ def test_a_site_is_opened_from_a_disk(
         tab.check_access()
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     page.keyboard.press("ArrowLeft")
-    page.get_by_role("heading", name="1 to 48 of 99").wait_for()
+    page.get_by_role("heading", name="1 to 40 of 99").wait_for()
     page.get_by_text("Without an image: 1").click()
     page.get_by_text("the paint ran out").wait_for()
     page.get_by_role("img", name="scene 3", exact=True).click()
