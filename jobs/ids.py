@@ -19,6 +19,8 @@ STORED_INPUT = re.compile(r"sha256:([0-9a-f]{64})")  # a reference to an input i
 
 DERIVED_SEED_BITS = 53  # exact in JSON readers that keep numbers as doubles
 
+SEEDS = 2**64  # as many as torch.Generator.manual_seed takes
+
 
 def seed_deriver(run_seed: int) -> Callable[[bytes], int]:
     """What derives a seed in [0, 2**53) for each request, given what stands for it: its custom_id

@@ -12,10 +12,10 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.formats import ImageFormat
+from jobs.ids import SEEDS
 
 Task = Literal["generate", "edit", "inpaint"]
 
-SEEDS = 2**64  # as many as torch.Generator.manual_seed takes
 MAX_PROMPT = 32_768  # characters
 MAX_CUSTOM_ID = 512  # characters
 MAX_INPUTS = 16  # images that one request may carry

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jobs.formats import ImageFormat
+from jobs.ids import SEEDS
 from jobs.teams import Priority
 
 if TYPE_CHECKING:  # --help is fast
@@ -45,7 +46,7 @@ Seed = Annotated[
     typer.Option(
         metavar="N",
         min=0,
-        max=2**63 - 1,
+        max=SEEDS - 1,
         help="Seed of the run, for the lines that have none.",
         rich_help_panel=REQUESTS,
     ),

@@ -385,6 +385,11 @@ def manifest_digest(uri: str) -> str:
 
 @contextmanager
 def _open(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]]:
+    if uri == "-":
+        raise UsageError(
+            "a manifest is read twice, which standard input cannot be",
+            "Write it to a file first. (A file of the name - is ./-)",
+        )
     with open_file(uri, compression) as file:
         try:
             # A compressed file does not know how to read at most so much of a line.

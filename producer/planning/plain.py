@@ -13,7 +13,8 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import DecodeError, Meta, Struct
 from msgspec.json import Decoder
 
-from jobs.requests import MAX_CUSTOM_ID, MAX_PROMPT, SEEDS, Task
+from jobs.ids import SEEDS
+from jobs.requests import MAX_CUSTOM_ID, MAX_PROMPT, Task
 
 COLONS = re.compile(rb'"\s*:')
 

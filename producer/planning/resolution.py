@@ -23,7 +23,7 @@ from producer.planning.plain import PlainBody
 class PlanOptions:
     """What a submission decides for all its lines.
 
-    seed: of the run, in [0, 2**63); model: for lines that name none; limit: lines to read; n:
+    seed: of the run, in [0, SEEDS); model: for lines that name none; limit: lines to read; n:
     images of each combination of a line that does not say, 1 to 10,000; columns: of a table that
     stand for fields, as (field, column), sorted; keep: columns of one that the dataset is to have;
     local_files: whether inputs may be files of this machine; stores: see jobs.inputs.stores.

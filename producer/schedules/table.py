@@ -35,6 +35,7 @@ from jobs.errors import InvalidRequest, UsageError, plain, resembling
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_file
+from jobs.requests import Seed
 from jobs.teams import OPEN_TEAM, TEAM, Priority
 from producer.planning.tables import columns_of
 from producer.schedules.templates import check_template, fill
@@ -93,7 +94,7 @@ class Schedule(BaseModel):
     format: ImageFormat = "jpeg"
     skip_invalid: bool = False
     map: dict[str, str] = {}
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | Literal["nominal"] = 0
+    seed: Seed | Literal["nominal"] = 0
     overlap: Overlap = "skip"
     catchup: Catchup = "last"
     catchup_window: Annotated[timedelta, BeforeValidator(_parse_window)] = timedelta(days=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import USAGE_ERRORS, FatalError, ManifestRefused, UsageError
+from jobs.ids import SEEDS
 from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.dataset import (
@@ -340,6 +341,23 @@ def test_an_input_that_was_away_is_tried_again(tmp_path: Path, code: str, again:
     submission = identify(Job(manifest, str(tmp_path / "o"), load_models(), options))
     assert (submission.finished is None) == again
     assert prepare(submission, lambda _: None).reused == (8 if again else 0)
+
+
+def test_runs_have_the_seeds_that_lines_have(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(
+        '{"prompt": "p"}\n{"prompt": "{{ a }}", "sample": {"a": ["b"]}}'
+    )
+    options = PlanOptions(model="null", seed=SEEDS - 1)
+    job = Job(str(tmp_path / "m.jsonl"), str(tmp_path / "o"), load_models(), options)
+    prepare(identify(job), lambda _: None)
+    plan = identify(job).plan
+    assert plan is not None
+    assert plan.seed == SEEDS - 1
+    finish(open_storage(job.out), plan, lambda _: "done")
+    write_dataset(open_storage(job.out), plan)
+    summary = read_summary(open_storage(job.out))
+    assert summary is not None
+    assert summary.seed == SEEDS - 1
 
 
 def test_another_team_or_priority_is_the_same_run(tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ import pytest
 
 from jobs.errors import FatalError, LineError, UsageError
 from jobs.output.plan import SHARD_LINES
-from producer.planning.manifest import MAX_LINE, BareLine, BatchLine, parse_line, read_blocks
+from producer.planning.manifest import (
+    MAX_LINE,
+    BareLine,
+    BatchLine,
+    manifest_digest,
+    parse_line,
+    read_blocks,
+)
 from producer.planning.plain import PlainLine
 
 
@@ -171,6 +178,11 @@ def test_an_over_long_line_is_an_error_and_the_next_one_is_read(tmp_path: Path) 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"missing\.jsonl does not exist"):
         read_all(tmp_path / "missing.jsonl")
+
+
+def test_standard_input_is_no_manifest() -> None:
+    with pytest.raises(UsageError, match="standard input"):
+        manifest_digest("-")
 
 
 def test_a_torn_gzip_is_named(tmp_path: Path) -> None:
