@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from producer.upkeep.weights import Weights
 
 SHOWN_PATHS = 20
+UNBOUNDED = 1 << 20  # characters of a line
 UNBROKEN = ("nominal time", "next")  # columns
 
 log = logging.getLogger(__name__)
@@ -350,7 +351,10 @@ def show_comparison(found: Comparison) -> None:
 
 def _console(stderr: bool = False) -> Console:
     # No markup: prompts, paths and reasons may hold anything.
-    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+    console = Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+    if not console.is_terminal:  # what reads it wants ids and paths whole, and a row a line
+        console.width = UNBOUNDED
+    return console
 
 
 def _table(*columns: str) -> Table:

@@ -27,10 +27,11 @@ from producer.cli import make_cli
 from producer.commands import inspecting, rendering
 from producer.commands.options import REQUESTS
 from producer.control.progress import Pace
+from producer.control.status import Status
 from producer.planning.manifest import Line, parse_line
 from producer.planning.rates import estimate, measure, read_rates
 from producer.planning.resolution import PlanOptions, Resolver
-from producer.report import show_error
+from producer.report import show_error, show_statuses
 from producer.upkeep.sheet import Tile, draw_sheet, write_sheet
 from producer.upkeep.verification import as_line, compare
 from tests.datasets import make_dataset
@@ -135,6 +136,17 @@ def test_refusal_shows_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert "line 7: prompt: is required (got '[bold]x[/]')" in said
     assert "… and 8 more: imagemill plan" in said
+
+
+def test_a_row_is_a_line_for_what_reads_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = f"s3://bucket/{'a long name/' * 30}run"
+    show_statuses([Status("0" * 12, out, "running", 9, 3, 0, 4, 1, "broker")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].endswith(out)
 
 
 def test_plan_takes_all_that_decides_what_is_planned() -> None:
