@@ -64,7 +64,7 @@ def export(
             metavar="CONDITION",
             help="Only images whose columns fit: 'width >= 512 and model == \"shapes\"'. "
             "Takes == != < <= > >=, in, not in, and, or, not, parentheses, text in quotes, "
-            "numbers, True, False and [lists].",
+            "numbers, True, False and lists in brackets.",
         ),
     ] = None,
     split: Annotated[

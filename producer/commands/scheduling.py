@@ -85,7 +85,7 @@ def list_(schedules_file: SchedulesFile = None, as_json: options.Json = False) -
 
 def next_(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A schedule; else all of them.")
+        str | None, typer.Argument(metavar="NAME", help="A schedule; else all of them.")
     ] = None,
     count: Count = 5,
     schedules_file: SchedulesFile = None,

@@ -20,7 +20,7 @@ Sorting = Literal["team", "model", "run", "day"]
 def status(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run id or an output location; else all runs."),
+        typer.Argument(metavar="RUN", help="A run id or an output location; else all runs."),
     ] = None,
     broker: options.Broker = None,
     as_json: options.Json = False,
@@ -117,7 +117,7 @@ def prioritize(
 def usage(
     locations: Annotated[
         list[str],
-        typer.Argument(metavar="URI...", help="Outputs of runs, or what lies above them."),
+        typer.Argument(metavar="URI", help="Outputs of runs, or what lies above them."),
     ],
     by: Annotated[Sorting, typer.Option(help="What a line is about.")] = "model",
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from inspect import signature
 from io import BytesIO
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from jobs.errors import LineError, ManifestRefused, UsageError
 from jobs.inputs.images import store_input
@@ -158,6 +159,25 @@ def test_plan_takes_all_that_decides_what_is_planned() -> None:
 
     assert len(options_of(rendering.run)) > 5
     assert options_of(inspecting.plan) == options_of(rendering.run) == options_of(rendering.submit)
+
+
+def commands_of(command: Any, *names: str) -> Iterator[tuple[list[str], Any]]:
+    """A command and those below it that have helps of their own, with the names that lead there."""
+    if command.add_help_option:
+        yield [*names], command
+        for name, one in getattr(command, "commands", {}).items():
+            yield from commands_of(one, *names, name)
+
+
+def test_helps_lose_no_word_to_markup() -> None:
+    found = list(commands_of(get_command(make_cli())))
+    assert len(found) > 30
+    for names, command in found:
+        arguments = [*names, "--help"]
+        shown = CliRunner().invoke(make_cli(), arguments, env={"COLUMNS": "500"}).output
+        written = [command.help, *(getattr(one, "help", "") for one in command.params)]
+        lost = {word for text in written for word in (text or "").split()} - {*shown.split()}
+        assert not lost, names
 
 
 @pytest.mark.parametrize(("stdout", "status"), [(">/dev/full", 1), (">&-", 0)])

@@ -37,8 +37,9 @@ def test_pages_are_numbered_and_say_what_to_rely_on() -> None:
     for number, page in enumerate(PAGES, 1):
         assert page.name.startswith(f"{number:02d}-"), page.name
         if page.name != "15-guarantees.md":  # all of it is that
-            last = re.findall(r"^## (.*)$", page.read_text("utf-8"), re.MULTILINE)[-1]
-            assert last == "What you can rely on", page.name
+            headings = re.findall(r"^## (.*)$", page.read_text("utf-8"), re.MULTILINE)
+            assert headings[-1] == "What you can rely on", page.name
+            assert len(set(headings)) == len(headings), page.name
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.name)

@@ -24,7 +24,7 @@ def fetch(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...",
+            metavar="NAME",
             help="Names of the models table, or repositories.",
             show_default="all of the models table",
         ),
