@@ -13,8 +13,6 @@ from typing import IO
 
 from jobs.errors import UsageError
 
-EXIT_FATAL = 78  # EX_CONFIG of sysexits.h: starting the program again cannot help
-
 _PR_SET_PDEATHSIG = 1
 
 

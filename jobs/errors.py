@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import IntEnum
 
 
 def printable(text: str, most: int | None = None) -> str:
@@ -110,6 +111,21 @@ class NoCredentials(FatalError):
     """A storage asks for credentials, and there are none: a command's mistake, no manifest's."""
 
 
-# What a person got wrong who typed a command: exit code 2, everywhere.
+# What a person got wrong who typed a command.
 USAGE_ERRORS = (UsageError, ManifestRefused, InvalidRequest)
-EXIT_USAGE = 2
+
+
+class Exit(IntEnum):
+    """How processes end."""
+
+    DONE = 0  # also what runs until it is stopped, and was
+    FAILED = 1  # a request has no image, a check has found something, or the work cannot go on
+    USAGE = 2  # a usage error or a refused manifest
+    HOPELESS = 78  # a worker's: starting it again cannot help (EX_CONFIG of sysexits.h)
+    INTERRUPTED = 130
+
+
+def exit_of(error: ImagemillError) -> Exit:
+    """How a command ends that an error has ended."""
+    is_usage = isinstance(error, (*USAGE_ERRORS, NoCredentials))
+    return Exit.USAGE if is_usage else Exit.FAILED

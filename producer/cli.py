@@ -1,7 +1,6 @@
 """The command `imagemill`: what its subcommands are, and how errors become exit codes.
 
-0: all is well. 1: some requests have no image, or the work could not go on. 2: a usage error or a
-refused manifest. 130: interrupted.
+The codes are those of jobs.errors.Exit.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError, NoCredentials
+from jobs.errors import Exit, ImagemillError, exit_of
 from producer.commands import (
     checking,
     exporting,
@@ -115,9 +114,9 @@ def main() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is not written at exit either
         print(f"Error: {error.strerror}: the output cannot be written", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(Exit.FAILED)
     except ImagemillError as error:
         from producer.report import show_error
 
         show_error(error)
-        sys.exit(EXIT_USAGE if isinstance(error, (*USAGE_ERRORS, NoCredentials)) else 1)
+        sys.exit(exit_of(error))

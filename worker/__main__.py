@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.broker.connection import check_kind
-from jobs.children import EXIT_FATAL
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
+from jobs.errors import Exit, ImagemillError, exit_of
 from jobs.logs import LogFormat, log_to_stderr
 from jobs.models.table import load_models
 from jobs.settings import load_settings
@@ -71,7 +70,7 @@ def worker(
         code = Supervisor(settings, table, choose_devices(devices, workers), served, required).run()
     except ImagemillError as error:
         typer.echo(str(error), err=True)
-        code = EXIT_USAGE if isinstance(error, USAGE_ERRORS) else EXIT_FATAL
+        code = Exit.USAGE if exit_of(error) is Exit.USAGE else Exit.HOPELESS
     sys.exit(code)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.errors import Exit
 from producer.commands import options
 
 
@@ -54,7 +55,7 @@ def doctor(
     if as_json:
         show_json(found)
     if any(finding.state == "wrong" for finding in found):
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
 
 
 def check_determinism(context: typer.Context) -> None:
@@ -106,4 +107,4 @@ def fsck(
     if not damage.is_none:
         if not repair:
             say(f"imagemill fsck {out} --repair mends this.")
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import UsageError
+from jobs.errors import Exit, UsageError
 from producer.commands import options
 from producer.planning.presets import SuiteName
 from producer.upkeep.export.order import FormName
@@ -174,4 +174,4 @@ def diff(
     elif not quiet:
         show_comparison(found)
     if found.changed:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)

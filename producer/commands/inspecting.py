@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.errors import Exit
 from producer.commands import options
 
 
@@ -68,7 +69,7 @@ def plan(
     elif not quiet:
         show_survey(found, table, rates)
     if found.is_refused:
-        raise typer.Exit(2)
+        raise typer.Exit(Exit.USAGE)
 
 
 def make_models() -> typer.Typer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from jobs.errors import FatalError, TransientError, UsageError
+from jobs.errors import Exit, FatalError, TransientError, UsageError
 from jobs.teams import OPEN_TEAM, check_team
 from producer.commands import options
 
@@ -161,7 +161,7 @@ def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> No
             raise
     if progress.state == "cancelled":
         say(f"run {run_id} was cancelled; imagemill resume {progress.out} goes on")
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
     summary = final_summary(open_storage(progress.out), run_id)
     end(Outcome(progress.out, summary, True, time.monotonic() - started), quiet, as_json)
 
@@ -185,7 +185,7 @@ def end(outcome: Outcome, quiet: bool, as_json: bool) -> None:
     elif not quiet:
         show_outcome(outcome)
     if outcome.summary.without_image:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
 
 
 def worker(context: typer.Context) -> None:
@@ -250,7 +250,7 @@ def verify(
     elif not quiet:
         show_verdict(verdict)
     if verdict.differences:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
 
 
 def _keep_verifying(
@@ -279,4 +279,4 @@ def _keep_verifying(
             time.sleep(max(0.0, every - (time.monotonic() - started)))
     except KeyboardInterrupt:
         say("Stopped.")
-        raise
+        raise typer.Exit(Exit.DONE) from None

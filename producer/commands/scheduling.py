@@ -66,7 +66,6 @@ def run(
             "Stopped. Runs under way go on; what becomes due meanwhile: docs/13-schedules.md.",
             settings.log_format,
         )
-        raise
 
 
 def list_(schedules_file: SchedulesFile = None, as_json: options.Json = False) -> None:
@@ -258,7 +257,6 @@ def inbox(
         announce(
             "Stopped. What was taken on is taken on again by the next watcher.", settings.log_format
         )
-        raise
 
 
 def _load(schedules_file: str | None, settings: Settings | None = None) -> ScheduleTable:

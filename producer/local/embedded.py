@@ -19,8 +19,8 @@ import redis
 
 from jobs import children
 from jobs.broker.connection import connect
-from jobs.children import EXIT_FATAL, reason
-from jobs.errors import FatalError
+from jobs.children import reason
+from jobs.errors import Exit, FatalError
 from jobs.settings import Settings
 
 START_SECONDS = 10.0
@@ -110,7 +110,7 @@ class Embedded:
             )
         if self.workers and (code := self.workers.poll()) is not None:
             # A worker that cannot go on says why itself.
-            ended = "" if code == EXIT_FATAL else f"the workers ended ({reason(code)})\n"
+            ended = "" if code == Exit.HOPELESS else f"the workers ended ({reason(code)})\n"
             raise FatalError(
                 f"{ended}{self._log('workers.log')}".rstrip(),
                 GO_ON,

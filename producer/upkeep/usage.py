@@ -7,10 +7,11 @@ from an earlier one does not count again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jobs.errors import UsageError
 from jobs.ids import RUN_ID
 from jobs.output import layout
 from jobs.output.plan import read_plan
@@ -45,14 +46,21 @@ class Usage:
         self.bytes += row.get("bytes", 0)
 
 
-def used(locations: Iterable[str], by: Sorting) -> list[Usage]:
+def used(locations: Sequence[str], by: Sorting) -> list[Usage]:
     """What the runs used whose outputs lie at or below these locations, most first; days in order.
 
     Raises:
+        UsageError: no run's output lies there.
         TransientError, FatalError: an output cannot be read.
     """
     found: defaultdict[str, Usage] = defaultdict(lambda: Usage(""))
-    for uri in sorted({one.uri for start in locations for one in outputs(open_storage(start))}):
+    uris = sorted({one.uri for start in locations for one in outputs(open_storage(start))})
+    if not uris:
+        raise UsageError(
+            f"no run's output lies at or below {', '.join(locations)}",
+            f"Name outputs, or what lies at most {DEEPEST} folders above them.",
+        )
+    for uri in uris:
         storage = open_storage(uri)
         for run_id in filter(RUN_ID.fullmatch, storage.folders("_run")):
             team = _team(storage, run_id) if by == "team" else ""

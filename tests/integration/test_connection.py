@@ -9,8 +9,7 @@ import pytest
 import redis
 
 from jobs.broker.connection import connect
-from jobs.children import EXIT_FATAL
-from jobs.errors import FatalError
+from jobs.errors import Exit, FatalError
 from jobs.settings import Settings
 from tests.chaos.servers import Valkey, free_port
 from tests.sites import MODELS, Site
@@ -44,7 +43,7 @@ def test_what_cannot_work_is_refused(valkey: Valkey, cli: Cli, mode: str, hint: 
         ("worker", "--broker", valkey.url),
         ("serve", "--broker", valkey.url, "--store", "store"),
     ):
-        refused = cli(*command, code=EXIT_FATAL if "worker" in command else 1).stderr
+        refused = cli(*command, code=Exit.HOPELESS if "worker" in command else 1).stderr
         assert "Traceback" not in refused
         assert hint in refused
     assert hint in cli("doctor", "--broker", valkey.url, code=1).stdout

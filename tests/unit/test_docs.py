@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.errors import Exit
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
@@ -40,6 +42,11 @@ def test_pages_are_numbered_and_say_what_to_rely_on() -> None:
             headings = re.findall(r"^## (.*)$", page.read_text("utf-8"), re.MULTILINE)
             assert headings[-1] == "What you can rely on", page.name
             assert len(set(headings)) == len(headings), page.name
+
+
+def test_the_readme_tells_all_exit_codes() -> None:
+    said = (ROOT / "README.md").read_text("utf-8").split("Exit codes: ", 1)[1].split("##", 1)[0]
+    assert sorted(map(int, re.findall(r"\b\d+\b", said))) == sorted(Exit)
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.name)

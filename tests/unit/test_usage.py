@@ -8,6 +8,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
+from jobs.errors import UsageError
 from jobs.output import layout
 from jobs.output.plan import write_plan
 from jobs.output.storage import open_storage
@@ -59,7 +60,6 @@ def test_records_count_once_by_whatever_is_asked(runs: Path) -> None:
     assert [one.name for one in used(everywhere, "team")] == ["default", "blue"]
     assert [one.name for one in used(everywhere, "day")] == ["2026-03-01", "2026-03-02"]
     assert [(one.name, one.images) for one in used(everywhere, "run")] == [(RUN, 3)]
-    assert used([str(runs / "nowhere")], "model") == []
 
 
 def test_csv(runs: Path) -> None:
@@ -69,3 +69,9 @@ def test_csv(runs: Path) -> None:
         "sdxl,10.5,2,1,1,200",
         "flux,0.5,1,0,0,7",
     ]
+
+
+def test_nothing_was_used_where_nothing_ran(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UsageError, match="no run's output lies at or below"):
+        used([str(tmp_path), str(tmp_path / "absent")], "model")

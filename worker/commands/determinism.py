@@ -18,7 +18,7 @@ import typer
 from pydantic import TypeAdapter
 
 from jobs import children
-from jobs.errors import FatalError
+from jobs.errors import Exit, FatalError
 from jobs.models.table import load_models
 from jobs.settings import load_settings
 from worker.commands import options
@@ -90,7 +90,7 @@ def check(
                 changed = compare(list(zip(*firsts, strict=True)))
         verdict = Verdict(off, on, changed)
     typer.echo(_as_json(verdict) if as_json else _as_table(verdict))
-    sys.exit(0 if verdict.same else 1)
+    sys.exit(Exit.DONE if verdict.same else Exit.FAILED)
 
 
 def _at_once(device: Device) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.text import Text
 
-from jobs.errors import EXIT_USAGE, USAGE_ERRORS, ImagemillError
+from jobs.errors import ImagemillError, exit_of
 
 
 @contextmanager
@@ -22,4 +22,4 @@ def explained() -> Iterator[None]:
         console.print(Text("Error: ", "bold red"), Text(error.message), sep="")
         if error.hint:
             console.print(Text(error.hint))
-        sys.exit(EXIT_USAGE if isinstance(error, USAGE_ERRORS) else 1)
+        sys.exit(exit_of(error))

@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from jobs import children
-from jobs.children import EXIT_FATAL, reason
+from jobs.children import reason
+from jobs.errors import Exit
 from jobs.models.fingerprints import fingerprint
 from jobs.models.table import ModelTable
 from jobs.settings import Settings
@@ -79,7 +80,7 @@ class Supervisor:
             caught = signal.sigtimedwait(_SIGNALS, 0.5)
             if caught and caught.si_signo != signal.SIGCHLD:
                 if stop_by is not None:
-                    return 0
+                    return Exit.DONE
                 stop_by = time.monotonic() + self.settings.shutdown_timeout + KILL_SECONDS
                 for child in crew:
                     child.terminate()
@@ -97,13 +98,13 @@ class Supervisor:
                 else:
                     child.start_when_due()
             if not crew:
-                return EXIT_FATAL
+                return Exit.HOPELESS
             if stop_by is not None:
                 if not any(child.is_alive for child in crew):
-                    return 0
+                    return Exit.DONE
                 if time.monotonic() > stop_by:
                     log.warning("A batch took too long: its chunk runs again elsewhere.")
-                    return 0
+                    return Exit.DONE
 
     def _command(self, device: Device) -> list[str]:
         # -P: a folder called "worker" in the working directory is not ours.

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from jobs.children import die_with_parent
-from jobs.errors import UsageError
+from jobs.errors import Exit, UsageError
 from jobs.output import layout
 from jobs.output.dataset import Summary, read_finished
 from jobs.output.images import ImageReader
@@ -215,5 +215,5 @@ def _write_all(tasks: Iterator[_Task], processes: int) -> Iterator[tuple[Shard, 
 
 def _begin_child() -> None:
     """Ctrl-C ends the shard under way with what it has opened; the command says the rest."""
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(Exit.INTERRUPTED))
     die_with_parent()
