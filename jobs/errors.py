@@ -66,7 +66,7 @@ class InvalidRequest(ImagemillError):
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """One reason to refuse one manifest line. `line` counts from 1."""
+    """One reason to refuse one manifest line, or to look at it again. `line` counts from 1."""
 
     line: int
     custom_id: str

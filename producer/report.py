@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from jobs.models.table import ModelTable
     from producer.control.status import Status
     from producer.local.whole import Outcome
-    from producer.planning.submission import Survey
+    from producer.planning.submission import Remarks, Survey
     from producer.schedules.history import Entry, Overview, Upcoming
     from producer.schedules.news import News
     from producer.upkeep.comparison import Comparison
@@ -174,14 +174,18 @@ def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
         )
     _console().print(table)
     show(f"{_count(survey.requests, 'request')}, about {_duration(total)} on one device")
-    faults = survey.faults
-    if faults.lines:
-        left = "" if survey.is_refused else ", left out"
-        show(f"{_count(faults.lines, 'invalid line')}{left}:")
-        for error in faults.first:
-            show(f"  {error}")
-        if faults.reasons > len(faults.first):
-            show(f"  … and {faults.reasons - len(faults.first):,} more: --json lists them")
+    left = "" if survey.is_refused else ", left out"
+    _show_remarks(survey.faults, "invalid line", left)
+    _show_remarks(survey.doubts, "warning")
+
+
+def _show_remarks(remarks: Remarks, noun: str, addition: str = "") -> None:
+    if remarks.lines:
+        show(f"{_count(remarks.lines, noun)}{addition}:")
+    for one in remarks.first:
+        show(f"  {one}")
+    if remarks.reasons > len(remarks.first):
+        show(f"  … and {remarks.reasons - len(remarks.first):,} more: --json lists them")
 
 
 def show_models(models: ModelTable) -> None:

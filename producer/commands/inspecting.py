@@ -30,7 +30,7 @@ def plan(
     """Check and count a manifest, estimate its time; enqueue nothing.
 
     Exits with 2 if run and submit, with the same options, would refuse it. Shows the first 20
-    errors; with --json, the first 10,000.
+    errors, and warnings; with --json, the first 10,000.
     """
     from jobs.models.table import load_models
     from jobs.settings import load_settings
@@ -62,10 +62,18 @@ def plan(
             asdict(key) | {"images": images} | asdict(estimate(key, images, table, rates))
             for key, images in found.groups.items()
         ]
-        faults = found.faults
-        errors = [asdict(error) for error in faults.first]
-        counts = {"lines": found.lines, "requests": found.requests, "invalid": faults.lines}
-        show_json(counts | {"reasons": faults.reasons, "errors": errors, "groups": groups})
+        faults, doubts = found.faults, found.doubts
+        shown_json = {
+            "lines": found.lines,
+            "requests": found.requests,
+            "invalid": faults.lines,
+            "reasons": faults.reasons,
+            "errors": [asdict(one) for one in faults.first],
+            "doubtful": doubts.lines,
+            "warnings": [asdict(one) for one in doubts.first],
+            "groups": groups,
+        }
+        show_json(shown_json)
     elif not quiet:
         show_survey(found, table, rates)
     if found.is_refused:

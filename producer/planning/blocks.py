@@ -33,7 +33,7 @@ from producer.planning.chunks import Calls, collect
 from producer.planning.intake import Intake, local_folder
 from producer.planning.manifest import Block, Line, parse_line, read_blocks
 from producer.planning.rates import Rates, estimate
-from producer.planning.recipes import MAX_IMAGES, Recipe, as_recipe
+from producer.planning.recipes import MAX_IMAGES, PLACEHOLDER, Recipe, as_recipe
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 from producer.planning.slots import fit
 
@@ -55,8 +55,8 @@ class PlannedBlock:
 
     shard: its file; raw: the block's lines, gzipped; identities and jobs: the first 8 bytes of what
     identifies each request and of each job id; numbers: line numbers from 1; lines: how many stand
-    for requests; keeps: whether one of them has columns for the dataset. What plan_blocks yields
-    has its errors in the order of lines.
+    for requests; keeps: whether one of them has columns for the dataset; doubts: what is taken but
+    may not be meant. What plan_blocks yields has errors and doubts in the order of lines.
     """
 
     shard: bytes
@@ -71,6 +71,7 @@ class PlannedBlock:
     images: Mapping[int, int] = field(default_factory=dict)  # too many: those of each line
     lines: int = 0
     keeps: bool = False
+    doubts: list[LineError] = field(default_factory=list)
 
     @property
     def requests(self) -> int:
@@ -101,6 +102,7 @@ class Planner:
         missing: set[str] = set()
         lines = images = 0
         keeps = False
+        doubts: dict[int, LineError] = {}
         found: Sequence[Request]
         for number, raw in block.numbered():
             if number in exclude:
@@ -131,6 +133,8 @@ class Planner:
                 keeps |= bool(line.keep)
                 for request in found:
                     rows[id(request.key)].append(request)
+                    if number not in doubts and (doubt := _doubt(request)):
+                        doubts[number] = LineError(number, name, *doubt)
         if missing:
             return _planned([], NO_CALLS, b"", errors, missing=frozenset(missing))
         together: defaultdict[BatchKey, list[Request]] = defaultdict(list)
@@ -143,7 +147,7 @@ class Planner:
         for key, some in groupby(requests, attrgetter("key")):
             groups[key] += sum(1 for _ in some)
         planned = _planned(requests, self._calls(grouped), block.gzipped(), errors, groups)
-        return replace(planned, lines=lines, keeps=keeps)
+        return replace(planned, lines=lines, keeps=keeps, doubts=[*doubts.values()])
 
     def learn(self, route: str) -> None:
         """Find a model's fingerprint out, or why no line may name it.
@@ -235,6 +239,18 @@ def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
         resolver.resolve(number - 1, line.task, image.body, image.custom_id, image.number, slots)
         for image in recipe.images(line.custom_id or "", seed, n)
     ]
+
+
+def _doubt(request: Request) -> tuple[str, str] | None:
+    """The field, and what there is about it, of a request that may not be meant; None for most."""
+    prompt, negative = request.prompt, request.negative_prompt
+    if not prompt.strip():
+        return "prompt", "is empty: the model gets no text"
+    if "{{" in prompt and (place := PLACEHOLDER.search(prompt)):
+        return "prompt", f"nothing fills {place[0]}: the model gets it as it stands"
+    if "{{" in negative and (place := PLACEHOLDER.search(negative)):
+        return "negative_prompt", f"nothing fills {place[0]}: the model gets it as it stands"
+    return None
 
 
 def _count(block: Block, n: int) -> dict[int, int]:

@@ -28,7 +28,7 @@ MAX_LABEL = 128  # characters of a custom_id that name the values of a sweep; mo
 
 KEYS = re.compile(rb'"(?:n|sweep|zip|sample)"')  # what tells a line that has a recipe
 _BODY = frozenset(Body.model_fields)
-_PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]{0,63})\s*\}\}")
+PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]{0,63})\s*\}\}")
 _TEMPLATES = ("prompt", "negative_prompt")
 
 Value = Prompt | int | float
@@ -119,9 +119,7 @@ class Recipe(Body):
         """Raises InvalidRequest for names that are known twice, or nowhere."""
         parts = {"sweep": self.sweep, "zip": self.zip, "sample": self.sample}
         places = [
-            name
-            for field in _TEMPLATES
-            for name in _PLACEHOLDER.findall(getattr(self, field) or "")
+            name for field in _TEMPLATES for name in PLACEHOLDER.findall(getattr(self, field) or "")
         ]
         asked = set(places)
         known = dict[str, str]()
@@ -171,7 +169,7 @@ def _body(given: dict[str, object], values: dict[str, Value]) -> Body:
     if values:
         for name in _TEMPLATES:
             if isinstance(text := filled.get(name), str):
-                filled[name] = _PLACEHOLDER.sub(lambda found: _text(values[found[1]]), text)
+                filled[name] = PLACEHOLDER.sub(lambda found: _text(values[found[1]]), text)
     try:
         return Body.model_validate(filled)
     except ValidationError as wrong:

@@ -143,8 +143,8 @@ def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> 
 
 
 @dataclass(slots=True)
-class Faults:
-    """What is wrong with a manifest: how many lines, for how many reasons, and the first of these.
+class Remarks:
+    """What there is about a manifest's lines: how many, for how many reasons, the first of these.
 
     most: reasons that are kept.
     """
@@ -165,12 +165,13 @@ class Faults:
 class Survey:
     """What a manifest would become. `lines` stand for `requests`, `faults` are of other lines.
 
-    is_refused: whether a submission would be.
+    doubts: of lines that are taken but may not be meant; is_refused: whether a submission would be.
     """
 
     lines: int
     requests: int
-    faults: Faults
+    faults: Remarks
+    doubts: Remarks
     is_refused: bool
     groups: Counter[BatchKey]
 
@@ -189,18 +190,19 @@ def survey(
     Raises: as prepare, but for ManifestRefused.
     """
     groups: Counter[BatchKey] = Counter()
-    faults = Faults(most)
+    faults, doubts = Remarks(most), Remarks(most)
     lines = requests = 0
     for block in plan_blocks(manifest, replace(table, commits={}), options, {}):
         groups += block.groups
         lines += block.lines
         requests += block.requests
         faults.add(block.errors)
+        doubts.add(block.doubts)
         on_lines(requests + faults.lines)
-    return Survey(lines, requests, faults, _is_refused(requests, faults, options), groups)
+    return Survey(lines, requests, faults, doubts, _is_refused(requests, faults, options), groups)
 
 
-def _is_refused(requests: int, faults: Faults, options: PlanOptions) -> bool:
+def _is_refused(requests: int, faults: Remarks, options: PlanOptions) -> bool:
     return faults.lines > 0 and not (options.skip_invalid and requests)
 
 
@@ -227,7 +229,7 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     sizes: list[int] = []
     calls: list[Calls] = []
     jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
-    faults = Faults()
+    faults = Remarks()
     rates = read_rates(rates_file())
     requests = 0
     keeps = False

@@ -63,6 +63,15 @@ def test_plan_lists_the_first_errors_for_people_and_all_for_programs(cli: Cli) -
     assert [one["line"] for one in found["errors"]] == sorted([2, *range(3, 18), *range(3, 18)])
 
 
+def test_plan_warns_of_what_may_not_be_meant(cli: Cli) -> None:
+    manifest = cli.manifest({"prompt": "a {{ color }} cat"}, {"prompt": ""})
+    shown = cli("plan", manifest).stdout
+    assert "2 warnings:\n  line 1: prompt: nothing fills {{ color }}" in shown
+    found = cli.json("plan", manifest)
+    assert (found["invalid"], found["doubtful"]) == (0, 2)
+    assert [one["line"] for one in found["warnings"]] == [1, 2]
+
+
 def test_plan_refuses_what_run_would(cli: Cli) -> None:
     manifest = cli.manifest({"prompt": "fine"}, {"prompt": 1})
     largest = ("--seed", 2**64 - 1)

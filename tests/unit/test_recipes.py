@@ -171,6 +171,24 @@ def test_many_images_are_cut_into_shards_of_bounded_size(lines: int) -> None:
     assert len(plan({}, {}, {}, n=3000)) == 3
 
 
+def test_what_may_not_be_meant_is_told_and_rendered() -> None:
+    filled = {"prompt": "a {{ color }}", "sweep": {"color": ["red", " "]}}
+    odd = [
+        {"prompt": " "},
+        {"prompt": "a {{ color }} {{x}}"},
+        {"prompt": "b", "negative_prompt": "{{ color }}", "n": 2, "model": "shapes"},
+        {"prompt": "{{ color }}", "sweep": {"color": ["", "red"]}},
+    ]
+    (block,) = plan(filled, {"prompt": "{ {a} } }}"}, *odd)
+    assert (block.errors, block.requests) == ([], 9)
+    assert [str(one) for one in block.doubts] == [
+        "line 3: prompt: is empty: the model gets no text",
+        "line 4: prompt: nothing fills {{ color }}: the model gets it as it stands",
+        "line 5: negative_prompt: nothing fills {{ color }}: the model gets it as it stands",
+        "line 6: prompt: is empty: the model gets no text",
+    ]
+
+
 def test_an_accident_is_refused_before_it_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "MAX_EXPANDED", 20_000)
     with pytest.raises(UsageError, match="the lines up to 3 stand for more than 20,000 images"):
