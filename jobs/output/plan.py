@@ -54,7 +54,8 @@ class Plan:
     fingerprints: model name (with ":adapter" for adapters) → what its weights were when planned.
     commits: of its models' weights at the hub, where the models table does not pin them, by
         jobs.models.fingerprints.hub_name. Workers load these.
-    invalid: lines left out by --skip-invalid; reused: requests whose images already existed.
+    invalid: lines left out by --skip-invalid; doubtful: lines that may not be meant; reused:
+        requests whose images already existed.
     team, priority: whose turn it is goes by them; seconds: of one device, that what is left will
     take, as far as one knows; keeps: whether lines have columns that the dataset is to have.
     """
@@ -72,6 +73,7 @@ class Plan:
     priority: Priority = "normal"
     seconds: float = 0.0
     keeps: bool = False
+    doubtful: int = 0
 
     @property
     def requests(self) -> int:

@@ -100,7 +100,7 @@ def submit(
     from producer.control.progress import display
     from producer.control.status import look
     from producer.local.whole import Outcome
-    from producer.planning.submission import Job, identify, launch, prepare
+    from producer.planning.submission import Job, doubts_of, identify, launch, prepare
     from producer.report import say, show, show_json
 
     started = time.monotonic()
@@ -128,6 +128,8 @@ def submit(
         workers = known.workers()
         with display(quiet) as shown:
             plan = prepare(submission, shown.planning, workers)
+            if plan.doubtful:
+                shown.warning(doubts_of(plan))
         known.admit(plan)
         with known.reached():
             summary = launch(plan, storage, known.runs, known.dispatcher)

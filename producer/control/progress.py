@@ -30,6 +30,9 @@ class Display(Protocol):
     def planning(self, lines: int) -> None:
         """So many lines of the manifest are read."""
 
+    def warning(self, text: str) -> None:
+        """Something to look at again."""
+
     def rendering(self, progress: Progress, rate: float | None) -> None:
         """The run stands there. rate: images a second; 0: not known yet; None: none so far."""
 
@@ -125,6 +128,9 @@ class _Nothing:
     def planning(self, lines: int) -> None:
         pass
 
+    def warning(self, text: str) -> None:
+        pass
+
     def rendering(self, progress: Progress, rate: float | None) -> None:
         pass
 
@@ -141,6 +147,9 @@ class _Bar:
 
     def planning(self, lines: int) -> None:
         self._bars.update(self._task, text=f"{lines:,} lines")
+
+    def warning(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def rendering(self, progress: Progress, rate: float | None) -> None:
         self._bars.update(
@@ -168,6 +177,9 @@ class _Lines:
 
     def planning(self, lines: int) -> None:
         self._say(f"Reading the manifest: {lines:,} lines")
+
+    def warning(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     def rendering(self, progress: Progress, rate: float | None) -> None:
         self._say(f"{_stage(progress, rate)}: {_counts(progress, rate)}")

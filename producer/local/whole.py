@@ -17,7 +17,7 @@ from producer.control.progress import Display, follow
 from producer.local.embedded import GO_ON, Crew, Embedded, embedded
 from producer.local.occupancy import occupied
 from producer.planning.rates import measure, rates_file
-from producer.planning.submission import Job, identify, launch, prepare
+from producer.planning.submission import Job, doubts_of, identify, launch, prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,8 @@ def render(
             children.serve([job.table.route(job.options.model).model])
             address = children.open_page() if show_page else None
             plan = prepare(submission, display.planning)
+            if plan.doubtful:
+                display.warning(doubts_of(plan))
             children.serve(plan.models)
             if show_page and address:
                 show_page(f"{address()}/runs/{plan.run_id}")

@@ -129,6 +129,12 @@ def prepare(
     return plan
 
 
+def doubts_of(plan: Plan) -> str:
+    """What to say of a plan with lines that may not be meant."""
+    lines = f"{plan.doubtful:,} line{'' if plan.doubtful == 1 else 's'}"
+    return f"Warning: {lines} may not say what you mean: imagemill plan shows them"
+
+
 def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> Summary | None:
     """Make the run live. Returns its summary if nothing was left to render, else None.
 
@@ -231,7 +237,7 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
     faults = Remarks()
     rates = read_rates(rates_file())
-    requests = 0
+    requests = doubtful = 0
     keeps = False
     with ExitStack() as stack:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
@@ -246,6 +252,7 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
                 jobs.append(block.jobs)
             requests += block.requests
             keeps |= block.keeps
+            doubtful += len(block.doubts)
             _report(report, block)
             faults.add(block.errors)
             on_lines(requests + faults.lines)
@@ -258,7 +265,9 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
         run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), faults.lines, reused,
         dict(table.commits), job.team, job.priority,
     )  # fmt: skip
-    plan = replace(plan, keeps=keeps, seconds=seconds * plan.left / max(1, requests))
+    plan = replace(
+        plan, keeps=keeps, doubtful=doubtful, seconds=seconds * plan.left / max(1, requests)
+    )
     write_plan(storage, plan)
     return plan
 

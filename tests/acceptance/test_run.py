@@ -101,6 +101,13 @@ def test_gzipped_batch_lines_render(cli: Cli) -> None:
     assert Path(row["file_name"]).parts[0] == "images"
 
 
+def test_a_run_warns_of_what_may_not_be_meant(cli: Cli) -> None:
+    manifest = cli.manifest({"prompt": "a {{ color }} cat"}, {"prompt": "a cat"})
+    done = cli("run", manifest, "--out", "out", "--model", "null")
+    assert "Warning: 1 line may not say what you mean: imagemill plan shows them" in done.stderr
+    assert rows(cli.folder / "out" / "metadata.jsonl")[0]["prompt"] == "a {{ color }} cat"
+
+
 def test_two_models_share_a_run(cli: Cli) -> None:
     lines = [
         line | {"model": model}
