@@ -158,10 +158,11 @@ def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
     table = _table(
         "model", "size", "steps", "guidance", "slots", "images", "device time", "measured on"
     )
-    total = 0.0
+    total = guessed = 0.0
     for key, images in survey.groups.most_common():
         guess = estimate(key, images, models, rates)
         total += guess.seconds
+        guessed += 0.0 if guess.device else guess.seconds
         table.add_row(
             Text(f"{key.model}:{key.adapter}" if key.adapter else key.model),
             f"{key.width} x {key.height}",
@@ -172,8 +173,12 @@ def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
             _duration(guess.seconds),
             guess.device or "a guess",
         )
-    _console().print(table)
-    show(f"{_count(survey.requests, 'request')}, about {_duration(total)} on one device")
+    if survey.requests:
+        _console().print(table)
+        part = "" if guessed == total else f"{_duration(guessed)} of it "
+        note = f" ({part}a guess)" if guessed else ""
+        time = f"about {_duration(total)} on one device{note}, once its models are loaded"
+        show(f"{_count(survey.requests, 'request')}, {time}")
     left = "" if survey.is_refused else ", left out"
     _show_remarks(survey.faults, "invalid line", left)
     _show_remarks(survey.doubts, "warning")

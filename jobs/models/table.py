@@ -71,8 +71,8 @@ class Model(BaseModel):
     dtype: "auto" is what the worker's device is fast in; records tell which that was.
     adapters_mib: memory for adapters that stay loaded, least recently used ones leave first.
     threads: CPU threads of the device process, part of a result's identity on the CPU.
-    seconds_per_image: a guess, of an image of that size, that sizes chunks, and estimates until a
-        rate has been measured.
+    seconds_per_image: a guess, of an image of that size and steps, that sizes chunks, and estimates
+        until a rate has been measured.
     options: see jobs.models.options.
     """
 

@@ -80,8 +80,8 @@ def estimate(key: BatchKey, images: int, table: ModelTable, rates: Rates) -> Est
         return Estimate(images * rate.seconds, rate.device)
     width = model.batch_width  # the guess is of an image in a call of so many
     share = cost(slots, width) / slots / (cost(width, width) / width)
-    larger = model.times_larger(key.width, key.height)
-    return Estimate(images * model.seconds_per_image * share * larger)
+    more = model.times_larger(key.width, key.height) * key.steps / model.steps
+    return Estimate(images * model.seconds_per_image * share * more)
 
 
 def _name(model: str, adapter: str, width: int, height: int, steps: int, slots: int) -> str:

@@ -104,7 +104,10 @@ def test_compare_names_what_changed() -> None:
 def test_rates_replace_guesses(tmp_path: Path) -> None:
     key = KEY
     file = tmp_path / "cache" / "rates.json"
-    assert estimate(key, 100, TABLE, read_rates(file)).device == ""
+    guess = estimate(key, 100, TABLE, read_rates(file))
+    assert guess.device == ""
+    longer = replace(key, steps=2 * key.steps)
+    assert estimate(longer, 100, TABLE, read_rates(file)).seconds == 2 * guess.seconds
     row = {"model": "null", "adapter": "", "width": 64, "height": 64, "num_inference_steps": 8}
     row |= {"device_name": "a card", "seconds_render": 0.5, "status": "done", "batch_width": 16}
     row |= {"job_id": "0" * 32, "file_name": f"images/00000/{'0' * 32}.png"}
