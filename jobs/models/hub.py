@@ -5,6 +5,7 @@ Its library is slow to import and not needed for local folders, so each function
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -114,6 +115,23 @@ def cached_commit(repo: str, revision: str | None) -> str | None:
     except OSError:
         return None
     return commit if (folder / "snapshots" / commit).is_dir() else None
+
+
+def fetch_small(repo: str, revision: str | None, files: Sequence[str]) -> Path:
+    """A folder with those of some small files that a repository has at a commit, tag or branch.
+
+    Raises: FatalError: the hub does not have it, or not for us; or it does not answer.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FatalError(
+            f"{repo} is no folder here, and the hub said {type(error).__name__}",
+            advice(error) or "Check its name and the network.",
+        ) from error
 
 
 def snapshot(repo: str, revision: str | None) -> Path | None:

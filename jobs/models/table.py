@@ -16,14 +16,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from jobs.errors import InvalidRequest, UsageError, plain, resembling
+from jobs.errors import ImagemillError, InvalidRequest, UsageError, plain, resembling
 from jobs.models.families import FAMILIES, Capability, Family, family_named
-from jobs.models.inspection import inspect_folder
+from jobs.models.hub import commit_of, fetch_small
+from jobs.models.inspection import FILES, inspect_folder
 from jobs.models.options import Options
 from jobs.requests import MAX_INPUTS, PixelSize
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
+_LOOKED_UP = 16  # models that the table lacks: to look one up may take seconds
 NULL_REPO = "null:"  # of models without weights (worker/null.py)
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -212,7 +214,9 @@ class ModelTable:
                 raise InvalidRequest("model", reason, "model_not_found") from error
             return self._found[name]
         if not self.closed and _REPOSITORY.fullmatch(name):
-            return Model(repo=name)
+            if name not in self._found and len(self._found) < _LOOKED_UP:
+                self._found[name] = _look_up(name)
+            return self._found.get(name) or Model(repo=name)
         known = sorted([*self.models, *self.aliases])
         owned = [(model, a) for model, row in self.models.items() for a in row.adapters]
         near = resembling(name, (*known, *(a for _, a in owned), *map(":".join, owned)))
@@ -266,6 +270,20 @@ class ModelTable:
         """Where weights are: an existing folder or file, or a repository's name."""
         path = self.folder / weights.repo
         return path if path.exists() else weights.repo
+
+
+def _look_up(repo: str) -> Model:
+    """What a repository's small JSON files say of it; nothing more than its name without them.
+
+    They are asked for at the commit that this machine renders with, so that it does not stay at
+    one that it has no weights of. The family is left to the worker: it belongs to the fingerprint,
+    which must not depend on whether the hub has answered.
+    """
+    try:
+        folder = fetch_small(repo, commit_of(repo, None), FILES)
+        return Model.model_validate(inspect_folder(folder, repo) | {"family": None})
+    except (ImagemillError, ValidationError):  # whoever needs the weights will say it better
+        return Model(repo=repo)
 
 
 def _is_pipeline(folder: str) -> bool:

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from jobs.errors import UsageError
+from jobs.models.fingerprints import fingerprint
+from jobs.models.hub import cached_commit, remember
 from jobs.models.inspection import inspect_folder
 from jobs.models.table import Model, load_models
 from producer.report import toml_row
 from producer.upkeep.inspection import inspect_source
+from tests.hub import Hub, serve_hub
 
 
 def pipeline(folder: Path, name: str, files: dict[str, Any], **index: Any) -> Path:
@@ -84,3 +87,59 @@ def test_a_folder_named_in_a_manifest_is_what_its_files_say(tmp_path: Path) -> N
     folder = pipeline(tmp_path, "Flux2KleinPipeline", {})
     model = load_models().get(str(folder))
     assert (model.family, model.max_inputs) == ("flux2-klein", 10)
+
+
+SD = VAE | {"unet/config.json": {"sample_size": 64}}
+
+
+def test_a_repository_that_a_manifest_names_is_what_its_files_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pipeline(tmp_path / "sd", "StableDiffusionPipeline", SD)
+    (folder / "unet/model.safetensors").write_text("weights")
+    hub = Hub({"org/sd": ("1" * 40, folder)})
+    with serve_hub(hub, tmp_path / "cache", monkeypatch):
+        table = load_models()
+        model = table.get("org/sd")
+        assert (model.size, model.batch_width, model.guidance_scale) == ((512, 512), 8, 7.5)
+        assert "edit" in model.takes
+        assert not [name for name in hub.got if name.endswith(".safetensors")]
+        got = list(hub.got)
+        assert table.get("org/sd") == model
+        # The same as that of a worker that was told nothing; and nothing holds this machine to it.
+        assert fingerprint(table, model) == fingerprint(table, Model(repo="org/sd"))
+        assert cached_commit("org/sd", None) is None
+        assert hub.got == got
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert load_models().get("org/sd") == Model(repo="org/sd")  # nobody can tell
+        remember("org/sd", None, "1" * 40)
+        assert load_models().get("org/sd") == model
+
+
+@pytest.mark.parametrize("index", [None, "StableDiffusionPipeline"])
+def test_a_repository_that_tells_nothing_of_use_is_taken_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: str | None
+) -> None:
+    files = {"unet/config.json": {"sample_size": 0.5}}
+    folder = pipeline(tmp_path / "sd", index, files) if index else tmp_path
+    with serve_hub(Hub({"org/sd": ("1" * 40, folder)}), tmp_path / "cache", monkeypatch):
+        found = load_models().get("org/sd")
+    assert found.repo == "org/sd"
+    assert found.size == ((512, 512) if index else (1024, 1024))
+
+
+def test_no_more_repositories_are_asked_than_a_manifest_may_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def look_up(repo: str) -> Model:
+        asked.append(repo)
+        return Model(repo=repo)
+
+    monkeypatch.setattr("jobs.models.table._look_up", look_up)
+    table = load_models()
+    for number in range(100):
+        assert table.get(f"org/{number}").repo == f"org/{number}"
+        assert table.get("org/0").repo == "org/0"
+    assert len(asked) == 16

@@ -64,7 +64,8 @@ repo = "x/z"
 """
 
 
-def test_routes(tmp_path: Path) -> None:
+def test_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     table = load_models(table_of(tmp_path, TWO))
     assert table.route(None).model == "a"
     assert (table.route("a:ink").model, table.route("a:ink").adapter) == ("a", "ink")
