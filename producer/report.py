@@ -118,6 +118,8 @@ def show_outcome(outcome: Outcome) -> None:
         }
         reasons = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
         show(f"{summary.without_image:,} without an image ({reasons}): {out}/{layout.ERRORS}")
+    for scorer, problem in summary.unscored.items():
+        show(f"No scores of {scorer} for some images: {problem}")
 
 
 def show_outcome_json(outcome: Outcome) -> None:

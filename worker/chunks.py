@@ -14,6 +14,7 @@ from jobs.errors import FatalError
 from jobs.output import layout
 from jobs.output.plan import Chunk, Plan, read_plan, read_shard
 from jobs.output.records import Record, RecordStatus, chunks_done, read_part, write_part
+from jobs.output.scores import write_scores_of
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
 
@@ -146,6 +147,7 @@ class Work:
     def store_done(self, records: list[Record]) -> None:
         """Write the part that completes the chunk. Every image must be in storage by then."""
         path = layout.done_part(self.run_id, self.shard, self.chunk)
+        self._store_scores(records, f"{self.chunk:04d}")
         write_part(self.run.storage, path, records)
 
     def store_interrupted(self, records: list[Record]) -> None:
@@ -153,7 +155,12 @@ class Work:
         if records:
             token = uuid.uuid4().hex[:8]
             path = layout.interrupted_part(self.run_id, self.shard, self.chunk, token)
+            self._store_scores(records, f"{self.chunk:04d}.{token}")
             write_part(self.run.storage, path, records)
+
+    def _store_scores(self, records: list[Record], chunk: str) -> None:
+        """Write what the records' images got, before a part says that they are done."""
+        write_scores_of(self.run.storage, self.run_id, self.shard, chunk, records)
 
 
 def count(statuses: Iterable[RecordStatus]) -> tuple[int, int]:

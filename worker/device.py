@@ -102,8 +102,8 @@ def work(connection: Connection, worker: Worker) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     log_to_stderr(load_settings().log_format, PROCESS_TEXT)
-    storehouse = Storehouse(connection)  # it forks, so it comes before all threads
-    shop = make_workshop(worker, storehouse.put)
+    storehouse = Storehouse(connection, worker.device)  # it forks, so it comes before all threads
+    shop = make_workshop(worker, storehouse.put, storehouse.score)
     with heartbeat("counts", REPORT_SECONDS, shop.report):
         Device(shop, connection).serve()
         shop.settle()

@@ -33,18 +33,24 @@ Placed = tuple[Rendered, str]  # and where its file goes, below its storage
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where images go, and what their records say about whoever rendered them."""
+    """Where images go, and what their records say about whoever rendered them.
+
+    scorers: those of the run, as its plan names them, by which stored images are scored at once.
+    """
 
     storage: Storage
     worker: str
     attempt: int
+    scorers: tuple[str, ...] = ()
 
     def put_all(self, images: Sequence[Placed]) -> list[Record]:
-        """As `put`, one after the other."""
-        return [self.put(one, path) for one, path in images]
+        """As `put`, one after the other, without scores."""
+        return [self.put(one, path)[0] for one, path in images]
 
-    def put(self, one: Rendered, path: str) -> Record:
+    def put(self, one: Rendered, path: str) -> tuple[Record, bytes]:
         """Encode and store one image; a failure, also of the encoding, only becomes a record.
+
+        Returns the record, and the file; empty if there is none.
 
         Raises:
             TransientError, FatalError: it could not be stored.
@@ -63,7 +69,7 @@ class Shelf:
         if data:
             self.storage.write(path, data, durable=False)
             stored = time.perf_counter()
-        return Record(
+        record = Record(
             request=request,
             status=one.status,
             stack=one.stack,
@@ -86,6 +92,7 @@ class Shelf:
             message=one.message,
             prompt_tokens_cut=one.tokens_cut,
         )
+        return record, data
 
 
 Put = Callable[[Shelf, Sequence[Placed]], list[Record]]
@@ -116,8 +123,9 @@ class Output:
     """What one chunk has rendered, on its way into storage. Made anew for each attempt.
 
     put: stores some images, in a thread of the executor; worker: the name of this process;
-    attempt: 1 for the chunk's first; flow: taken for each batch until it is stored; meter: counts
-    each batch; taken: requests so far; settled: job id → status of those whose images are stored.
+    attempt: 1 for the chunk's first; scorers: see Shelf; flow: taken for each batch until it is
+    stored; meter: counts each batch; taken: requests so far; settled: job id → status of those
+    whose images are stored.
     """
 
     storage: Storage
@@ -125,6 +133,7 @@ class Output:
     shard: int
     worker: str
     attempt: int
+    scorers: tuple[str, ...] = ()
     flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))
     meter: Meter = field(default_factory=Meter)
     taken: int = 0
@@ -147,7 +156,7 @@ class Output:
         is_local = self.storage.local_root is not None
         together = max(1, SMALL_PIXELS // (key.width * key.height)) if is_local else 1
         placed = [(one, self._path(one.request)) for one in batch]
-        shelf = Shelf(self.storage, self.worker, self.attempt)
+        shelf = Shelf(self.storage, self.worker, self.attempt, self.scorers)
         stored = [
             self.executor.submit(self.put, shelf, placed[start : start + together])
             for start in range(0, len(batch), together)

@@ -109,8 +109,9 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
     shop.at_work.enter()
     shop.tell(work.run_id, work.model)
     output = Output(
-        work.run.storage, shop.executor, work.shard, shop.name, work.attempt.number, shop.flow,
-        shop.clock.start(work.run_id, work.run.epoch), put=shop.put,
+        work.run.storage, shop.executor, work.shard, shop.name, work.attempt.number,
+        work.run.plan.scorers, shop.flow, shop.clock.start(work.run_id, work.run.epoch),
+        put=shop.put,
     )  # fmt: skip
     try:
         if work.attempt.number > 1:
@@ -300,7 +301,8 @@ def finalize(shop: Workshop, make_way: MakeWay, run_id: str, epoch: int) -> None
             log.warning("Run %s: queueing what is missing", run_id)
             start_run(run.plan, run.storage, shop.runs, shop.dispatcher)
             return
-        summary = write_dataset(run.storage, run.plan)
+        problems = shop.score(run.storage, run.plan) if run.plan.scorers else {}
+        summary = write_dataset(run.storage, run.plan, problems)
         shop.runs.finish(run_id, summary.done, summary.failed + summary.rejected)
         log.info("Run %s finished: %d images", run_id, summary.done)
 

@@ -23,6 +23,7 @@ from jobs.calls.claims import Claims
 from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy
 from jobs.models.table import load_models
+from jobs.output.plan import Plan
 from jobs.output.storage import Storage
 from jobs.settings import load_settings
 from worker.chunks import LiveRun, Shards, open_run
@@ -38,6 +39,8 @@ from worker.storing import IN_FLIGHT, Counted, Put, Shelf
 RUNS_KEPT = 8
 CALL_INPUTS = 4  # threads
 
+Score = Callable[[Storage, Plan], dict[str, str]]  # as worker.storehouse.Storehouse's
+
 
 @dataclass
 class Workshop:
@@ -45,14 +48,15 @@ class Workshop:
 
     name: the worker's; models: what it serves, the first of them loaded at once; call_slots: those
     that pipeline calls for interactive calls may have, by model; weights: of teams, for turns;
-    fitness: what it cannot render for now; stage renders, executor stores by means of put, inputs
-    loads what runs name, call_inputs what calls do; decoding: how much at a time; policy, stores:
-    what inputs may be and where from; device: the one thread that touches models; flow: how many
-    rendered batches may be on their way into storage, and call_flow the same of calls; at_work:
-    chunks that have begun; pace: seconds a request, by model, of the last batch; clock: when the
-    device was last at work; unfed: until when (monotonic seconds) others come before a run that
-    could not be fed; pause_seconds: before a message that met a passing fault goes back; counts:
-    what it did, reported to counters; stopping: set when it is to end after its batch.
+    fitness: what it cannot render for now; stage renders, executor stores by means of put, and
+    score scores what put has not; inputs loads what runs name, call_inputs what calls do;
+    decoding: how much at a time; policy, stores: what inputs may be and where from; device: the one
+    thread that touches models; flow: how many rendered batches may be on their way into storage,
+    and call_flow the same of calls; at_work: chunks that have begun; pace: seconds a request, by
+    model, of the last batch; clock: when the device was last at work; unfed: until when (monotonic
+    seconds) others come before a run that could not be fed; pause_seconds: before a message that
+    met a passing fault goes back; counts: what it did, reported to counters; stopping: set when it
+    is to end after its batch.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Workshop:
     stage: Stage
     executor: ThreadPoolExecutor
     put: Put
+    score: Score
     inputs: ThreadPoolExecutor
     call_inputs: ThreadPoolExecutor
     policy: InputPolicy
@@ -155,8 +160,8 @@ class AtWork:
             self._changed.wait_for(lambda: self._count <= 1)
 
 
-def make_workshop(worker: Worker, put: Put) -> Workshop:
-    """The tools of a worker's device process."""
+def make_workshop(worker: Worker, put: Put, score: Score) -> Workshop:
+    """The tools of a worker's device process. put, score: how images are stored and scored."""
     settings = load_settings()
     client, seal = connect(settings), make_seal(settings)
     table = load_models(settings.models)
@@ -176,6 +181,7 @@ def make_workshop(worker: Worker, put: Put) -> Workshop:
         stage=Stage(renderers, settings.batch_seconds),
         executor=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="store"),
         put=Counted(put, counts),
+        score=score,
         # Apart from those that store: a slow host must not hold images up.
         inputs=ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="load"),
         # A facade has fetched them: they wait for no URLs of a run.

@@ -60,7 +60,8 @@ def wake_message(model: str, seal: Seal) -> bytes:
 def start_run(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> int | None:
     """Make a planned run live and send its feeds; also the whole of `resume`.
 
-    Returns the run's epoch; None if every chunk is done, so that only the dataset is to be written.
+    Returns the run's epoch; None if every chunk is done, and no image is to be scored, so that only
+    the dataset is to be written.
     """
     done = chunks_done(storage, plan)
     sizes: list[tuple[int, int]] = []
@@ -76,4 +77,7 @@ def start_run(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) 
     epoch = runs.open(plan, storage.uri, sizes)
     for model, place in first.items():
         dispatcher.feed(plan.run_id, epoch, model, place)
-    return epoch if first else None
+    if first or not plan.scorers:
+        return epoch if first else None
+    dispatcher.finalize(plan.run_id, epoch, plan.models[0])
+    return epoch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -39,7 +39,8 @@ class Summary:
     stacks: what rendered how many images; device_seconds: render time summed over devices;
     device_span: from each device's first pipeline call to the end of its last, summed;
     device_slots: what all calls had room for; the other seconds are summed over images; invalid:
-    lines that --skip-invalid left out. device_seconds are without those of compiling.
+    lines that --skip-invalid left out; unscored: scorers that failed, as the plan names them, and
+    why. device_seconds are without those of compiling.
     """
 
     run_id: str
@@ -66,6 +67,7 @@ class Summary:
     seconds_store: float = 0.0
     device_span: float = 0.0
     device_slots: int = 0
+    unscored: dict[str, str] = field(default_factory=dict)
 
     @property
     def busy(self) -> float:
@@ -84,8 +86,8 @@ class Summary:
 
     @property
     def worth_trying_again(self) -> bool:
-        """Whether a request without an image may get one next time."""
-        return bool(self.failed or self.unreachable)
+        """Whether a request may get the image, or an image the scores, that it has not."""
+        return bool(self.failed or self.unreachable or self.unscored)
 
     @property
     def seconds(self) -> float:
@@ -185,14 +187,16 @@ def planned(plan: Plan, state: RunState = "running") -> Summary:
     )
 
 
-def write_dataset(storage: Storage, plan: Plan) -> Summary:
+def write_dataset(storage: Storage, plan: Plan, unscored: Mapping[str, str] = {}) -> Summary:
     """Write the dataset of a run whose every request has a record; returns what run.json says.
+
+    unscored: see Summary.
 
     Raises:
         IncompleteRun: a request has no record; nothing is replaced.
     """
     tally = _write_rows(storage, plan)
-    summary = tally.summary(plan)
+    summary = replace(tally.summary(plan), unscored=dict(unscored))
     write_summary(storage, summary)
     return summary
 

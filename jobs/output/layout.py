@@ -12,6 +12,7 @@ _run/<run id>/parts/00000.reused.<n>.jsonl    records of an earlier run with the
 _run/<run id>/scores/<scorer>.<version>/00000.jsonl   columns that hang on all images of the run
 _scores/<scorer>.json          the version of a scorer, and the columns that the dataset shows
 _scores/<scorer>.<version>/00000.<run id>.00000.jsonl   an image folder's, by who scored it
+_scores/<scorer>.<version>/00000.<run id>.00000.0000.jsonl   a chunk's, scored as it was rendered
 _inputs/<sha256>               input images that requests name by their hash
 """
 
@@ -30,7 +31,9 @@ _PART = re.compile(
     r"(?P<shard>[0-9]{5,9})\."
     r"((?P<chunk>[0-9]{4,9})\.((?P<done>done)|[0-9a-z]+)|reused\.[0-9]{4,9})\.jsonl"
 )
-_SCORES = re.compile(r"([0-9]{5,9})\.[A-Za-z0-9_-]{1,64}\.[0-9]{5,9}\.jsonl")
+_SCORES = re.compile(
+    r"([0-9]{5,9})\.[A-Za-z0-9_-]{1,64}\.[0-9]{5,9}(\.[0-9]{4,9}(\.[0-9a-z]+)?)?\.jsonl"
+)
 
 
 def image(shard: int, job_id: str, image_format: ImageFormat) -> str:
@@ -89,9 +92,11 @@ def scores(key: str) -> str:
     return f"{SCORES}/{key}"
 
 
-def folder_scores(key: str, folder: int, run_id: str, shard: int) -> str:
-    """Scores of images in images/<folder>/, made when a shard of a run was scored."""
-    return f"{scores(key)}/{folder:05d}.{run_id}.{shard:05d}.jsonl"
+def folder_scores(key: str, folder: int, run_id: str, shard: int, chunk: str = "") -> str:
+    """Scores of images in images/<folder>/, made when a shard of a run was scored, or a chunk of it
+    was rendered: then that one's number, and what tells attempts apart."""
+    which = f"{shard:05d}.{chunk}" if chunk else f"{shard:05d}"
+    return f"{scores(key)}/{folder:05d}.{run_id}.{which}.jsonl"
 
 
 def folder_of_scores(name: str) -> int | None:

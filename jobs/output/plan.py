@@ -58,6 +58,7 @@ class Plan:
         requests whose images already existed.
     team, priority: whose turn it is goes by them; seconds: of one device, that what is left will
     take, as far as one knows; keeps: whether lines have columns that the dataset is to have.
+    scorers: that give images columns, as NAME or NAME=WEIGHTS.
     """
 
     run_id: str
@@ -74,6 +75,7 @@ class Plan:
     seconds: float = 0.0
     keeps: bool = False
     doubtful: int = 0
+    scorers: tuple[str, ...] = ()
 
     @property
     def requests(self) -> int:
@@ -90,8 +92,12 @@ class Plan:
 
     @property
     def models(self) -> list[str]:
-        """The models that still have something to render, in order of first use."""
-        return list(dict.fromkeys(c.model for shard in self.shards for c in shard.chunks))
+        """The models that still have something to render, in order of first use. Of a run that
+        only has images to score, the first that it names: one of its workers does that."""
+        found = list(dict.fromkeys(c.model for shard in self.shards for c in shard.chunks))
+        if self.scorers and not found:
+            return [next(iter(self.fingerprints)).partition(":")[0]]
+        return found
 
     @cached_property
     def first_numbers(self) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from itertools import islice
 from typing import Any, Literal, TypedDict, cast
@@ -20,6 +20,8 @@ from jobs.output.storage import Storage
 from jobs.requests import Request
 
 RecordStatus = Literal["done", "rejected", "failed"]
+Score = str | int | float | bool
+Scores = Mapping[str, Score]  # column → an image's; without those that it has not
 
 PARTS_AHEAD = 16
 
@@ -149,7 +151,8 @@ class Record:
     """One request's end. Done records have a file; the others have a code and a message.
 
     sha256 and bytes are of the stored file; created_at is UTC, ISO 8601; prompt_tokens_cut counts
-    the tokens at the prompt's end that the model's text encoder never read.
+    the tokens at the prompt's end that the model's text encoder never read. scores: by the key of
+    a scorer; they lie beside records, and no row has them.
     """
 
     request: Request
@@ -165,6 +168,7 @@ class Record:
     code: str = ""
     message: str = ""
     prompt_tokens_cut: int = 0
+    scores: Mapping[str, Scores] = field(default_factory=dict)
 
     def row(self) -> Row:
         """The flat form that parts and the dataset hold.

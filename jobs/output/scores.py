@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,11 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import FatalError
 from jobs.ids import COLUMN, JOB_ID, SCORER, short_digest
 from jobs.output import layout
-from jobs.output.records import OWN_COLUMNS, Row, encode_part
+from jobs.output.records import OWN_COLUMNS, Record, Row, Scores, encode_part
 from jobs.output.storage import Storage
-
-Score = str | int | float | bool
-Scores = Mapping[str, Score]  # column → an image's; without those that it has not
 
 MAX_TEXT = 1000  # characters of a score
 FOLDERS_KEPT = 8  # whose scores are in memory
@@ -88,23 +85,30 @@ def read_scorings(storage: Storage) -> list[Scoring]:
     return found
 
 
-def write_scores(
-    storage: Storage, path: str, columns: Sequence[str], rows: Iterable[tuple[Row, Scores]]
-) -> None:
-    """Write what images got, each beside its job id and the SHA-256 of its file.
+def check_scores(scores: Scores) -> None:
+    """Raises FatalError: one is no finite number, truth or text of at most MAX_TEXT characters."""
+    for name, value in scores.items():
+        if not _is_score(value):
+            raise FatalError(
+                f"the scorer gave {value!r:.80} as {name}",
+                f"Scores are finite numbers, bools, and text of at most {MAX_TEXT} characters.",
+            )
 
-    Raises:
-        FatalError: a score is no finite number, truth or text of at most MAX_TEXT characters.
-    """
+
+def write_scores(storage: Storage, path: str, rows: Iterable[tuple[Row, Scores]]) -> None:
+    """Write what images got, each beside its job id and the SHA-256 of its file."""
     found = [{"job_id": r["job_id"], "sha256": r["sha256"], **scores} for r, scores in rows]
-    for row in found:
-        for name in columns:
-            if name in row and not _is_score(row[name]):
-                raise FatalError(
-                    f"the scorer gave {row[name]!r:.80} as {name}",
-                    f"Scores are finite numbers, bools, and text of at most {MAX_TEXT} characters.",
-                )
     storage.write(path, encode_part(cast("list[Row]", found)))
+
+
+def write_scores_of(
+    storage: Storage, run_id: str, shard: int, chunk: str, records: Sequence[Record]
+) -> None:
+    """Write what scorers gave the images of a chunk as they were rendered; chunk: its number, and
+    whatever tells an attempt at it from others."""
+    for key in sorted({key for record in records for key in record.scores}):
+        rows = [(one.row(), one.scores[key]) for one in records if key in one.scores]
+        write_scores(storage, layout.folder_scores(key, shard, run_id, shard, chunk), rows)
 
 
 def _is_score(value: object) -> bool:
@@ -125,12 +129,11 @@ class ScoreReader:
         for name in storage.list(folder):
             if (number := layout.folder_of_scores(name)) is not None:
                 self._files.setdefault(number, []).append(f"{folder}/{name}")
-        self._read: OrderedDict[int, dict[str, tuple[str, Scores]]] = OrderedDict()
+        self._read: OrderedDict[int, dict[tuple[str, str], Scores]] = OrderedDict()
 
     def find(self, row: Row) -> Scores | None:
         """The scores of an image; None if it has none, or has other bytes by now."""
-        sha256, scores = self._folder(folder_of(row)).get(row["job_id"], ("", None))
-        return scores if sha256 == row["sha256"] else None
+        return self._folder(folder_of(row)).get((row["job_id"], row["sha256"]))
 
     def relations(self, run_id: str, shard: int) -> dict[str, tuple[str, Scores]]:
         """job id → (SHA-256, columns that hang on all images of the run); empty if not known."""
@@ -138,13 +141,14 @@ class ScoreReader:
             return {}
         path = layout.relations(run_id, self._scoring.key, shard)
         try:
-            return dict(self._rows(path, self._scoring.relations))
+            rows = self._rows(path, self._scoring.relations)
+            return {job_id: (sha256, scores) for (job_id, sha256), scores in rows}
         except FileNotFoundError:
             return {}
 
-    def _folder(self, number: int) -> dict[str, tuple[str, Scores]]:
+    def _folder(self, number: int) -> dict[tuple[str, str], Scores]:
         if number not in self._read:
-            found: dict[str, tuple[str, Scores]] = {}
+            found: dict[tuple[str, str], Scores] = {}
             for path in self._files.get(number, ()):
                 found |= self._rows(path, self._scoring.columns)
             self._read[number] = found
@@ -153,8 +157,8 @@ class ScoreReader:
         self._read.move_to_end(number)
         return self._read[number]
 
-    def _rows(self, path: str, columns: Sequence[str]) -> Iterator[tuple[str, tuple[str, Scores]]]:
-        """Raises FatalError for what imagemill did not write."""
+    def _rows(self, path: str, columns: Sequence[str]) -> Iterator[tuple[tuple[str, str], Scores]]:
+        """(job id, SHA-256), scores. Raises FatalError for what imagemill did not write."""
         with self._storage.reader(path) as lines:
             for line in lines:
                 try:
@@ -166,7 +170,7 @@ class ScoreReader:
                     good = False
                 if not good:
                     raise _foreign(self._storage, path)
-                yield job_id, (sha256, row)
+                yield (job_id, sha256), row
 
 
 class Joiner:

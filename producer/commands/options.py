@@ -89,6 +89,16 @@ Keep = Annotated[
         rich_help_panel=REQUESTS,
     ),
 ]
+Scorers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--score",
+        metavar="NAME[=WEIGHTS]",
+        help="Score the images as they are rendered, as imagemill score does later: statistics, "
+        "duplicates, shapes, clip=FOLDER or REPOSITORY, or what is installed; may be repeated.",
+        rich_help_panel=REQUESTS,
+    ),
+]
 SkipInvalid = Annotated[
     bool,
     typer.Option(
@@ -169,6 +179,7 @@ def planned(
     model: str | None,
     map: list[str] | None,
     keep: list[str] | None,
+    score: list[str] | None = None,
     **given: Any,
 ) -> PlanOptions:
     """What a command's options say of a plan, whose inputs may be files of this machine.
@@ -176,9 +187,10 @@ def planned(
     given: other fields of PlanOptions, by name.
 
     Raises:
-        UsageError: an option of `map` or `keep` is none, or there is no such model.
+        UsageError: an option of `map`, `keep` or `score` is none, or there is no such model.
     """
     from jobs.errors import InvalidRequest, UsageError
+    from jobs.output.scorers import scorers_of
     from producer.planning.resolution import PlanOptions
     from producer.planning.tables import columns_of, kept_columns
 
@@ -193,5 +205,6 @@ def planned(
         stores=tuple(sorted(settings.input_stores)),
         columns=columns_of(map),
         keep=kept_columns(keep),
+        scorers=scorers_of(score),
         **given,
     )

@@ -28,6 +28,7 @@ def run(
     n: options.Images = 1,
     map: options.Columns = None,
     keep: options.Keep = None,
+    score: options.Scorers = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     team: options.Team = OPEN_TEAM,
@@ -57,6 +58,7 @@ def run(
         model,
         map,
         keep,
+        score,
         seed=seed,
         format=format,
         limit=limit,
@@ -83,6 +85,7 @@ def submit(
     n: options.Images = 1,
     map: options.Columns = None,
     keep: options.Keep = None,
+    score: options.Scorers = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     team: options.Team = OPEN_TEAM,
@@ -112,6 +115,7 @@ def submit(
         model,
         map,
         keep,
+        score,
         seed=seed,
         format=format,
         limit=limit,
@@ -179,14 +183,14 @@ def _warn(run_id: str, known: Installation) -> None:
 
 
 def end(outcome: Outcome, quiet: bool, as_json: bool) -> None:
-    """Show an outcome; exits with 1 if a request has no image."""
+    """Show an outcome; exits with 1 if a request has no image, or an image not all its scores."""
     from producer.report import show_outcome, show_outcome_json
 
     if as_json:
         show_outcome_json(outcome)
     elif not quiet:
         show_outcome(outcome)
-    if outcome.summary.without_image:
+    if outcome.summary.without_image or outcome.summary.unscored:
         raise typer.Exit(Exit.FAILED)
 
 

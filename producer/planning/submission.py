@@ -83,8 +83,9 @@ def identify(job: Job) -> Submission:
     digest = manifest_digest(job.manifest)
     table = {name: model.model_dump(mode="json") for name, model in job.table.models.items()}
     options = asdict(job.options)
-    if not job.options.keep:  # so that runs of before there was such an option are known
-        del options["keep"]
+    for name in ("keep", "scorers"):
+        if not options[name]:  # so that runs of before there was such an option are known
+            del options[name]
     content = [digest, options, job.table.default, table, storage.uri]
     if job.table.aliases:
         content.append(job.table.aliases)
@@ -265,8 +266,9 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
         run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), faults.lines, reused,
         dict(table.commits), job.team, job.priority,
     )  # fmt: skip
+    seconds *= plan.left / max(1, requests)
     plan = replace(
-        plan, keeps=keeps, doubtful=doubtful, seconds=seconds * plan.left / max(1, requests)
+        plan, keeps=keeps, doubtful=doubtful, seconds=seconds, scorers=job.options.scorers
     )
     write_plan(storage, plan)
     return plan

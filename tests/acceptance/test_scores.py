@@ -69,6 +69,60 @@ def test_a_killed_scoring_goes_on(cli: Cli) -> None:
     assert "broken, clip, duplicates, shapes, slow, statistics" in text
 
 
+def scores(out: Path, *names: str) -> list[tuple[object, ...]]:
+    """These columns of a dataset, with the images' hashes."""
+    return [tuple(map(row.get, ("sha256", *names))) for row in rows(out / "metadata.jsonl")]
+
+
+def kept(out: Path) -> list[str]:
+    """All that a dataset keeps of its images' scores."""
+    files = (out / "_scores").glob("*/*.jsonl")
+    return sorted(line for file in files for line in file.read_text().splitlines())
+
+
+@pytest.mark.usefixtures("plugin")
+def test_images_are_scored_as_they_are_rendered(cli: Cli) -> None:
+    manifest = cli.manifest(*circles(600))
+    given = ["--score", "statistics", "--score", "slow", "--score", "duplicates"]
+    columns = ("contrast", "sharpness", "pace", "pixel_hash", "duplicate_of")
+    cli("run", manifest, "--model", "null", "--out", "later")
+    cli("score", "later", *(one.replace("--score", "--with") for one in given))
+    killed = cli.start("run", manifest, "--model", "null", "--out", "now", *given)
+    eventually(lambda: list((cli.folder / "now/_scores").glob("slow.*/*.jsonl")))
+    killed.kill()
+    killed.communicate()
+    assert not (cli.folder / "now/metadata.jsonl").exists()
+    cli("run", manifest, "--model", "null", "--out", "now", *given)
+    for file in (cli.folder / "now/_scores").glob("*/*.jsonl"):
+        assert file.name.count(".") == 4, "of a chunk: nothing was left to score at the end"
+    assert scores(cli.folder / "now", *columns) == scores(cli.folder / "later", *columns)
+    assert kept(cli.folder / "now") == kept(cli.folder / "later")
+    assert [one["scored"] for one in cli.json("score", "now", "--with", "slow")] == [0]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_scorer_that_fails_costs_no_image(cli: Cli) -> None:
+    manifest = cli.manifest(*circles(5))
+    command = ["run", manifest, "--model", "null", "--out", "out"]
+    given = ["--score", "broken", "--score", "statistics"]
+    text = cli(*command, *given, code=1).stdout
+    assert "No scores of broken for some images: scorer broken failed at images/" in text
+    assert "RuntimeError: no such layer" in text
+    found = rows(cli.folder / "out/metadata.jsonl")
+    assert len(found) == 5
+    assert all("contrast" in row and "depth" not in row for row in found)
+    working = (cli.folder / "site/slow.py").read_text().replace("raise RuntimeError", "return")
+    working = working.replace('return("no such layer")', 'return {"depth": [2.5] * len(rows)}')
+    (cli.folder / "site/slow.py").write_text(working)
+    assert cli.json(*command, *given)["summary"]["reused"] == 5
+    assert [row["depth"] for row in rows(cli.folder / "out/metadata.jsonl")] == [2.5] * 5
+    # One more scorer is another run, which renders nothing.
+    again = cli.json(*command, "--score", "slow")["summary"]
+    assert (again["reused"], again["unscored"]) == (5, {})
+    assert {"pace", "depth"} <= rows(cli.folder / "out/metadata.jsonl")[0].keys()
+    assert "no scorer is called 'x'" in cli(*command, "--score", "x", code=2).stderr
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP model of random weights, with the demo model's words."""

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.broker.fleet import Worker
 from tests.sites import Site
+from worker.scoring.raters import Raters
 from worker.storing import Shelf
 from worker.workshop import Workshop, make_workshop
 
@@ -17,9 +18,8 @@ def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
     """The tools of a device process of the null model, in this process."""
     for name, value in site.settings.environment().items():
         monkeypatch.setenv(name, value)
-    shop = make_workshop(
-        Worker(name="w", models=("null",), device="cpu", host="host", pid=1), Shelf.put_all
-    )
+    worker = Worker(name="w", models=("null",), device="cpu", host="host", pid=1)
+    shop = make_workshop(worker, Shelf.put_all, Raters("cpu").score)
     yield shop
     for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
         threads.shutdown()

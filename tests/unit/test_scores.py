@@ -23,6 +23,7 @@ from tests.datasets import make_run
 from tests.support import rows
 from worker.scoring.duplicates import DISTANCE, Duplicates, first_near
 from worker.scoring.job import Outcome, score
+from worker.scoring.rater import Rater
 from worker.scoring.scorer import Scorer, make_scorer
 from worker.scoring.statistics import Statistics
 
@@ -61,7 +62,7 @@ class Mean:
 def run(out: str, scorer: Scorer, name: str = "mean") -> Outcome:
     relations = tuple(getattr(scorer, "relations", ()))
     scoring = Scoring(name, scorer.version, tuple(scorer.columns), relations)
-    return score(open_storage(out), scorer, scoring, lambda *_: None)
+    return score(open_storage(out), Rater(scorer, scoring), lambda *_: None)
 
 
 @pytest.fixture
@@ -245,7 +246,7 @@ def test_shapes_judges_the_demo_model(out: str) -> None:
     prompts = [scenes[0].captions()[0], scenes[0].captions()[0], "a cat"]
     make_run(out, [pictures[0], Image.new("RGB", (64, 64), (20, 20, 20)), pictures[0]], prompts)
     scorer, scoring = make_scorer("shapes", "", "cpu")
-    score(open_storage(out), scorer, scoring, lambda *_: None)
+    score(open_storage(out), Rater(scorer, scoring), lambda *_: None)
     found = metadata(out)
     assert (found[0]["shapes"], found[0]["shapes_wrong"]) == (1.0, "")
     assert found[1]["shapes"] < 0.5

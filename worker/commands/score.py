@@ -17,7 +17,7 @@ from worker.commands.ending import explained
 from worker.process.devices import choose_devices
 from worker.process.environment import environment
 from worker.scoring.job import Outcome, score
-from worker.scoring.scorer import make_scorer
+from worker.scoring.rater import make_rater
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -53,16 +53,14 @@ def main(
 
 
 def _score(storage: Storage, wanted: str, device: str, quiet: bool) -> Outcome:
-    name, _, weights = wanted.partition("=")
-    scorer, scoring = make_scorer(name, weights, device)
+    rater = make_rater(wanted, device)
     console = Console(stderr=True)
     hidden = quiet or not console.is_terminal  # where a bar is but an empty line
     with Progress(console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(rater.scoring.name, total=None)
         outcome = score(
-            storage, scorer, scoring,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+            storage, rater, lambda done, total: bar.update(task, completed=done, total=total)
+        )
     if not quiet:
         typer.echo(_told(outcome))
     return outcome

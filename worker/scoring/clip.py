@@ -14,8 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from jobs.errors import FatalError, UsageError
 from jobs.models.fingerprints import files_digest
 from jobs.models.hub import advice, commit_of
-from jobs.output.records import Row
-from jobs.output.scores import Score
+from jobs.output.records import Row, Score
 
 
 class ClipScore:
@@ -53,15 +52,19 @@ class ClipScore:
     @torch.inference_mode()
     def score(self, images: Sequence[Image], rows: Sequence[Row]) -> Mapping[str, Sequence[Score]]:
         """The cosine of each, to six digits."""
+        both = zip(images, rows, strict=True)
+        return {"clip": [round(self._cosine(image, row["prompt"]), 6) for image, row in both]}
+
+    def _cosine(self, image: Image, prompt: str) -> float:
+        # One at a time: in a batch the last digits hang on what else is in it.
         texts = self._tokenizer(
-            [row["prompt"] for row in rows],
+            [prompt],
             padding="max_length", max_length=self._length, truncation=True, return_tensors="pt",
         ).to(self._device)  # fmt: skip
-        pixels = self._processor(images=list(images), return_tensors="pt").to(self._device)
+        pixels = self._processor(images=[image], return_tensors="pt").to(self._device)
         found = self._model(
             input_ids=texts["input_ids"],
             attention_mask=texts["attention_mask"],
             pixel_values=pixels["pixel_values"],
         )
-        cosines = (found.image_embeds * found.text_embeds).sum(dim=-1)
-        return {"clip": [round(value, 6) for value in cosines.tolist()]}
+        return float((found.image_embeds * found.text_embeds).sum())

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from jobs.output.records import Row
-from jobs.output.scores import Score, Scores
+from jobs.output.records import Row, Score, Scores
 
 SIDE = 512  # pixels; PDQ's own advice for what is larger
 LEAST_QUALITY = 50  # of 100: below it an image shows too little to have a hash, says PDQ

@@ -1,4 +1,4 @@
-"""Scores the images of a finished run: shard by shard, only those without scores."""
+"""Scores the images of a run: shard by shard, only those without scores."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from itertools import islice
 
 from PIL.Image import Image
 
-from jobs.errors import FatalError, ImagemillError, InvalidRequest, UsageError
+from jobs.errors import FatalError, InvalidRequest, UsageError
 from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy, check_image
 from jobs.output import layout
 from jobs.output.dataset import Summary, read_finished, rewrite_rows, rows_of_shard
 from jobs.output.images import ImageReader
 from jobs.output.plan import Plan, read_plan
-from jobs.output.records import Row, parts_by_shard
+from jobs.output.records import Row, Scores, parts_by_shard
 from jobs.output.scores import (
     ScoreReader,
-    Scores,
     Scoring,
+    check_scores,
     folder_of,
     read_scorings,
     write_scores,
     write_scoring,
 )
 from jobs.output.storage import Storage
-from worker.scoring.scorer import Relating, Scorer
+from worker.scoring.rater import Rater
+from worker.scoring.scorer import Relating
 
 BATCH = 32  # images
 
@@ -48,18 +49,32 @@ class Outcome:
     scored: int
 
 
-def score(storage: Storage, scorer: Scorer, scoring: Scoring, progress: Progress) -> Outcome:
-    """Score the images that have no scores of this version yet; metadata.jsonl gets the columns.
+def score(storage: Storage, rater: Rater, progress: Progress) -> Outcome:
+    """Score the images of a finished run; metadata.jsonl gets the columns.
+
+    Raises:
+        UsageError: there is no finished run; or as fill.
+        FatalError: as fill.
+    """
+    plan, summary = _finished(storage)
+    scored = fill(storage, plan, rater, progress)
+    rewrite_rows(storage, plan)
+    scoring = rater.scoring
+    return Outcome(scoring.name, scoring.version, scoring.all_columns, summary.done, scored)
+
+
+def fill(storage: Storage, plan: Plan, rater: Rater, progress: Progress) -> int:
+    """Score the images of a run that have no scores of this version yet; returns how many.
 
     Any number of commands may do the same at once: each begins at another shard, and they leave out
     what they find.
 
     Raises:
-        UsageError: there is no finished run, or another scorer has a column of the same name.
+        UsageError: another scorer has given the dataset a column of the same name.
         FatalError: an image is missing or damaged, or the scorer fails. Shards that have their
             scores keep them.
     """
-    plan, summary = _finished(storage)
+    scoring = rater.scoring
     _check_columns(storage, scoring)
     run = _Run(storage, plan, scoring, parts_by_shard(storage, plan.run_id))
     seen = scored = 0
@@ -69,19 +84,18 @@ def score(storage: Storage, scorer: Scorer, scoring: Scoring, progress: Progress
             rows, known = run.look(number)
             missing = [row for row in rows if row["job_id"] not in known]
             seen += len(known)
-            progress(seen, summary.done)
+            progress(seen, plan.requests)
             new: dict[str, Scores] = {}
             for batch in _batches(missing):
-                new |= _score(scorer, scoring, eyes.look(batch), batch)
+                new |= rater.rate(eyes.look(batch), batch)
                 seen += len(batch)
-                progress(seen, summary.done)
+                progress(seen, plan.requests)
             run.write(number, rows, new, known)
             scored += len(missing)
-    if isinstance(scorer, Relating):
-        _relate(run, scorer)
+    if isinstance(rater.scorer, Relating):
+        _relate(run, rater.scorer)
     write_scoring(storage, scoring)
-    rewrite_rows(storage, plan)
-    return Outcome(scoring.name, scoring.version, scoring.all_columns, summary.done, scored)
+    return scored
 
 
 def _finished(storage: Storage) -> tuple[Plan, Summary]:
@@ -133,12 +147,11 @@ class _Run:
         """Store new scores of a shard, with those known already of the same image folders."""
         changed = {folder_of(row) for row in rows if row["job_id"] in new}
         scores = {**known, **new}
-        key, columns = self.scoring.key, self.scoring.columns
         for folder in changed:
-            path = layout.folder_scores(key, folder, self.plan.run_id, number)
+            path = layout.folder_scores(self.scoring.key, folder, self.plan.run_id, number)
             own = [row for row in rows if folder_of(row) == folder]
             pairs = [(row, scores[row["job_id"]]) for row in own]
-            write_scores(self.storage, path, columns, pairs)
+            write_scores(self.storage, path, pairs)
 
 
 def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -176,33 +189,6 @@ class _Eyes:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _score(
-    scorer: Scorer, scoring: Scoring, images: list[Image], rows: Sequence[Row]
-) -> dict[str, Scores]:
-    """job id → an image's scores, without those that it has not."""
-    try:
-        columns = scorer.score(images, rows)
-        found = [columns[name] for name in scoring.columns]
-        whole = all(len(column) == len(rows) for column in found)
-    except ImagemillError:
-        raise
-    except Exception as error:  # of somebody else's code
-        raise FatalError(
-            f"scorer {scoring.name} failed at {rows[0]['file_name']} and the {len(rows) - 1} after "
-            f"it: {type(error).__name__}: {error}"
-        ) from error
-    if not whole or len(columns) != len(found):
-        raise FatalError(
-            f"scorer {scoring.name} gave other columns than it has, or not one value an image",
-            f"Its columns are {', '.join(scoring.columns)}.",
-        )
-    named = [dict(zip(scoring.columns, one, strict=True)) for one in zip(*found, strict=True)]
-    return {
-        row["job_id"]: {name: value for name, value in one.items() if value is not None}
-        for row, one in zip(rows, named, strict=True)
-    }
-
-
 def _relate(run: _Run, scorer: Relating) -> None:
     """Write what an image is among all of the run. Quick beside the scores, so made anew."""
     related = scorer.relate(_scored(run))
@@ -210,7 +196,9 @@ def _relate(run: _Run, scorer: Relating) -> None:
         rows = run.rows(number)
         path = layout.relations(run.plan.run_id, run.scoring.key, number)
         pairs = list(zip(rows, islice(related, len(rows)), strict=True))
-        write_scores(run.storage, path, run.scoring.relations, pairs)
+        for _, scores in pairs:
+            check_scores(scores)
+        write_scores(run.storage, path, pairs)
 
 
 def _scored(run: _Run) -> Iterator[tuple[Row, Scores]]:

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from typing import Protocol, runtime_checkable
 
 from PIL.Image import Image
 
 from jobs.errors import FatalError, ImagemillError, UsageError
-from jobs.output.records import Row
-from jobs.output.scores import Score, Scores, Scoring
-
-GROUP = "imagemill.scorers"  # of entry points: name → class
-
-_OWN = {
-    "statistics": "worker.scoring.statistics:Statistics",
-    "duplicates": "worker.scoring.duplicates:Duplicates",
-    "clip": "worker.scoring.clip:ClipScore",
-    "shapes": "worker.scoring.shapes:Shapes",
-}
+from jobs.output.records import Row, Score, Scores
+from jobs.output.scorers import find_scorer
+from jobs.output.scores import Scoring
 
 
 class Scorer(Protocol):
@@ -37,7 +28,7 @@ class Scorer(Protocol):
     def score(
         self, images: Sequence[Image], rows: Sequence[Row], /
     ) -> Mapping[str, Sequence[Score | None]]:
-        """Column → a value an image; None for one that has none.
+        """Column → a value an image, whatever others are scored with it; None where it has none.
 
         images: RGB, at most BATCH of one plan shard; rows: their records, in the same order.
         """
@@ -63,10 +54,7 @@ def make_scorer(name: str, weights: str, device: str) -> tuple[Scorer, Scoring]:
         UsageError: there is none of that name, or it does not take these weights.
         FatalError: it cannot be made, or is not what a scorer must be.
     """
-    found = _entries().get(name)
-    if found is None:
-        known = ", ".join(sorted(_entries()))
-        raise UsageError(f"no scorer is called {name!r}", f"There are: {known}.")
+    found = find_scorer(name)
     try:
         kind = found.load()
         takes_weights = bool(signature(kind).parameters)
@@ -88,9 +76,3 @@ def make_scorer(name: str, weights: str, device: str) -> tuple[Scorer, Scoring]:
             "Columns are lower-case names, none of them twice or one of metadata.jsonl's own.",
         )
     return scorer, scoring
-
-
-def _entries() -> dict[str, EntryPoint]:
-    """Name → where its class is. Our own names are nobody else's."""
-    others = {entry.name: entry for entry in entry_points(group=GROUP)}
-    return others | {name: EntryPoint(name, value, GROUP) for name, value in _OWN.items()}

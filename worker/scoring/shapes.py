@@ -10,8 +10,7 @@ from PIL.Image import Image
 
 from configs.demo.training.judge import judge
 from configs.demo.training.scenes import SIDE, every_scene
-from jobs.output.records import Row
-from jobs.output.scores import Score
+from jobs.output.records import Row, Score
 
 
 class Shapes:

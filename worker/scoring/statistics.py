@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
 
-from jobs.output.records import Row
-from jobs.output.scores import Score
+from jobs.output.records import Row, Score
 
 BLANK = 4.0  # of contrast: JPEG's noise on a plain colour has less than 1
 SIDE = 256  # pixels; colours are measured on copies that are no larger than needed

@@ -1,0 +1,51 @@
+"""Which scorers are installed, by name. Loads none: their code is the worker side's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from jobs.errors import UsageError
+
+GROUP = "imagemill.scorers"  # of entry points: name → class
+
+_OWN = {
+    "statistics": "worker.scoring.statistics:Statistics",
+    "duplicates": "worker.scoring.duplicates:Duplicates",
+    "clip": "worker.scoring.clip:ClipScore",
+    "shapes": "worker.scoring.shapes:Shapes",
+}
+
+
+def find_scorer(name: str) -> EntryPoint:
+    """Where its class is. Our own names are nobody else's.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    found |= {own: EntryPoint(own, value, GROUP) for own, value in _OWN.items()}
+    if name not in found:
+        known = ", ".join(sorted(found))
+        raise UsageError(f"no scorer is called {name!r}", f"There are: {known}.")
+    return found[name]
+
+
+def scorers_of(given: Iterable[str] | None) -> tuple[str, ...]:
+    """Scorers as a command names them, NAME or NAME=WEIGHTS, as a plan names them: folders of
+    weights with their whole paths.
+
+    Raises:
+        UsageError: there is no such scorer, or it is named twice.
+    """
+    found: dict[str, str] = {}
+    for one in given or ():
+        name, _, weights = one.partition("=")
+        find_scorer(name)
+        if name in found:
+            raise UsageError(f"scorer {name} is named twice", "Its columns can be there once.")
+        folder = Path(weights)
+        whole = str(folder.resolve()) if weights and folder.is_dir() else weights
+        found[name] = f"{name}={whole}" if whole else name
+    return tuple(found.values())
