@@ -1,6 +1,7 @@
 """How long a device waits between two batches, with storage 50 ms away and default settings.
 
-    python -m benchmarks.idle [--cases 25,100,slow] [--workers 1,2] [--seconds 20]
+    python -m benchmarks.idle [--cases 25,100,slow] [--workers 1,2] [--seconds 20] [--size 64]
+                              [--score statistics]
 
 The device is the null renderer that sleeps for each batch; the storage is an S3 server behind a
 link that delays each request. job ÷ loop compares the run, from the start of its first batch to the
@@ -118,19 +119,23 @@ def histogram(waits: list[float]) -> str:
     )
 
 
-def measure(case: str, workers: int, seconds: float, bucket: str, folder: Path) -> list[str]:
+def measure(
+    case: str, workers: int, given: argparse.Namespace, bucket: str, folder: Path
+) -> list[str]:
     width, sleep = CASES[case]
     models = folder / f"{case}.toml"
     models.write_text(
-        'default = "sleeping"\n[models.sleeping]\nrepo = "null:"\nsize = [64, 64]\nthreads = 1\n'
+        f'default = "sleeping"\n[models.sleeping]\nrepo = "null:"\nthreads = 1\n'
+        f"size = [{given.size}, {given.size}]\n"
         f"batch_width = {width}\noptions = {{ sleep = {sleep} }}\n"
     )
-    count = max(4, round(seconds / sleep)) * width * workers
+    count = max(4, round(given.seconds / sleep)) * width * workers
+    scorers = [part for name in given.score for part in ("--score", name)]
     manifest = write_manifest(folder / f"{case}-{workers}.jsonl", count)
     out = f"{bucket}/{case}-{workers}-{time.time_ns()}"
     imagemill(
         "run", str(manifest), "--out", out, "--quiet", "--models-file", str(models),
-        "--devices", "cpu", "--workers", str(workers),
+        "--devices", "cpu", "--workers", str(workers), *scorers,
     )  # fmt: skip
     rows = list(read_part(open_storage(out), layout.METADATA))
     devices = batches(rows)
@@ -155,6 +160,8 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--round-trip", type=float, default=0.05)
+    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--score", action="append", default=[], help="a scorer of the run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -166,7 +173,7 @@ def main() -> None:
                 line
                 for case in options.cases.split(",")
                 for workers in options.workers.split(",")
-                for line in measure(case, int(workers), options.seconds, "s3://bench", folder)
+                for line in measure(case, int(workers), options, "s3://bench", folder)
             ]
     report(f"Idle, storage {options.round_trip * 1000:g} ms away, default settings", lines)
 

@@ -109,10 +109,49 @@ class BatchKey:
         return min(self.slots or width, width)
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How the image of several candidates is chosen, which differ in their seeds.
+
+    best_of: candidates that must pass before one is chosen; tries: candidates at most; by: the
+    column of a scorer by whose values the best of those is chosen, the first of equals; "" for the
+    first; least, most: (column, bound) that a candidate must meet to pass.
+    """
+
+    best_of: int = 1
+    tries: int = 1
+    by: str = ""
+    least: tuple[tuple[str, float], ...] = ()
+    most: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What it reads of scores."""
+        bounds = {name for name, _ in (*self.least, *self.most)}
+        return frozenset(bounds | ({self.by} if self.by else set()))
+
+
+class Candidate(NamedTuple):
+    """Which of the candidates for an image a request is.
+
+    image: the job id of the first one; number: from 0.
+    """
+
+    image: str
+    number: int
+    rule: Rule
+
+    @property
+    def round(self) -> int:
+        """The first `best_of` are rendered together, each other one after those before it."""
+        return max(0, self.number - self.rule.best_of + 1)
+
+
 class Request(NamedTuple):
     """One thing to render, fully resolved. `index` counts the manifest's lines from 0.
 
-    images: its inputs; to inpaint, the picture and then its mask.
+    images: its inputs; to inpaint, the picture and then its mask; candidate: None for one that is
+    the only one for its image.
 
     A tuple, because a planner makes millions: that is four times as fast as a frozen dataclass.
     """
@@ -127,6 +166,12 @@ class Request(NamedTuple):
     job_id: str
     images: tuple[str, ...] = ()
     control_images: tuple[str, ...] = ()
+    candidate: Candidate | None = None
+
+    @property
+    def round(self) -> int:
+        """Of the run: 0, but for candidates that come after others."""
+        return self.candidate.round if self.candidate else 0
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -157,6 +157,8 @@ def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
     """What a manifest would become, and how long one device would take."""
     if survey.lines != survey.requests:
         show(f"{_count(survey.lines, 'line')} for {_count(survey.requests, 'request')}")
+    if survey.further:
+        show(f"and up to {_count(survey.further, 'further candidate')}, as many as are needed")
     table = _table(
         "model", "size", "steps", "guidance", "slots", "images", "device time", "measured on"
     )

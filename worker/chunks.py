@@ -12,8 +12,17 @@ from typing import cast
 from jobs.broker.attempts import Attempt
 from jobs.errors import FatalError
 from jobs.output import layout
+from jobs.output.choices import Chooser
+from jobs.output.dataset import rows_of_shard
 from jobs.output.plan import Chunk, Plan, read_plan, read_shard
-from jobs.output.records import Record, RecordStatus, chunks_done, read_part, write_part
+from jobs.output.records import (
+    Record,
+    RecordStatus,
+    chunks_done,
+    group_parts,
+    read_part,
+    write_part,
+)
 from jobs.output.scores import write_scores_of
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey, Request
@@ -33,6 +42,14 @@ class LiveRun:
     storage: Storage
     done: frozenset[tuple[int, int]]
     parts: frozenset[str]
+
+    def needed(self, shard: int) -> list[Request]:
+        """The candidates of a shard that are to be rendered next, as storage has it now."""
+        names = self.storage.list(layout.parts(self.plan.run_id))
+        parts = group_parts(self.plan.run_id, names).get(shard, [])
+        known = rows_of_shard(self.storage, self.plan, shard, parts)
+        choices = Chooser(self.storage, self.plan).choose(known)
+        return [request for one in choices for request in one.needed]
 
 
 def open_run(run_id: str, epoch: int, out: str) -> LiveRun:
@@ -117,7 +134,11 @@ class Work:
     def todo(self) -> Todo:
         """What has a record, and what is to be rendered."""
         settled = self.settled()
-        return Todo(settled, [one for one in self.requests() if one.job_id not in settled])
+        requests = self.requests()
+        if self._rows.round:
+            needed = {one.job_id for one in self.run.needed(self.shard)}
+            requests = [one for one in requests if one.job_id in needed]
+        return Todo(settled, [one for one in requests if one.job_id not in settled])
 
     def settled(self) -> dict[str, RecordStatus]:
         """job id → status of the requests that have a record already."""

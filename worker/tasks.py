@@ -25,13 +25,14 @@ from jobs.broker.dispatch import start_run
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
 from jobs.broker.progress import Effort
 from jobs.broker.turns import Turn, whose_turn
-from jobs.errors import ImagemillError, TransientError
+from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.dataset import write_dataset
 from jobs.output.records import RecordStatus, chunks_done
 from worker.calls import serve_beside, serve_calls, served
 from worker.chunks import Todo, Work, count
 from worker.faults import Unfit, own_fault
 from worker.interludes import interlude
+from worker.rounds import begin_round
 from worker.storing import Output
 from worker.suspects import Suspects
 from worker.workshop import Workshop
@@ -296,12 +297,18 @@ def finalize(shop: Workshop, make_way: MakeWay, run_id: str, epoch: int) -> None
         run = shop.open(run_id, epoch)
         if run is None:
             return
-        if len(chunks_done(run.storage, run.plan)) < run.plan.chunks:
+        left = run.plan.round_after(chunks_done(run.storage, run.plan))
+        if left == 0:
             # Messages were lost, or Redis counted more than storage holds: that is the truth.
             log.warning("Run %s: queueing what is missing", run_id)
             start_run(run.plan, run.storage, shop.runs, shop.dispatcher)
             return
         problems = shop.score(run.storage, run.plan) if run.plan.scorers else {}
+        if run.plan.chooses:
+            for problem in problems.values():
+                raise FatalError(problem, "Mend that, then resume the run: it chooses by scores.")
+            if left and begin_round(run.plan, run.storage, shop.runs, shop.dispatcher):
+                return
         summary = write_dataset(run.storage, run.plan, problems)
         shop.runs.finish(run_id, summary.done, summary.failed + summary.rejected)
         log.info("Run %s finished: %d images", run_id, summary.done)

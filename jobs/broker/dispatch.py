@@ -57,27 +57,41 @@ def wake_message(model: str, seal: Seal) -> bytes:
     return make(Message(WAKE, (), queue_name(INTERACTIVE, model)), seal)
 
 
-def start_run(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> int | None:
+def start_run(
+    plan: Plan,
+    storage: Storage,
+    runs: Runs,
+    dispatcher: Dispatcher,
+    counts: tuple[int, int] | None = None,
+) -> int | None:
     """Make a planned run live and send its feeds; also the whole of `resume`.
+
+    counts: of a worker that has found out what the round after those that are complete needs, as
+    Runs.open takes them. Without them such a round begins with a worker that does so.
 
     Returns the run's epoch; None if every chunk is done, and no image is to be scored, so that only
     the dataset is to be written.
     """
     done = chunks_done(storage, plan)
+    last = plan.round_after(done)
     sizes: list[tuple[int, int]] = []
     first: dict[str, Place] = {}
     for number, shard in enumerate(plan.shards):
         for i, chunk in enumerate(shard.chunks):
+            if last is not None and chunk.round > last:
+                continue
             if (number, i) in done:
                 sizes.append((plan.number(number, i), chunk.stop - chunk.start))
             else:
                 first.setdefault(chunk.model, (number, i))
     # Whoever starts a run has mended what was amiss, or will be told again.
     Fleet(runs.client, runs.prefix).trust([*plan.fingerprints, plan.run_id])
-    epoch = runs.open(plan, storage.uri, sizes)
+    epoch = runs.open(plan, storage.uri, sizes, last, counts)
+    if not first and not plan.scorers:
+        return None
+    if not first or (last and counts is None):
+        dispatcher.finalize(plan.run_id, epoch, plan.models[0])
+        return epoch
     for model, place in first.items():
         dispatcher.feed(plan.run_id, epoch, model, place)
-    if first or not plan.scorers:
-        return epoch if first else None
-    dispatcher.finalize(plan.run_id, epoch, plan.models[0])
     return epoch

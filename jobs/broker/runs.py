@@ -20,7 +20,7 @@ from jobs.broker.keys import COST, KEEP_SECONDS, KEPT, SUSPECTS, entering, run_k
 from jobs.broker.progress import ASKED, Effort, Progress, State, ask, read
 from jobs.broker.seals import Seal
 from jobs.errors import FatalError
-from jobs.output.plan import Plan
+from jobs.output.plan import MAX_ROUNDS, Plan
 from jobs.teams import Priority
 
 
@@ -37,13 +37,24 @@ class Runs:
         """Of workers at their chunks."""
         return Attempts(self.client, self.prefix)
 
-    def open(self, plan: Plan, out: str, chunks_done: Iterable[tuple[int, int]]) -> int:
+    def open(
+        self,
+        plan: Plan,
+        out: str,
+        chunks_done: Iterable[tuple[int, int]],
+        last: int | None = None,
+        counts: tuple[int, int] | None = None,
+    ) -> int:
         """Make a run live (again) and return its new epoch; messages of older epochs are void.
 
-        chunks_done: (chunk number, requests) of every chunk that storage says is complete.
+        chunks_done: (chunk number, requests) of every chunk that storage says is complete; last:
+        the round that it is in, whose end is that of the epoch; counts: requests, and how many of
+        them have a record, where not all of the rounds' rows are needed.
         """
         key = self._key(plan.run_id)
         done = dict(chunks_done)
+        rounds = range(MAX_ROUNDS if last is None else last + 1)
+        requests, settled = counts or (plan.until(last), plan.until(-1) + sum(done.values()))
         with self.client.pipeline() as pipe:
             # Not from 0: messages of before a wiped Redis must be void as well.
             pipe.hsetnx(key, "epoch", int(time.time()))
@@ -55,9 +66,9 @@ class Runs:
                     "models": orjson.dumps(_requests_by_model(plan)),
                     "seal": self.seal.sign(plan.run_id, out),
                     "state": "running",
-                    "requests": plan.requests,
-                    "chunks": plan.chunks,
-                    "done": plan.requests - plan.left + sum(done.values()),
+                    "requests": requests,
+                    "chunks": plan.chunks_of(rounds),
+                    "done": settled,
                     "failed": 0,
                     "problem": "",
                     "team": plan.team,

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import FatalError, UsageError
 from jobs.ids import RUN_ID
 from jobs.output import layout
+from jobs.output.choices import Chooser
 from jobs.output.kept import keeper
 from jobs.output.plan import Plan, read_shard
 from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part, read_parts
@@ -40,7 +41,7 @@ class Summary:
     device_span: from each device's first pipeline call to the end of its last, summed;
     device_slots: what all calls had room for; the other seconds are summed over images; invalid:
     lines that --skip-invalid left out; unscored: scorers that failed, as the plan names them, and
-    why. device_seconds are without those of compiling.
+    why; rejects: candidates that were not chosen. device_seconds are without those of compiling.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class Summary:
     device_span: float = 0.0
     device_slots: int = 0
     unscored: dict[str, str] = field(default_factory=dict)
+    rejects: int = 0
 
     @property
     def busy(self) -> float:
@@ -77,7 +79,7 @@ class Summary:
     @property
     def useful(self) -> float:
         """The share of the rendered slots that became images; 0 if it is not known."""
-        return self.done / self.device_slots if self.device_slots else 0.0
+        return (self.done + self.rejects) / self.device_slots if self.device_slots else 0.0
 
     @property
     def without_image(self) -> int:
@@ -180,7 +182,7 @@ def planned(plan: Plan, state: RunState = "running") -> Summary:
         manifest=plan.manifest,
         seed=plan.seed,
         created_at=plan.created_at,
-        requests=plan.requests,
+        requests=plan.until(0),
         invalid=plan.invalid,
         reused=plan.reused,
         fingerprints=plan.fingerprints,
@@ -208,16 +210,32 @@ def rewrite_rows(storage: Storage, plan: Plan) -> None:
 
 def _write_rows(storage: Storage, plan: Plan) -> _Tally:
     tally, scores = _Tally(), Joiner(storage, plan.run_id)
-    with keeper(storage, plan) as kept, JsonlWriter(storage) as writer:
+    chooser = Chooser(storage, plan) if plan.chooses else None
+    with keeper(storage, plan) as kept, JsonlWriter(storage, plan.chooses) as writer:
         for row in _invalid_rows(storage, plan):
             writer.add([row])
         for number, shard in enumerate(rows_by_shard(storage, plan)):
             # The index is the plan's: a reused record may stand on another line now.
-            rows: list[Row] = [row | {"index": request.index} for request, row in shard if row]
-            if len(rows) < len(shard):
-                raise IncompleteRun(plan.run_id, len(shard) - len(rows))
-            tally.add(rows)
-            writer.add(scores.join(number, kept.join(rows) if kept else rows))
+            known: list[tuple[Request, Row | None]] = [
+                (request, row | {"index": request.index} if row else None) for request, row in shard
+            ]
+            records = [row for _, row in known if row]
+            choices = chooser.choose(known) if chooser else []
+            missing = sum(len(one.needed) for one in choices)
+            if missing or (not chooser and len(records) < len(shard)):
+                raise IncompleteRun(plan.run_id, missing or len(shard) - len(records))
+            tally.add_times(records)
+            # Kept columns are read once, from the first line on: so all rows of a line together.
+            rejects = {id(row): row for one in choices for row in one.rejects}
+            rows = [one.chosen for one in choices if one.chosen] if chooser else records
+            rows = sorted((*rows, *rejects.values()), key=place_of_row) if chooser else rows
+            joined = scores.join(number, kept.join(rows) if kept else rows)
+            chosen = [new for row, new in zip(rows, joined, strict=True) if id(row) not in rejects]
+            tally.add(chosen)
+            writer.add(chosen)
+            others = [new for row, new in zip(rows, joined, strict=True) if id(row) in rejects]
+            writer.add_rejects(others)
+            tally.rejects += len(others)
     return tally
 
 
@@ -261,7 +279,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.status: Counter[str] = Counter()
-        self.unreachable = 0
+        self.unreachable = self.rejects = 0
         self.stacks: Counter[tuple[Any, ...]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.first, self.last = "", ""
@@ -269,7 +287,13 @@ class _Tally:
         self.spans: dict[str, tuple[float, float]] = {}
 
     def add(self, rows: list[Row]) -> None:
-        """Count the rows of one plan shard; no pipeline call renders for two."""
+        """Count what became of a plan shard's requests."""
+        for row in rows:
+            self.status[row["status"]] += 1
+            self.unreachable += row.get("code") == "input_unreachable"
+
+    def add_times(self, rows: list[Row]) -> None:
+        """Sum up what one plan shard's records took; no pipeline call renders for two."""
         calls: dict[tuple[str, float], int] = {}
         for row in rows:
             if started := row.get("batch_started"):  # not in records of before it was noted
@@ -278,8 +302,6 @@ class _Tally:
                 ended = started + share * row["batch_images"]
                 first, last = self.spans.get(row["worker"], (started, ended))
                 self.spans[row["worker"]] = (min(first, started), max(last, ended))
-            self.status[row["status"]] += 1
-            self.unreachable += row.get("code") == "input_unreachable"
             # Rows of an older version, kept by a rerun, lack what is new.
             known = "mark" in row and "modes" in row
             self.stacks[_stack_of(row if known else {"modes": "", "mark": "", **row})] += 1
@@ -300,6 +322,8 @@ class _Tally:
         ]
         return replace(
             planned(plan, "finished"),
+            requests=self.status.total(),
+            rejects=self.rejects,
             done=self.status["done"],
             failed=self.status["failed"],
             rejected=self.status["rejected"],

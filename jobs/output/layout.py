@@ -3,12 +3,14 @@
 images/00000/<job id>.jpg      one folder for each plan shard
 metadata.jsonl                 a row an image, in manifest order
 errors.jsonl                   a row for each request that has no image
+rejects.jsonl                  a row for each candidate that was not chosen, where lines choose
 run.json                       which run wrote this, its state, counts and timings
 _run/<run id>/manifest.jsonl.gz, plan.json, invalid.jsonl
 _run/<run id>/plan/00000.json
 _run/<run id>/parts/00000.0000.done.jsonl     the chunk is complete
 _run/<run id>/parts/00000.0000.<attempt>.jsonl  what an interrupted chunk had finished
 _run/<run id>/parts/00000.reused.<n>.jsonl    records of an earlier run with the same job ids
+_run/<run id>/chosen_by.json   the scorers by which it chooses among candidates
 _run/<run id>/scores/<scorer>.<version>/00000.jsonl   columns that hang on all images of the run
 _scores/<scorer>.json          the version of a scorer, and the columns that the dataset shows
 _scores/<scorer>.<version>/00000.<run id>.00000.jsonl   an image folder's, by who scored it
@@ -24,6 +26,7 @@ from jobs.formats import FORMATS, ImageFormat
 
 METADATA = "metadata.jsonl"
 ERRORS = "errors.jsonl"
+REJECTS = "rejects.jsonl"
 RUN = "run.json"
 SCORES = "_scores"
 
@@ -103,6 +106,11 @@ def folder_of_scores(name: str) -> int | None:
     """The image folder that a file of scores is about; None if the name is no such file's."""
     found = _SCORES.fullmatch(name)
     return int(found[1]) if found else None
+
+
+def chosen_by(run_id: str) -> str:
+    """The scorers, with their versions, by whose columns a run chooses among candidates."""
+    return f"_run/{run_id}/chosen_by.json"
 
 
 def relations(run_id: str, key: str, shard: int) -> str:

@@ -1,13 +1,14 @@
 """The plan of a run, as it lies in storage: an index (plan.json) and shards of requests.
 
-A shard holds consecutive manifest lines, ordered by batch key. A chunk is a range of a shard's
-rows that share a model; it is the unit of queueing. Rows outside every chunk were done by an
-earlier run.
+A shard holds consecutive manifest lines, ordered by round and batch key. A chunk is a range of a
+shard's rows that share round and model; it is the unit of queueing. Rows outside every chunk were
+done by an earlier run. Where lines choose among candidates, a round begins when all chunks of those
+before it are complete, and renders only what is needed then (jobs/output/choices.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -22,21 +23,23 @@ from jobs.formats import FORMATS, ImageFormat
 from jobs.ids import COMMIT, JOB_ID
 from jobs.output import layout
 from jobs.output.storage import Storage
-from jobs.requests import BatchKey, Request
+from jobs.requests import BatchKey, Candidate, Request, Rule
 from jobs.teams import OPEN_TEAM, TEAM, Priority
 
 SHARD_LINES = 4096
+MAX_ROUNDS = 64
 
 Place = tuple[int, int]  # a chunk: its shard, and its number in there
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows [start, stop) of one shard, all of one model."""
+    """Rows [start, stop) of one shard, all of one model and round."""
 
     model: str
     start: int
     stop: int
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class Plan:
         requests whose images already existed.
     team, priority: whose turn it is goes by them; seconds: of one device, that what is left will
     take, as far as one knows; keeps: whether lines have columns that the dataset is to have.
-    scorers: that give images columns, as NAME or NAME=WEIGHTS.
+    scorers: that give images columns, as NAME or NAME=WEIGHTS; chooses: whether lines choose among
+    candidates.
     """
 
     run_id: str
@@ -76,19 +80,46 @@ class Plan:
     keeps: bool = False
     doubtful: int = 0
     scorers: tuple[str, ...] = ()
+    chooses: bool = False
 
     @property
     def requests(self) -> int:
+        """All of its rows, candidates included that may never be needed."""
         return sum(shard.requests for shard in self.shards)
 
     @property
     def chunks(self) -> int:
         return sum(len(shard.chunks) for shard in self.shards)
 
+    def chunks_of(self, rounds: range) -> int:
+        """The chunks of some rounds."""
+        return sum(chunk.round in rounds for shard in self.shards for chunk in shard.chunks)
+
     @property
     def left(self) -> int:
-        """The requests that no earlier run has done."""
-        return sum(c.stop - c.start for shard in self.shards for c in shard.chunks)
+        """The requests that no earlier run has done. Of candidates those that are surely needed."""
+        return self.rows_of(range(1))
+
+    def until(self, last: int | None) -> int:
+        """The requests that were done before, -1, and those of the rounds up to one, or of all."""
+        return self.requests - (0 if last is None else self.rows_of(range(last + 1, MAX_ROUNDS)))
+
+    def rows_of(self, rounds: range) -> int:
+        """The rows of the chunks of some rounds."""
+        chunks = (chunk for shard in self.shards for chunk in shard.chunks)
+        return sum(chunk.stop - chunk.start for chunk in chunks if chunk.round in rounds)
+
+    def round_after(self, done: Collection[Place]) -> int | None:
+        """The first round with a chunk that is not complete; None if all are."""
+        return min(
+            (
+                chunk.round
+                for number, shard in enumerate(self.shards)
+                for i, chunk in enumerate(shard.chunks)
+                if (number, i) not in done
+            ),
+            default=None,
+        )
 
     @property
     def models(self) -> list[str]:
@@ -109,11 +140,19 @@ class Plan:
         return self.first_numbers[shard] + chunk
 
     def places(self, model: str, start: Place = (0, 0)) -> Iterator[Place]:
-        """The chunks of a model, from one place on."""
+        """The chunks of a model, from one place on, and of the round of that."""
+        first = self.chunk(start)
         for shard in range(start[0], len(self.shards)):
             for chunk, one in enumerate(self.shards[shard].chunks):
-                if one.model == model and (shard, chunk) >= start:
+                same = first is None or one.round == first.round
+                if one.model == model and same and (shard, chunk) >= start:
                     yield shard, chunk
+
+    def chunk(self, place: Place) -> Chunk | None:
+        """The chunk at a place, if there is one."""
+        number, i = place
+        chunks = self.shards[number].chunks if number < len(self.shards) else ()
+        return chunks[i] if i < len(chunks) else None
 
 
 class _Row(NamedTuple):
@@ -129,12 +168,14 @@ class _Row(NamedTuple):
     job_id: str
     images: tuple[str, ...]
     control_images: tuple[str, ...]
+    candidate: tuple[str, int, int] | None = None  # image, number, the number of its rule
 
 
 @dataclass(frozen=True, slots=True)
 class _ShardFile:
     keys: list[BatchKey]
     rows: list[_Row]
+    rules: list[Rule] = field(default_factory=list)
 
 
 _PLAN = TypeAdapter(Plan)
@@ -174,17 +215,22 @@ def encode_shard(requests: Iterable[Request]) -> bytes:
     """
     keys: list[BatchKey] = []
     rows: list[_Row] = []
+    rules: dict[Rule, int] = {}
     for key, group in groupby(requests, attrgetter("key")):
         number = len(keys)
         # Plain tuples of the same form: orjson writes no others, and they take half the time.
         same = [
             (index, custom_id, number, prompt, negative, seed, format_, job_id, images, controls)
-            for index, custom_id, _, prompt, negative, seed, format_, job_id, images, controls
-            in group
+            if candidate is None else
+            (index, custom_id, number, prompt, negative, seed, format_, job_id, images, controls,
+             (candidate.image, candidate.number, rules.setdefault(candidate.rule, len(rules))))
+            for index, custom_id, _, prompt, negative, seed, format_, job_id, images, controls,
+            candidate in group
         ]  # fmt: skip
         rows += cast("list[_Row]", same)
         keys.append(key)
-    return orjson.dumps(_ShardFile(keys, rows))
+    file: dict[str, object] = {"keys": keys, "rows": rows}
+    return orjson.dumps(file | ({"rules": list(rules)} if rules else {}))
 
 
 def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
@@ -196,7 +242,7 @@ def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
     path = layout.shard(run_id, number)
     try:
         shard = _SHARD.validate_json(storage.read(path))
-        return [_request(shard.keys, row) for row in shard.rows]
+        return [_request(shard, row) for row in shard.rows]
     except FileNotFoundError as error:
         raise FatalError(
             f"{storage.name(path)} is missing, which the run's plan names",
@@ -206,13 +252,19 @@ def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
         raise _foreign(storage, path) from error
 
 
-def _request(keys: list[BatchKey], row: _Row) -> Request:
+def _request(shard: _ShardFile, row: _Row) -> Request:
     """Raises IndexError or ValueError for what no planner wrote."""
     if not JOB_ID.fullmatch(row.job_id) or row.format not in FORMATS or row.key < 0:
         raise ValueError(row.job_id)
+    candidate: Candidate | None = None
+    if row.candidate:
+        image, number, rule = row.candidate
+        if not JOB_ID.fullmatch(image) or number < 0 or rule < 0:
+            raise ValueError(image)
+        candidate = Candidate(image, number, shard.rules[rule])
     request = Request(
-        row.index, row.custom_id, keys[row.key], row.prompt, row.negative_prompt, row.seed,
-        row.format, row.job_id, row.images, row.control_images,
+        row.index, row.custom_id, shard.keys[row.key], row.prompt, row.negative_prompt, row.seed,
+        row.format, row.job_id, row.images, row.control_images, candidate,
     )  # fmt: skip
     if not request.is_whole:
         raise ValueError(row.job_id)

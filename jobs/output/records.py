@@ -85,6 +85,7 @@ class Row(TypedDict, total=False):
     batch_started: float
     batch_images: int
     created_at: str
+    candidates: int
 
 
 # No others may be called so; those that no record has are an export's.

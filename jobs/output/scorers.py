@@ -16,6 +16,13 @@ _OWN = {
     "clip": "worker.scoring.clip:ClipScore",
     "shapes": "worker.scoring.shapes:Shapes",
 }
+# Of each image by itself: what hangs on all of them comes too late to choose by.
+_COLUMNS = {
+    "statistics": ("blank", "contrast", "brightness", "saturation", "colourfulness", "sharpness"),
+    "duplicates": ("pixel_hash", "pdq"),
+    "clip": ("clip",),
+    "shapes": ("shapes", "shapes_wrong"),
+}
 
 
 def find_scorer(name: str) -> EntryPoint:
@@ -49,3 +56,13 @@ def scorers_of(given: Iterable[str] | None) -> tuple[str, ...]:
         whole = str(folder.resolve()) if weights and folder.is_dir() else weights
         found[name] = f"{name}={whole}" if whole else name
     return tuple(found.values())
+
+
+def columns_lacking(columns: Iterable[str], scorers: Iterable[str]) -> list[str]:
+    """Columns that none of these scorers gives an image. Those of others are known only where they
+    run: of them it may be any."""
+    names = {scorer.partition("=")[0] for scorer in scorers}
+    if names - _COLUMNS.keys():
+        return []
+    given = {column for name in names for column in _COLUMNS[name]}
+    return sorted(set(columns) - given)

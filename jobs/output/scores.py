@@ -56,6 +56,7 @@ class Scoring:
 
 
 _SCORING = TypeAdapter(Scoring)
+_SCORINGS = TypeAdapter(list[Scoring])
 
 
 def write_scoring(storage: Storage, scoring: Scoring) -> None:
@@ -82,6 +83,29 @@ def read_scorings(storage: Storage) -> list[Scoring]:
         if scoring.name != name or not scoring.is_sound:
             raise _foreign(storage, path)
         found.append(scoring)
+    return found
+
+
+def write_chosen_by(storage: Storage, run_id: str, scorings: Sequence[Scoring]) -> None:
+    """Note the scorers by whose scores a run chooses; columns that come later change no choice."""
+    storage.write(layout.chosen_by(run_id), orjson.dumps(scorings))
+
+
+def read_chosen_by(storage: Storage, run_id: str) -> list[Scoring]:
+    """The scorers by whose scores a run chooses; none while none has scored.
+
+    Raises:
+        FatalError: they are none of ours.
+    """
+    path = layout.chosen_by(run_id)
+    try:
+        found = _SCORINGS.validate_json(storage.read(path))
+    except FileNotFoundError:
+        return []
+    except ValidationError as error:
+        raise _foreign(storage, path) from error
+    if not all(one.is_sound for one in found):
+        raise _foreign(storage, path)
     return found
 
 

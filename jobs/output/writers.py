@@ -57,10 +57,18 @@ class FilesWriter:
 
 
 class JsonlWriter(FilesWriter):
-    """metadata.jsonl beside the images, as `datasets` reads an image folder, and errors.jsonl."""
+    """metadata.jsonl beside the images, as `datasets` reads an image folder, and errors.jsonl.
 
-    def __init__(self, storage: Storage) -> None:
+    chooses: whether there is a rejects.jsonl as well.
+    """
+
+    def __init__(self, storage: Storage, chooses: bool = False) -> None:
         super().__init__()
+        self._rejects = (
+            self._files.enter_context(storage.writer(layout.REJECTS)) if chooses else None
+        )
+        if not chooses:
+            storage.remove(layout.REJECTS)  # of an earlier run
         self._images = self._files.enter_context(storage.writer(layout.METADATA))
         self._errors = self._files.enter_context(storage.writer(layout.ERRORS))
 
@@ -68,3 +76,8 @@ class JsonlWriter(FilesWriter):
         """Rows with an image go to the one file, the others to the other."""
         self._images.write(encode_part(row for row in rows if row["status"] == "done"))
         self._errors.write(encode_part(row for row in rows if row["status"] != "done"))
+
+    def add_rejects(self, rows: Sequence[Row]) -> None:
+        """Candidates that were not chosen, with or without an image."""
+        if self._rejects:
+            self._rejects.write(encode_part(rows))

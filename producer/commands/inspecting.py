@@ -21,6 +21,7 @@ def plan(
     n: options.Images = 1,
     map: options.Columns = None,
     keep: options.Keep = None,
+    score: options.Scorers = None,
     limit: options.Limit = None,
     skip_invalid: options.SkipInvalid = False,
     models_file: options.ModelsFile = None,
@@ -47,6 +48,7 @@ def plan(
         model,
         map,
         keep,
+        score,
         seed=seed,
         format=format,
         limit=limit,
@@ -66,6 +68,7 @@ def plan(
         shown_json = {
             "lines": found.lines,
             "requests": found.requests,
+            "further": found.further,
             "invalid": faults.lines,
             "reasons": faults.reasons,
             "errors": [asdict(one) for one in faults.first],

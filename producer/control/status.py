@@ -199,12 +199,13 @@ def _of_storage(storage: Storage, run_id: str) -> Status:
     complete = chunks_done(storage, plan)
     sizes = [plan.shards[s].chunks[c].stop - plan.shards[s].chunks[c].start for s, c in complete]
     ended = summary.state == "finished"
+    begun = plan.until(plan.round_after(complete))
     return Status(
         run_id=run_id,
         out=storage.uri,
         state=summary.state if summary.state != "running" else "unfinished",
-        requests=plan.requests,
-        done=summary.done if ended else plan.requests - plan.left + sum(sizes),
+        requests=summary.requests if ended else begun,
+        done=summary.done if ended else plan.until(-1) + sum(sizes),
         failed=summary.failed + summary.rejected if ended else 0,
         chunks=plan.chunks,
         chunks_done=len(complete),

@@ -15,7 +15,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain, groupby, islice
 from multiprocessing import get_context
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,8 @@ class PlannedBlock:
     shard: its file; raw: the block's lines, gzipped; identities and jobs: the first 8 bytes of what
     identifies each request and of each job id; numbers: line numbers from 1; lines: how many stand
     for requests; keeps: whether one of them has columns for the dataset; doubts: what is taken but
-    may not be meant. What plan_blocks yields has errors and doubts in the order of lines.
+    may not be meant; chooses: whether a line chooses among candidates. What plan_blocks yields has
+    errors and doubts in the order of lines.
     """
 
     shard: bytes
@@ -72,6 +73,7 @@ class PlannedBlock:
     lines: int = 0
     keeps: bool = False
     doubts: list[LineError] = field(default_factory=list)
+    chooses: bool = False
 
     @property
     def requests(self) -> int:
@@ -98,7 +100,8 @@ class Planner:
         resolver = Resolver(self.table, self.options, self.fingerprints, self.intake)
         n = self.options.n
         errors = list(block.errors)
-        rows: defaultdict[int, list[Request]] = defaultdict(list)  # by the identity of their key
+        # By the identity of their key, and their round.
+        rows: defaultdict[tuple[int, int], list[Request]] = defaultdict(list)
         missing: set[str] = set()
         lines = images = 0
         keeps = False
@@ -132,22 +135,25 @@ class Planner:
                 lines += 1
                 keeps |= bool(line.keep)
                 for request in found:
-                    rows[id(request.key)].append(request)
+                    rows[id(request.key), request.round].append(request)
                     if number not in doubts and (doubt := _doubt(request)):
                         doubts[number] = LineError(number, name, *doubt)
         if missing:
             return _planned([], NO_CALLS, b"", errors, missing=frozenset(missing))
-        together: defaultdict[BatchKey, list[Request]] = defaultdict(list)
+        together: defaultdict[tuple[BatchKey, int], list[Request]] = defaultdict(list)
         for same in rows.values():
-            together[self._call_key(same[0].key)] += same
-        fitted = chain.from_iterable(map(self._fit, together, together.values()))
+            together[self._call_key(same[0].key), same[0].round] += same
+        fitted = chain.from_iterable(self._fit(key, some) for (key, _), some in together.items())
         grouped = sorted(fitted, key=_order)
         requests = list(chain.from_iterable(group for _, group in grouped))
         groups: Counter[BatchKey] = Counter()
         for key, some in groupby(requests, attrgetter("key")):
-            groups[key] += sum(1 for _ in some)
+            groups[key] += sum(not one.round for one in some)
         planned = _planned(requests, self._calls(grouped), block.gzipped(), errors, groups)
-        return replace(planned, lines=lines, keeps=keeps, doubts=[*doubts.values()])
+        chooses = any(request.candidate is not None for request in requests)
+        return replace(
+            planned, lines=lines, keeps=keeps, doubts=[*doubts.values()], chooses=chooses
+        )
 
     def learn(self, route: str) -> None:
         """Find a model's fingerprint out, or why no line may name it.
@@ -182,11 +188,11 @@ class Planner:
 
     def _calls(self, grouped: list[Group]) -> Calls:
         """The pipeline calls that the shard's rows make, in their order."""
-        calls: list[tuple[str, int, float]] = []
+        calls: list[tuple[str, int, int, float]] = []
         guessed: set[str] = set()
         start = 0
         # Two may share a key: of lines that say the slots that others got.
-        for key, groups in groupby(grouped, itemgetter(0)):
+        for (number, key), groups in groupby(grouped, _round_and_key):
             images = sum(len(requests) for _, requests in groups)
             slots = key.slots_within(self.table.get(key.model).batch_width)
             of_one = estimate(key, slots, self.table, self.rates)
@@ -194,7 +200,7 @@ class Planner:
                 guessed.add(key.model)
             end = start + images
             stops = (min(first + slots, end) for first in range(start, end, slots))
-            calls += ((key.model, stop, of_one.seconds) for stop in stops)
+            calls += ((key.model, number, stop, of_one.seconds) for stop in stops)
             start = end
         return collect(calls, guessed)
 
@@ -235,10 +241,13 @@ def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
     """
     recipe = line.body if isinstance(line.body, Recipe) else as_recipe(line.body)
     seed, n, slots = resolver.options.seed, resolver.options.n, line.slots or 0
-    return [
+    found = [
         resolver.resolve(number - 1, line.task, image.body, image.custom_id, image.number, slots)
         for image in recipe.images(line.custom_id or "", seed, n)
     ]
+    if rule := recipe.rule:
+        return [one for first in found for one in resolver.candidates(first, rule)]
+    return found
 
 
 def _doubt(request: Request) -> tuple[str, str] | None:
@@ -265,10 +274,15 @@ def _count(block: Block, n: int) -> dict[int, int]:
     return counts
 
 
-def _order(group: Group) -> tuple[str, ...]:
-    """Requests of one model lie together, and within it those of one adapter."""
-    key = group[0]
-    return (key.model, key.adapter, repr(key))
+def _order(group: Group) -> tuple[int, str, str, str]:
+    """Requests of one round and model lie together, and within it those of one adapter."""
+    number, key = _round_and_key(group)
+    return (number, key.model, key.adapter, repr(key))
+
+
+def _round_and_key(group: Group) -> tuple[int, BatchKey]:
+    key, requests = group
+    return requests[0].round, key
 
 
 def _planned(
@@ -280,10 +294,11 @@ def _planned(
     missing: frozenset[str] = frozenset(),
 ) -> PlannedBlock:
     jobs = bytes.fromhex("".join(request.job_id[:16] for request in rows))
-    # A custom_id identifies its line; without one the whole request does, its seed included.
+    # A custom_id identifies its line; without one the whole request does, its seed included. So it
+    # does for further candidates.
     identities = b"".join(
         blake2b(request.custom_id.encode(), digest_size=8).digest()
-        if request.custom_id
+        if request.custom_id and not (request.candidate and request.candidate.number)
         else bytes.fromhex(request.job_id[:16])
         for request in rows
     )

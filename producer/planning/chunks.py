@@ -22,45 +22,56 @@ CHUNK_SECONDS = 30.0  # of device time that one message stands for
 GUESSED_CALLS = (4, 32)  # that it has at least and at most where their time is a guess
 WORKERS = 64  # that a plan is cut for, if fewer live: more may be started
 EACH = 2  # chunks that each of them gets at least of what is left
+LATER = 8  # times as long are those of later rounds, of which only a part is needed
 
 
 @dataclass(frozen=True, slots=True)
 class Calls:
     """The pipeline calls of one shard, in the order of its rows; arrays have an entry a call.
 
-    models: names; model: the number of each one's among these; stop: the row after its last;
-    seconds: of a device, as far as one knows; guessed: the models of which one does not.
+    models: names; model: the number of each one's among these; round: of its candidates, 0 for
+    most; stop: the row after its last; seconds: of a device, as far as one knows; guessed: the
+    models of which one does not.
     """
 
     models: tuple[str, ...]
     model: npt.NDArray[np.uint16]
+    round: npt.NDArray[np.uint8]
     stop: npt.NDArray[np.uint32]
     seconds: npt.NDArray[np.float32]
     guessed: frozenset[str]
 
-    def by_model(self) -> Iterator[tuple[str, list[tuple[int, float]]]]:
-        """Of each model (row after the last, seconds) of its calls, which lie together."""
-        calls = zip(self.model.tolist(), self.stop.tolist(), self.seconds.tolist(), strict=True)
-        for number, some in groupby(calls, itemgetter(0)):
-            yield self.models[number], [(stop, seconds) for _, stop, seconds in some]
+    def by_model(self) -> Iterator[tuple[str, int, list[tuple[int, float]]]]:
+        """Of each model and round (row after the last, seconds) of calls, which lie together."""
+        calls = zip(
+            self.model.tolist(), self.round.tolist(), self.stop.tolist(), self.seconds.tolist(),
+            strict=True,
+        )  # fmt: skip
+        for (number, of), some in groupby(calls, itemgetter(0, 1)):
+            yield self.models[number], of, [(stop, seconds) for _, _, stop, seconds in some]
+
+    def first_seconds(self) -> float:
+        """Of all calls that are surely needed."""
+        return float(self.seconds[self.round == 0].sum())
 
 
-def collect(calls: Iterable[tuple[str, int, float]], guessed: Iterable[str]) -> Calls:
-    """Calls as (model, row after the last, seconds), in order."""
+def collect(calls: Iterable[tuple[str, int, int, float]], guessed: Iterable[str]) -> Calls:
+    """Calls as (model, round, row after the last, seconds), in order."""
     named = list(calls)
-    models = tuple(dict.fromkeys(name for name, _, _ in named))
+    models = tuple(dict.fromkeys(name for name, *_ in named))
     numbers = {name: number for number, name in enumerate(models)}
     return Calls(
         models,
-        np.array([numbers[name] for name, _, _ in named], np.uint16),
-        np.array([stop for _, stop, _ in named], np.uint32),
-        np.array([seconds for _, _, seconds in named], np.float32),
+        np.array([numbers[name] for name, *_ in named], np.uint16),
+        np.array([of for _, of, _, _ in named], np.uint8),
+        np.array([stop for *_, stop, _ in named], np.uint32),
+        np.array([seconds for *_, seconds in named], np.float32),
         frozenset(guessed),
     )
 
 
 def cut(shards: Sequence[Calls], workers: int = 0) -> Iterator[tuple[Chunk, ...]]:
-    """The chunks of each shard of a plan: ranges of whole calls, each of one model.
+    """The chunks of each shard of a plan: ranges of whole calls, each of one model and round.
 
     workers: how many live, 0 if one does not know.
     """
@@ -68,22 +79,24 @@ def cut(shards: Sequence[Calls], workers: int = 0) -> Iterator[tuple[Chunk, ...]
     left: defaultdict[str, float] = defaultdict(float)
     for shard in shards:
         for number, model in enumerate(shard.models):
-            left[model] += float(shard.seconds[shard.model == number].sum())
+            own = (shard.model == number) & (shard.round == 0)
+            left[model] += float(shard.seconds[own].sum())
     for shard in shards:
         chunks: list[Chunk] = []
         start = end = 0
-        for model, calls in shard.by_model():
+        for model, of, calls in shard.by_model():
             wanted = taken = 0.0
             for stop, seconds in calls:
                 if end > start and taken + seconds > wanted:
-                    chunks.append(Chunk(model, start, end))
+                    chunks.append(Chunk(model, start, end, of))
                     start = end
                 if end == start:
                     longest = _longest(seconds) if model in shard.guessed else CHUNK_SECONDS
-                    wanted, taken = min(longest, left[model] / shares), 0.0
+                    wanted = LATER * longest if of else min(longest, left[model] / shares)
+                    taken = 0.0
                 taken, end = taken + seconds, stop
-                left[model] -= seconds
-            chunks.append(Chunk(model, start, end))
+                left[model] -= 0.0 if of else seconds
+            chunks.append(Chunk(model, start, end, of))
             start = end
         yield tuple(chunks)
 

@@ -1,4 +1,5 @@
-"""One manifest line that stands for many images: `n`, `sweep`, `zip`, `sample` and templates.
+"""One manifest line that stands for many images: `n`, `sweep`, `zip`, `sample` and templates; and
+candidates for each: `best_of`, `min`, `max`.
 
 {"prompt": "a {{ color }} cat", "custom_id": "cat", "n": 2, "sweep": {"color": ["red", "blue"]}}
 stands for cat[color=red], cat[color=red]#1, cat[color=blue] and cat[color=blue]#1.
@@ -15,8 +16,9 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, ValidationError
 
 from jobs.errors import InvalidRequest, resembling
-from jobs.ids import draw, short_digest
-from jobs.requests import MAX_CUSTOM_ID, Body, Prompt
+from jobs.ids import COLUMN, draw, short_digest
+from jobs.output.plan import MAX_ROUNDS
+from jobs.requests import MAX_CUSTOM_ID, Body, Prompt, Rule
 from producer.planning.plain import PlainBody
 
 MAX_IMAGES = 10_000  # that one line may stand for
@@ -26,7 +28,9 @@ MAX_NAMES = 16  # of each of sweep, zip and sample
 MAX_VALUES = 256  # of each name
 MAX_LABEL = 128  # characters of a custom_id that name the values of a sweep; more become a hash
 
-KEYS = re.compile(rb'"(?:n|sweep|zip|sample)"')  # what tells a line that has a recipe
+KEYS = re.compile(
+    rb'"(?:n|sweep|zip|sample|best_of|by|min|max|max_tries)"'
+)  # what tells a line that has a recipe
 _BODY = frozenset(Body.model_fields)
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]{0,63})\s*\}\}")
 _TEMPLATES = ("prompt", "negative_prompt")
@@ -38,6 +42,11 @@ _Weight = Annotated[float, Field(gt=0, le=1e9)]
 _Weights = Annotated[dict[str, _Weight], Field(min_length=1, max_length=MAX_VALUES)]
 _Grid = Annotated[dict[_Name, _Values], Field(max_length=MAX_NAMES)]
 _Choices = Annotated[dict[_Name, _Values | _Weights], Field(max_length=MAX_NAMES)]
+
+
+_Column = Annotated[str, Field(pattern=f"^{COLUMN.pattern}$")]
+_Bounds = Annotated[dict[_Column, float], Field(min_length=1, max_length=MAX_NAMES)]
+_Tries = Annotated[int, Field(ge=1, le=MAX_ROUNDS)]
 
 
 class Image(NamedTuple):
@@ -54,21 +63,55 @@ class Recipe(Body):
     A name of sweep, zip or sample is a field of the body, or stands as {{ name }} in its prompts.
     sweep: every combination; zip: the first values of all names, then the second ones, …; sample:
     one value for each image, drawn evenly from a list or as often as its weight says.
+
+    best_of, by: of so many candidates for each image that with the highest score is chosen; min,
+    max: bounds of scores, which a candidate must meet; max_tries: candidates until enough do.
     """
 
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     sweep: _Grid | None = None
     zip: _Grid | None = None
     sample: _Choices | None = None
+    best_of: _Tries | None = None
+    by: _Column | None = None
+    min: _Bounds | None = None
+    max: _Bounds | None = None
+    max_tries: _Tries | None = None
+
+    @property
+    def rule(self) -> Rule | None:
+        """How each image is chosen; None if there is nothing to choose.
+
+        Raises:
+            InvalidRequest: fields that belong together are not.
+        """
+        if (self.by is None) != ((self.best_of or 1) == 1):
+            reason = "is required: the column by which best_of chooses" if self.best_of else ""
+            raise InvalidRequest("by", reason or "belongs to a best_of of 2 or more")
+        if self.max_tries is not None and not (self.min or self.max):
+            raise InvalidRequest("max_tries", "belongs to bounds: min, max")
+        wanted = self.best_of or 1
+        if self.max_tries is not None and self.max_tries < wanted:
+            raise InvalidRequest("max_tries", f"is less than best_of, {wanted}")
+        if not (self.min or self.max or self.by):
+            return None
+        least, most = (tuple(sorted((one or {}).items())) for one in (self.min, self.max))
+        return Rule(wanted, self.max_tries or wanted, self.by or "", least, most)
+
+    @property
+    def tries(self) -> int:
+        """Candidates for each image, at most."""
+        return max(self.best_of or 1, self.max_tries or 1)
 
     def varies(self, name: str) -> bool:
         """Whether a field differs from image to image."""
         return any(name in (part or {}) for part in (self.sweep, self.zip, self.sample))
 
     def count(self, n: int) -> int:
-        """The images that it stands for; n: of each combination, where it does not say."""
+        """The images that it stands for, all candidates counted; n: of each combination, where it
+        does not say."""
         rows = min(map(len, (self.zip or {}).values()), default=1)
-        return prod(map(len, (self.sweep or {}).values())) * rows * (self.n or n)
+        return prod(map(len, (self.sweep or {}).values())) * rows * (self.n or n) * self.tries
 
     def images(self, custom_id: str, seed: int, n: int) -> Iterator[Image]:
         """All images, those of one combination side by side.
@@ -80,7 +123,8 @@ class Recipe(Body):
             InvalidRequest: something does not fit together, or a value its field.
         """
         if (count := self.count(n)) > MAX_IMAGES:
-            what = f"the line stands for {count:,} images, more than {MAX_IMAGES:,}"
+            of = "images" if self.tries == 1 else "images and further candidates for them"
+            what = f"the line stands for {count:,} {of}, more than {MAX_IMAGES:,}"
             raise InvalidRequest("sweep" if self.sweep else "n", what)
         given = {name: getattr(self, name) for name in self.model_fields_set & _BODY}
         self._check(given)

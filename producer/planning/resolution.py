@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from operator import attrgetter
@@ -14,7 +14,8 @@ from jobs.errors import InvalidRequest
 from jobs.formats import ImageFormat, format_named
 from jobs.ids import job_identifier, seed_deriver
 from jobs.models.table import Model, ModelTable
-from jobs.requests import BatchKey, Body, ImageInput, Input, Request, Task
+from jobs.output.scorers import columns_lacking
+from jobs.requests import BatchKey, Body, Candidate, ImageInput, Input, Request, Rule, Task
 from producer.planning.intake import Intake
 from producer.planning.plain import PlainBody
 
@@ -78,6 +79,9 @@ class Resolver:
     intake: Intake | None = None
     _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
     _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
+    _identifiers: dict[tuple[BatchKey, ImageFormat], Callable[[bytes], str]] = field(
+        default_factory=dict, init=False, repr=False
+    )
     _taken: dict[tuple[Task, _Inputs], _Inputs] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -129,8 +133,36 @@ class Resolver:
         # As its class would, in less than half the time.
         return Request._make((
             index, custom_id, key, body.prompt, negative, seed, image_format,
-            job_id(orjson.dumps(identity)), images, controls,
+            job_id(orjson.dumps(identity)), images, controls, None,
         ))  # fmt: skip
+
+    def candidates(self, first: Request, rule: Rule) -> Iterator[Request]:
+        """All the candidates for an image, the first of them the request that it is without others.
+
+        They differ in their seeds, which follow from that of the first and their numbers.
+
+        Raises:
+            InvalidRequest: the rule reads a column that no scorer gives.
+        """
+        for name in columns_lacking(rule.columns, self.options.scorers):
+            raise InvalidRequest(
+                "by" if name == rule.by else "min" if name in dict(rule.least) else "max",
+                f"no scorer of the run gives a column {name!r}; name one with --score",
+            )
+        yield first._replace(candidate=Candidate(first.job_id, 0, rule))
+        identify = self._identifiers[first.key, first.format]
+        derive = seed_deriver(first.seed)
+        for number in range(1, rule.tries):
+            seed = derive(b"candidate %d" % number)
+            identity = (
+                first.custom_id, seed, first.prompt, first.negative_prompt, first.images,
+                first.control_images,
+            )  # fmt: skip
+            yield first._replace(
+                seed=seed,
+                job_id=identify(orjson.dumps(identity)),
+                candidate=Candidate(first.job_id, number, rule),
+            )
 
     def _take(self, intake: Intake, task: Task, given: _Inputs) -> _Inputs:
         """References for the inputs; the images of one line mostly have the same, taken in once."""
@@ -183,7 +215,9 @@ class Resolver:
         key = self._interned.setdefault(key, key)
         image_format = _format(body, self.options.format)
         content = orjson.dumps((_identity(key), image_format, fingerprint))
-        return key, image_format, content, job_identifier(content)
+        identify = job_identifier(content)
+        self._identifiers[key, image_format] = identify
+        return key, image_format, content, identify
 
 
 def _suffix(number: int) -> bytes:

@@ -170,13 +170,15 @@ class Remarks:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a manifest would become. `lines` stand for `requests`, `faults` are of other lines.
+    """What a manifest would become. `lines` stand for `requests`, and for `further` candidates
+    that may be needed; `faults` are of other lines.
 
     doubts: of lines that are taken but may not be meant; is_refused: whether a submission would be.
     """
 
     lines: int
     requests: int
+    further: int
     faults: Remarks
     doubts: Remarks
     is_refused: bool
@@ -206,7 +208,9 @@ def survey(
         faults.add(block.errors)
         doubts.add(block.doubts)
         on_lines(requests + faults.lines)
-    return Survey(lines, requests, faults, doubts, _is_refused(requests, faults, options), groups)
+    surely = groups.total()
+    refused = _is_refused(requests, faults, options)
+    return Survey(lines, surely, requests - surely, faults, doubts, refused, groups)
 
 
 def _is_refused(requests: int, faults: Remarks, options: PlanOptions) -> bool:
@@ -238,8 +242,8 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
     faults = Remarks()
     rates = read_rates(rates_file())
-    requests = doubtful = 0
-    keeps = False
+    requests = surely = doubtful = 0
+    keeps = chooses = False
     with ExitStack() as stack:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
         report = stack.enter_context(storage.writer(layout.invalid(run)))
@@ -252,24 +256,27 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
                 calls.append(block.calls)
                 jobs.append(block.jobs)
             requests += block.requests
+            surely += block.groups.total()
             keeps |= block.keeps
             doubtful += len(block.doubts)
+            chooses |= block.chooses
             _report(report, block)
             faults.add(block.errors)
             on_lines(requests + faults.lines)
     if _is_refused(requests, faults, job.options):
         raise ManifestRefused(faults.lines, faults.reasons, faults.first)
-    seconds = sum(float(some.seconds.sum()) for some in calls)
+    seconds = sum(some.first_seconds() for some in calls)
     shards = [Shard(size, chunks) for size, chunks in zip(sizes, cut(calls, workers), strict=True)]
     kept, reused = reuse_records(storage, run, shards, jobs)
     plan = Plan(
         run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), faults.lines, reused,
         dict(table.commits), job.team, job.priority,
     )  # fmt: skip
-    seconds *= plan.left / max(1, requests)
+    seconds *= plan.left / max(1, surely)
     plan = replace(
-        plan, keeps=keeps, doubtful=doubtful, seconds=seconds, scorers=job.options.scorers
-    )
+        plan, keeps=keeps, doubtful=doubtful, seconds=seconds, scorers=job.options.scorers,
+        chooses=chooses,
+    )  # fmt: skip
     write_plan(storage, plan)
     return plan
 

@@ -123,10 +123,15 @@ def _reopen(storage: Storage, run_id: str, bad: frozenset[str]) -> Plan | None:
 
 def _chunks(requests: list[Request], lost: set[str]) -> Iterator[Chunk]:
     """Ranges of a shard's rows that hold just these job ids."""
-    rows = [(row, r.key.model) for row, r in enumerate(requests) if r.job_id in lost]
-    for (_, model), group in groupby(enumerate(rows), lambda one: (one[1][0] - one[0], one[1][1])):
-        together = [row for _, (row, _) in group]
-        yield Chunk(model, together[0], together[-1] + 1)
+    rows = [(row, r.key.model, r.round) for row, r in enumerate(requests) if r.job_id in lost]
+
+    def together(one: tuple[int, tuple[int, str, int]]) -> tuple[int, str, int]:
+        number, (row, model, of) = one
+        return row - number, model, of
+
+    for (_, model, of), group in groupby(enumerate(rows), together):
+        found = [row for _, (row, _, _) in group]
+        yield Chunk(model, found[0], found[-1] + 1, of)
 
 
 def _others(storage: Storage, run_id: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,21 @@ class Slow:
         time.sleep(0.01)
         return {"pace": [None if row["index"] == 5 else 1.5 for row in rows]}
 
+class Luck:
+    version = "1"
+    columns = ("luck",)
+
+    def score(self, images, rows):
+        time.sleep(0.005 * len(rows))
+        return {"luck": [int(row["seed"]) % 100 / 100 for row in rows]}
+
 class Broken(Slow):
     columns = ("depth",)
 
     def score(self, images, rows):
         raise RuntimeError("no such layer")
 """
-POINTS = "[imagemill.scorers]\nslow = slow:Slow\nbroken = slow:Broken\n"
+POINTS = "[imagemill.scorers]\nslow = slow:Slow\nluck = slow:Luck\nbroken = slow:Broken\n"
 
 
 @pytest.fixture
@@ -66,7 +75,7 @@ def test_a_killed_scoring_goes_on(cli: Cli) -> None:
     assert "scorer broken failed at images/" in text
     assert "RuntimeError: no such layer" in text
     text = cli("score", "out", "--with", "x", code=2).stderr
-    assert "broken, clip, duplicates, shapes, slow, statistics" in text
+    assert "broken, clip, duplicates, luck, shapes, slow, statistics" in text
 
 
 def scores(out: Path, *names: str) -> list[tuple[object, ...]]:
@@ -121,6 +130,72 @@ def test_a_scorer_that_fails_costs_no_image(cli: Cli) -> None:
     assert (again["reused"], again["unscored"]) == (5, {})
     assert {"pace", "depth"} <= rows(cli.folder / "out/metadata.jsonl")[0].keys()
     assert "no scorer is called 'x'" in cli(*command, "--score", "x", code=2).stderr
+
+
+@pytest.mark.usefixtures("plugin")
+def test_choices_are_the_same_whatever_dies(cli: Cli) -> None:
+    lines: list[dict[str, object]] = [
+        {"custom_id": f"a{n}", "prompt": f"scene {n}", "n": 2, "min": {"luck": 0.7}, "max_tries": 6}
+        for n in range(60)
+    ]
+    best = {"best_of": 3, "by": "luck", "max": {"luck": 0.9}, "max_tries": 5}
+    lines += [{"custom_id": f"b{n}", "prompt": f"scene {n}", **best} for n in range(40)]
+    lines += [{"custom_id": f"c{n}", "prompt": f"scene {n}", "keep": {"m": n}} for n in range(20)]
+    manifest = cli.manifest(*lines)
+    command = ["run", manifest, "--model", "null", "--score", "luck", "--out"]
+    text = cli("plan", manifest, "--model", "null", "--score", "luck").stdout
+    assert "120 lines for 260 requests" in text
+    assert "up to 680 further candidates" in text
+    cli(*command, "calm", code=1)  # some have no image that passes
+    for few in (4, 18, 20):
+        killed = cli.start(*command, "wild")
+        parts = cli.folder / "wild/_run"
+        eventually(lambda n=few, p=parts: len(list(p.glob("*/parts/*"))) >= n)
+        killed.kill()
+        killed.communicate()
+    wild = cli.json(*command, "wild", code=1)["summary"]
+    names = ("metadata", "errors", "rejects")
+    calm, found = (
+        {name: [told(row) for row in rows(cli.folder / out / f"{name}.jsonl")] for name in names}
+        for out in ("calm", "wild")
+    )
+    assert found == calm
+    check_choices(calm)
+    images = sum(1 for _ in (cli.folder / "wild/images").rglob("*.jpg"))
+    assert images == wild["done"] + wild["rejects"], "nothing is rendered that is not needed"
+    assert wild["requests"] == 180 == wild["done"] + wild["rejected"]
+    again = cli.json(*command, "wild", code=1)
+    assert (again["rendered"], again["summary"]["run_id"]) == (False, wild["run_id"])
+
+
+def told(row: dict[str, Any]) -> tuple[object, ...]:
+    names = ("custom_id", "seed", "sha256", "luck", "candidates", "code", "message", "m")
+    return tuple(map(row.get, names))
+
+
+def check_choices(found: dict[str, list[tuple[Any, ...]]]) -> None:
+    """What was chosen and refused, from the seeds alone."""
+    images = {one[0]: one for one in found["metadata"]}
+    tried: dict[str, list[float]] = {}
+    for one in found["rejects"]:
+        tried.setdefault(one[0], []).append(one[3])
+    for name, (_, _, _, luck, count, *_) in images.items():
+        refused = tried.get(name, [])
+        assert count == 1 + len(refused), name
+        if name.startswith("a"):
+            assert luck >= 0.7 > max(refused, default=0), name
+            assert count <= 6
+        elif name.startswith("b"):
+            assert luck <= 0.9
+            assert luck == max(one for one in (*refused, luck) if one <= 0.9)
+            assert count == 5 or sum(one <= 0.9 for one in (*refused, luck)) == 3
+    for name, _, _, _, count, code, message, _ in found["errors"]:
+        assert (code, count) == ("none_passed", len(tried[name]))
+        assert message == f"none of {count} candidates has luck >= 0.7"
+        assert count == 6
+        assert max(tried[name]) < 0.7
+    assert len(images) + len(found["errors"]) == 180
+    assert [images[f"c{n}"][-1] for n in range(20)] == list(range(20))
 
 
 @pytest.fixture(scope="module")

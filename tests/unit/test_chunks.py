@@ -16,7 +16,7 @@ SLOTS = 16
 def shard(calls: int, seconds: float, *, guessed: bool = False, model: str = "m") -> Calls:
     """Full calls of one model."""
     rows = range(SLOTS, SLOTS * (calls + 1), SLOTS)
-    return collect([(model, stop, seconds) for stop in rows], {model} if guessed else ())
+    return collect([(model, 0, stop, seconds) for stop in rows], {model} if guessed else ())
 
 
 def sizes(chunks: Sequence[Chunk]) -> list[int]:
@@ -70,10 +70,10 @@ def test_what_is_only_a_guess_makes_neither_long_nor_short_chunks() -> None:
     assert sizes(next(cut([shard(10_000, 60.0)])))[0] == 1
 
 
-def test_chunks_are_of_one_model_and_one_shard() -> None:
-    rows = [("a", 1, 0.5), ("a", 3, 0.5), ("b", 4, 0.5)]
+def test_chunks_are_of_one_model_one_round_and_one_shard() -> None:
+    rows = [("a", 0, 1, 0.5), ("a", 0, 3, 0.5), ("b", 0, 4, 0.5), ("b", 1, 5, 0.5)]
     shards = [collect(rows, ()), collect([], ()), collect(rows, ())]
     first, none, second = cut(shards)
     assert none == ()
-    assert first == (Chunk("a", 0, 1), Chunk("a", 1, 3), Chunk("b", 3, 4))
+    assert first == (Chunk("a", 0, 1), Chunk("a", 1, 3), Chunk("b", 3, 4), Chunk("b", 4, 5, 1))
     assert second == first

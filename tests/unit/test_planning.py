@@ -101,7 +101,7 @@ def test_calls_cover_all_rows_and_hold_one_model(tmp_path: Path) -> None:
     models = ["shapes", "null"]
     lines = [{"prompt": f"p{i}", "model": models[i % 2]} for i in range(3000)]
     (block,) = plan(tmp_path / "m", lines)
-    found = dict(block.calls.by_model())
+    found = {model: calls for model, _, calls in block.calls.by_model()}
     stops = [stop for calls in found.values() for stop, _ in calls]
     assert set(found) == set(models)
     assert stops == sorted(set(stops))

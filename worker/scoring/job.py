@@ -16,7 +16,14 @@ from jobs.errors import FatalError, InvalidRequest, UsageError
 from jobs.inputs.decoding import Decoding
 from jobs.inputs.images import InputPolicy, check_image
 from jobs.output import layout
-from jobs.output.dataset import Summary, read_finished, rewrite_rows, rows_of_shard
+from jobs.output.choices import Chooser
+from jobs.output.dataset import (
+    Summary,
+    place_of_row,
+    read_finished,
+    rewrite_rows,
+    rows_of_shard,
+)
 from jobs.output.images import ImageReader
 from jobs.output.plan import Plan, read_plan
 from jobs.output.records import Row, Scores, parts_by_shard
@@ -58,6 +65,8 @@ def score(storage: Storage, rater: Rater, progress: Progress) -> Outcome:
     """
     plan, summary = _finished(storage)
     scored = fill(storage, plan, rater, progress)
+    relate(storage, plan, rater)
+    write_scoring(storage, rater.scoring)
     rewrite_rows(storage, plan)
     scoring = rater.scoring
     return Outcome(scoring.name, scoring.version, scoring.all_columns, summary.done, scored)
@@ -92,10 +101,25 @@ def fill(storage: Storage, plan: Plan, rater: Rater, progress: Progress) -> int:
                 progress(seen, plan.requests)
             run.write(number, rows, new, known)
             scored += len(missing)
-    if isinstance(rater.scorer, Relating):
-        _relate(run, rater.scorer)
-    write_scoring(storage, scoring)
     return scored
+
+
+def relate(storage: Storage, plan: Plan, rater: Rater) -> None:
+    """Write what an image is among all of the run, if the scorer tells such a thing.
+
+    Quick beside the scores, so made anew. Candidates that were not chosen are none of the run's.
+    """
+    if not isinstance(rater.scorer, Relating):
+        return
+    run = _Run(storage, plan, rater.scoring, parts_by_shard(storage, plan.run_id))
+    related = rater.scorer.relate(_scored(run))
+    for number in range(len(plan.shards)):
+        rows = run.chosen(number)
+        path = layout.relations(plan.run_id, rater.scoring.key, number)
+        pairs = list(zip(rows, islice(related, len(rows)), strict=True))
+        for _, scores in pairs:
+            check_scores(scores)
+        write_scores(storage, path, pairs)
 
 
 def _finished(storage: Storage) -> tuple[Plan, Summary]:
@@ -129,6 +153,16 @@ class _Run:
         """A shard's rows that have an image, in the dataset's order."""
         shard = rows_of_shard(self.storage, self.plan, number, self.parts.get(number, []))
         return [row for _, row in shard if row and row["status"] == "done"]
+
+    def chosen(self, number: int) -> list[Row]:
+        """Of these the ones that the dataset has."""
+        if not self.plan.chooses:
+            return self.rows(number)
+        parts = self.parts.get(number, [])
+        known = rows_of_shard(self.storage, self.plan, number, parts)
+        choices = Chooser(self.storage, self.plan).choose(known)
+        rows = [one.chosen for one in choices if one.chosen and one.chosen["status"] == "done"]
+        return sorted(rows, key=place_of_row)
 
     def look(self, number: int) -> tuple[list[Row], dict[str, Scores]]:
         """A shard's rows, and what storage has of their scores now: job id → scores."""
@@ -189,20 +223,8 @@ class _Eyes:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _relate(run: _Run, scorer: Relating) -> None:
-    """Write what an image is among all of the run. Quick beside the scores, so made anew."""
-    related = scorer.relate(_scored(run))
-    for number in range(len(run.plan.shards)):
-        rows = run.rows(number)
-        path = layout.relations(run.plan.run_id, run.scoring.key, number)
-        pairs = list(zip(rows, islice(related, len(rows)), strict=True))
-        for _, scores in pairs:
-            check_scores(scores)
-        write_scores(run.storage, path, pairs)
-
-
 def _scored(run: _Run) -> Iterator[tuple[Row, Scores]]:
     reader = ScoreReader(run.storage, run.scoring)
     for number in range(len(run.plan.shards)):
-        for row in run.rows(number):
+        for row in run.chosen(number):
             yield row, reader.find(row) or {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
@@ -12,8 +13,9 @@ from jobs.errors import ImagemillError, TransientError
 from jobs.inputs.decoding import Decoding
 from jobs.output.plan import Plan
 from jobs.output.records import Record, Scores
+from jobs.output.scores import write_chosen_by, write_scoring
 from jobs.output.storage import Storage
-from worker.scoring.job import fill
+from worker.scoring.job import fill, relate
 from worker.scoring.rater import Rater, make_rater
 
 RETRY_SECONDS = 60.0  # until a scorer that failed while images were stored is tried again
@@ -63,19 +65,37 @@ class Raters:
     def score(self, storage: Storage, plan: Plan) -> dict[str, str]:
         """Score the images of a run that have no scores yet: scorer → why it could not.
 
+        Where the run chooses among candidates, it does so by these scorers from then on.
+
         Raises:
             TransientError: storage is away.
         """
         problems: dict[str, str] = {}
+        raters: list[Rater] = []
         for wanted in plan.scorers:
-            try:
-                fill(storage, plan, self.get(wanted), lambda *_: None)
-            except TransientError:
-                raise
-            except ImagemillError as error:
-                problems[wanted] = str(error)
-                log.error("%s: %s", wanted, error)
+            with _told(wanted, problems):
+                rater = self.get(wanted)
+                fill(storage, plan, rater, lambda *_: None)
+                raters.append(rater)
+        if plan.chooses and not problems:
+            write_chosen_by(storage, plan.run_id, [rater.scoring for rater in raters])
+        for rater in raters:
+            with _told(rater.scoring.name, problems):
+                relate(storage, plan, rater)
+                write_scoring(storage, rater.scoring)
         return problems
+
+
+@contextmanager
+def _told(scorer: str, problems: dict[str, str]) -> Iterator[None]:
+    """A scorer that fails is noted. Raises TransientError, as storage is away."""
+    try:
+        yield
+    except TransientError:
+        raise
+    except ImagemillError as error:
+        problems[scorer] = str(error)
+        log.error("%s: %s", scorer, error)
 
 
 def _of(job_id: str, found: dict[str, dict[str, Scores]]) -> dict[str, Scores]:

@@ -160,6 +160,7 @@ def look_through(
     Raises:
         UsageError: the condition cannot be asked of a record. FatalError, TransientError.
     """
+    finished = finished and not album.plan.chooses  # else there are rows that no dataset has
     files: tuple[str, ...] = (layout.METADATA, layout.ERRORS)
     if not finished:
         files = tuple(path for parts in album.parts.values() for path in parts)
