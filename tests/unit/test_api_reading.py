@@ -37,10 +37,10 @@ from producer.planning.strict_json import parse_json
     ids=lambda value: str(value[:20]),
 )
 def test_surprises_are_refused(raw: bytes, reason: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(json.JSONDecodeError, match=reason):
         parse_json(raw)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
