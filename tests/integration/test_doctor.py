@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import boto3
 import orjson
 import pytest
 from click.testing import Result
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from jobs.broker.connection import connect
@@ -15,7 +19,7 @@ from jobs.models.table import load_models
 from jobs.output.storage import Storage
 from jobs.settings import Settings
 from producer.cli import make_cli
-from producer.upkeep.doctor import Finding, Wanted, examine
+from producer.upkeep.doctor import WORKERS_OWN, Finding, Wanted, examine
 from tests.sites import MODELS
 
 
@@ -107,3 +111,31 @@ def test_a_store_whose_clock_is_off(
     (clock,) = look(Settings(broker=broker, models=models), tmp_path / "out")["wrong"]
     assert "its clock is" in clock.detail
     assert "Synchronise" in clock.hint
+
+
+def test_what_workers_alone_need_is_what_the_image_without_torch_lacks() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    everything = {Requirement(one).name for one in project["project"]["dependencies"]}
+    producer = {Requirement(one).name for one in project["dependency-groups"]["producer"]}
+    assert everything - producer == WORKERS_OWN
+
+
+def test_an_installation_without_what_workers_need_is_the_producer_only(
+    broker: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = set(WORKERS_OWN)
+
+    def version(name: str, ask: Callable[[str], str] = metadata.version) -> str:
+        if name in lacking:
+            raise metadata.PackageNotFoundError(name)
+        return ask(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = look(Settings(broker=broker, models=models))
+    assert "versions" in {one.what for one in found["ok"]}
+    (devices,) = [one for one in found["note"] if one.what == "devices"]
+    assert "producer only" in devices.detail
+    lacking.remove("torch")  # a worker's, of which a part is gone
+    (versions,) = look(Settings(broker=broker, models=models))["wrong"]
+    assert "diffusers is missing" in versions.detail
+    assert "torch is missing" not in versions.detail
