@@ -93,6 +93,16 @@ def test_a_run_is_followed_and_its_pictures_are_seen(site: Site, page: TestClien
     assert "paint" in page.get(f"/runs/{LOOSE}", params={"show": "failures", "q": "PAINT"}).text
 
 
+def test_an_empty_page_says_how_to_submit(site: Site, page: TestClient) -> None:
+    text = page.get("/").text
+    assert site.settings.broker.startswith("redis+socket:")  # nobody would find it
+    command = re.search("<code>(imagemill submit .*)</code>", text)
+    assert command
+    assert command[1] == (
+        f"imagemill submit manifest.jsonl --out out/first --broker {site.settings.broker}"
+    )
+
+
 def test_nothing_new_is_not_sent_again_and_nothing_foreign_is_loaded(
     site: Site, page: TestClient
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from jobs.broker.connection import without_password
 from jobs.broker.progress import State
 from producer.api.page.board import Filter, costs
 from producer.api.page.parameters import UsedBoard, UsedRoster
@@ -36,4 +37,13 @@ async def overview(
         fleet=await roster.all(),
         names={run.progress.run_id: run.name for run in every},
         costs=costs(every),
+        example=_example(board.known.url if visitor.everybody else ""),
     )
+
+
+def _example(broker: str) -> str:
+    """How a run is submitted. A broker behind a socket is `imagemill up`'s own: none finds it."""
+    command = "imagemill submit manifest.jsonl --out"
+    if broker.startswith("redis+socket:"):
+        return f"{command} out/first --broker {without_password(broker)}"
+    return f"{command} s3://bucket/run"
