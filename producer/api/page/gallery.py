@@ -76,6 +76,17 @@ class Wanted:
         """Whether the whole run must be looked through before the first can be shown."""
         return bool(self.where or self.by)
 
+    @property
+    def query(self) -> dict[str, str]:
+        """The fields of an address that ask for them."""
+        order = "falling" if self.falling else ""
+        shown = "" if self.shown == "pictures" else self.shown
+        every = {
+            "show": shown, "q": self.text, "model": self.route, "where": self.where, "by": self.by,
+            "order": order,
+        }  # fmt: skip
+        return {name: value for name, value in every.items() if value}
+
     def takes(self, card: Card) -> bool:
         """Whether a record is one of them."""
         if self.shown != "all" and bool(card.file_name) is not (self.shown == "pictures"):
