@@ -216,7 +216,7 @@ def test_a_site_is_opened_from_a_disk(
 ) -> None:
     """Of a run that has not finished, so that it shows all that a site may."""
     storage = open_storage(str(tmp_path / "out"))
-    plan = plan_run(storage, SHOWN, 200, chunk=100)
+    plan = plan_run(storage, SHOWN, 200, chunk=100, model="one-of-the-longest-names")
     settle(storage, plan, 0, 0, {7: "the paint ran out"})
     write_site(storage.uri, lambda *_: None)
     tab = open_tab(viewport, scheme, url=f"file://{tmp_path}")
