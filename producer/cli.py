@@ -73,6 +73,7 @@ def make_cli() -> typer.Typer:
             inspecting.sheet,
             inspecting.page,
             exporting.export,
+            exporting.push,
             exporting.diff,
         ],
     }

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # so that a command loads only what it needs itself
     from producer.upkeep.doctor import Finding
     from producer.upkeep.export.job import Outcome as Export
     from producer.upkeep.export.layouts import LaidOut
+    from producer.upkeep.export.pushing import Pushed
     from producer.upkeep.fsck import Damage
     from producer.upkeep.usage import Usage
     from producer.upkeep.verification import Verdict
@@ -341,6 +342,11 @@ def show_layout(laid_out: LaidOut) -> None:
         f"{_count(laid_out.images, 'image')} of {_count(laid_out.prompts, 'prompt')}, "
         f"{_count(laid_out.written, 'file')} of {laid_out.suite} written now: {laid_out.target}"
     )
+
+
+def show_pushed(pushed: Pushed) -> None:
+    """What is on the hub now."""
+    show(f"{_count(pushed.files, 'file')} ({pushed.bytes:,} bytes) in {pushed.repo}: {pushed.url}")
 
 
 def show_comparison(found: Comparison) -> None:

@@ -1,4 +1,4 @@
-"""Commands from prompts of others, and from finished datasets: preset, export, diff."""
+"""Commands from prompts of others, and from finished datasets: preset, export, push, diff."""
 
 from __future__ import annotations
 
@@ -151,6 +151,29 @@ def export(
         show_json(outcome)
     elif not quiet:
         show_export(outcome)
+
+
+def push(
+    export: Annotated[str, typer.Argument(metavar="EXPORT", help="The folder of an export.")],
+    place: Annotated[str, typer.Argument(metavar="URI", help="hf://datasets/ORGANISATION/NAME")],
+    private: Annotated[
+        bool, typer.Option("--private", help="If the dataset is not there yet: only for you.")
+    ] = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Upload an export to the hub of Hugging Face, with its card; HF_TOKEN says who you are.
+
+    The same command again sends only what the hub does not have.
+    """
+    from producer.report import show_json, show_pushed
+    from producer.upkeep.export.pushing import push as upload
+
+    pushed = upload(export, place, private)
+    if as_json:
+        show_json(pushed)
+    elif not quiet:
+        show_pushed(pushed)
 
 
 def diff(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -56,11 +56,22 @@ def write_sheet(out: str, images: int, target: str | None = None) -> str:
     """
     storage = open_storage(out)
     folder, name = _target(storage, target)
-    tiles = list(_tiles(storage, images))
-    picture = BytesIO()
-    draw_sheet(tiles).save(picture, "PNG", optimize=True)
-    folder.write(name, picture.getvalue())
+    summary = read_pictured(storage)
+    step = max(1, summary.done // images)
+    rows = islice(read_part(storage, layout.METADATA), 0, step * images, step)
+    folder.write(name, sheet_of(storage, rows))
     return f"{folder.uri}/{name}"
+
+
+def sheet_of(storage: Storage, rows: Iterable[Row]) -> bytes:
+    """A PNG with the images of some rows of a dataset, at least one.
+
+    Raises:
+        InvalidRequest: an image is none.
+    """
+    picture = BytesIO()
+    draw_sheet(list(_tiles(storage, rows))).save(picture, "PNG", optimize=True)
+    return picture.getvalue()
 
 
 def draw_sheet(tiles: list[Tile]) -> Image.Image:
@@ -105,11 +116,9 @@ def _target(storage: Storage, target: str | None) -> tuple[Storage, str]:
     return place, name
 
 
-def _tiles(storage: Storage, images: int) -> Iterator[Tile]:
-    summary = read_pictured(storage)
-    step = max(1, summary.done // images)
-    for row in islice(read_part(storage, layout.METADATA), 0, step * images, step):
-        picture = Image.open(BytesIO(storage.read(row["file_name"]))).convert("RGB")
+def _tiles(storage: Storage, rows: Iterable[Row]) -> Iterator[Tile]:
+    for row in rows:
+        picture = shrink(storage.read(row["file_name"]), 2 * TILE)
         adapter = f":{row['adapter']}" if row["adapter"] else ""
         notes = (f"{row['model']}{adapter}", f"seed {row['seed']}")
         yield Tile(picture, row["prompt"], notes, tuple(_inputs(storage, row)))

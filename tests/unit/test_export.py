@@ -439,3 +439,16 @@ def test_a_strangers_row_is_written_or_refused(
         assert len(load(to, tmp_path / "cache", split="train")) == 3
         shutil.rmtree(tmp_path / "cache")
     assert {path for path in tmp_path.rglob("*") if to not in str(path)} == before
+
+
+def test_croissant_describes_the_files(out: str, to: str) -> None:
+    make_dataset(out, 3, {0: {"clip": 0.5}, 1: {"clip": 0.25}, 2: {"clip": 1.0}})
+    write(out, to, "parquet")
+    about = json.loads(Path(to, "croissant.json").read_text())
+    (record_set,), (described,) = about["recordSet"], about["distribution"]
+    table = pq.read_table(next(Path(to).glob(described["includes"][0])))
+    fields = {one["source"]["extract"]["column"]: one["dataType"] for one in record_set["field"]}
+    assert list(fields) == table.column_names
+    types = [fields[name] for name in ("image", "clip", "width", "prompt")]
+    assert types == ["sc:ImageObject", "sc:Float", "sc:Integer", "sc:Text"]
+    assert Path(to, "sheet.png").read_bytes().startswith(b"\x89PNG")

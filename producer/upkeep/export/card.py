@@ -11,14 +11,15 @@ from producer.upkeep.export.order import Order
 from producer.upkeep.export.shards import Survey
 
 CARD = "README.md"
+SHEET = "sheet.png"  # contact sheet
 SHOWN = 50  # models in its table
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 _TASKS = {"generate": "text-to-image", "edit": "image-to-image"}
 
 
-def make_card(found: Survey, summary: Summary, order: Order) -> bytes:
-    """The card of an export; UTF-8."""
-    return f"---\n{_head(found, order)}---\n\n{_body(found, summary, order)}".encode()
+def make_card(found: Survey, summary: Summary, order: Order, with_sheet: bool) -> bytes:
+    """The card of an export; UTF-8. with_sheet: whether a contact sheet lies beside it."""
+    return f"---\n{_head(found, order)}---\n\n{_body(found, summary, order, with_sheet)}".encode()
 
 
 def _head(found: Survey, order: Order) -> str:
@@ -37,7 +38,7 @@ def _head(found: Survey, order: Order) -> str:
     return "".join(f"{name}: {orjson.dumps(value).decode()}\n" for name, value in head.items())
 
 
-def _body(found: Survey, summary: Summary, order: Order) -> str:
+def _body(found: Survey, summary: Summary, order: Order, with_sheet: bool) -> str:
     models = [
         f"| {' | '.join(_cell(field) for field in source)} | {images:,} |"
         for source, images in found.sources.most_common(SHOWN)
@@ -54,6 +55,7 @@ def _body(found: Survey, summary: Summary, order: Order) -> str:
             f"rendered with imagemill as run `{summary.run_id}`.{selected}",
             "Every image is synthetic.",
             "",
+            *([f"![Some of the images]({SHEET})", ""] if with_sheet else []),
             "| split | images |",
             "|---|---|",
             *splits,

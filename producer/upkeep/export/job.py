@@ -8,28 +8,31 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import IO, Any, cast
 
 import orjson
 
 from jobs.children import die_with_parent
-from jobs.errors import Exit, UsageError
+from jobs.errors import Exit, InvalidRequest, UsageError
 from jobs.output import layout
 from jobs.output.dataset import Summary, read_finished
 from jobs.output.images import ImageReader
 from jobs.output.records import Row, read_row
 from jobs.output.storage import Storage, open_storage
-from producer.upkeep.export.card import CARD, make_card
+from producer.upkeep.export.card import CARD, SHEET, make_card
 from producer.upkeep.export.columns import Columns
 from producer.upkeep.export.credentials import SIGNED, Credentials, SignedSamples, signatory
+from producer.upkeep.export.croissant import CROISSANT, make_croissant
 from producer.upkeep.export.forms import FORMS, Samples, Target
 from producer.upkeep.export.order import FormName, Order
-from producer.upkeep.export.shards import Shard, Survey, lines_of, survey
+from producer.upkeep.export.shards import Selection, Shard, Survey, lines_of, survey
+from producer.upkeep.sheet import sheet_of
 
 ABOUT = "export.json"  # what the shards beside it are made of
+SHEET_IMAGES, SHEET_SHARDS = 24, 4  # on the contact sheet; of so many shards
 VERSION = 1  # of how shards are written: another one's cannot be mixed with ours
 
 
@@ -86,12 +89,34 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
             written += ours
             done += shard.images
             progress(done, found.images)
+        if not target.exists(SHEET):
+            # Of a stranger's images that are none there is no sheet.
+            with suppress(InvalidRequest):
+                sheet = sheet_of(source, _sample(found, lines, source, order.selection))
+                target.write(SHEET, sheet)
+    if not target.exists(CROISSANT):
+        target.write(CROISSANT, make_croissant(found, order))
     if not target.exists(CARD):
-        target.write(CARD, make_card(found, summary, order))
+        target.write(CARD, make_card(found, summary, order, target.exists(SHEET)))
     splits = dict(found.splits)
     return Outcome(
         target.uri, order.form, found.images, found.bytes, len(found.shards), written, splits
     )
+
+
+def _sample(
+    found: Survey, lines: IO[bytes], source: Storage, selection: Selection
+) -> Iterator[Row]:
+    """What a sheet shows of some rows of an export, evenly over some of its shards."""
+    some = found.shards[:: -(-len(found.shards) // SHEET_SHARDS)]
+    each = -(-SHEET_IMAGES // len(some))
+    where = source.name(layout.METADATA)
+    for shard in some:
+        own = lines_of(shard, lines, source, selection)
+        for line in own[:: -(-len(own) // each)][:each]:
+            row = read_row(line, where)
+            told = {name: str(row.get(name, "")) for name in ("prompt", "model", "adapter", "seed")}
+            yield cast("Row", told | {"file_name": row["file_name"]})
 
 
 def _check(found: Survey, order: Order) -> None:

@@ -1,0 +1,73 @@
+"""Uploads an export to the hub of Hugging Face, as one commit of a dataset's repository."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.errors import FatalError, UsageError
+from producer.upkeep.export.job import ABOUT
+
+_PLACE = re.compile(
+    r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?/?", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What is on the hub now. files, bytes: of the export; url: of the commit."""
+
+    repo: str
+    files: int
+    bytes: int
+    url: str
+
+
+def push(export: str, place: str, private: bool) -> Pushed:
+    """Upload the folder of an export. Files that the hub has are not sent again.
+
+    private: of a repository that is not there yet.
+
+    Raises:
+        UsageError: it is no export, or the place is none.
+        FatalError: the hub does not take it.
+    """
+    found = _PLACE.fullmatch(place)
+    if not found:
+        raise UsageError(
+            f"{place} is no dataset on the hub", "Name one: hf://datasets/ORGANISATION/NAME."
+        )
+    folder = Path(export)
+    if not (folder / ABOUT).is_file():
+        raise UsageError(
+            f"{export} is no folder of an export",
+            f"Make one: imagemill export {export} FOLDER --to parquet; then push FOLDER.",
+        )
+    repo, revision = found["repo"], found["revision"]
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    # Here, as it takes long to import.
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    hub = HfApi(library_name="imagemill")
+    try:
+        hub.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=repo,
+            repo_type="dataset",
+            folder_path=folder,
+            revision=revision,
+            commit_message=f"{len(sizes)} files of an imagemill export",
+        )
+    except Exception as error:  # of the hub's library, or of its HTTP library
+        raise FatalError(
+            f"the hub did not take {repo}: {type(error).__name__}: {_first_line(error)}",
+            "Check its name, and that HF_TOKEN may write there; the same command goes on.",
+        ) from error
+    return Pushed(repo, len(sizes), sum(sizes), str(commit.commit_url))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "")
