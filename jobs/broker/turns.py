@@ -13,10 +13,9 @@ at once, as what the run's chunks took so far, and set right when they are measu
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, cast
 
@@ -112,8 +111,13 @@ def _lift(used: float, others: Iterable[float]) -> float:
     return max(0.0, min(others, default=used) - HEAD_START - used)
 
 
-# What team or run used: adds to "<seconds> <when>".
+# What team or run used: adds to "<seconds> <when>". And the time: what is given, or Redis's own.
 CHARGE = """
+local function moment(given)
+  if given ~= '' then return tonumber(given) end
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1000000
+end
 local function charge(key, field, seconds, now, half_life)
   local used, at = string.match(redis.call('HGET', key, field) or '0 0', '^(%S+) (%S+)$')
   local age = math.max(0, now - (tonumber(at) or 0))
@@ -137,7 +141,7 @@ if ARGV[5] == '' then
 else
   redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
 end
-local now, half_life, chunks = tonumber(ARGV[6]), tonumber(ARGV[7]), #ARGV - 10
+local now, half_life, chunks = moment(ARGV[6]), tonumber(ARGV[7]), #ARGV - 10
 local seconds = chunks * ARGV[8]
 charge(KEYS[5], state[3] or '', seconds + ARGV[9], now, half_life)
 charge(KEYS[1], 'used', seconds + ARGV[10], now, half_life)
@@ -161,8 +165,9 @@ if owing > 0 then
   redis.call('HINCRBY', KEYS[1], 'owing', -1)
   seconds = seconds - guess
 end
-charge(KEYS[2], state[1], seconds, tonumber(ARGV[2]), tonumber(ARGV[3]))
-charge(KEYS[1], 'used', seconds, tonumber(ARGV[2]), tonumber(ARGV[3]))
+local now = moment(ARGV[2])
+charge(KEYS[2], state[1], seconds, now, tonumber(ARGV[3]))
+charge(KEYS[1], 'used', seconds, now, tonumber(ARGV[3]))
 """
 )
 
@@ -176,13 +181,13 @@ if redis.call('HGET', KEYS[1], 'state') ~= 'running' then redis.call('SREM', KEY
 class Turns:
     """The turns of one installation. Raises redis.RedisError when Redis is away.
 
-    now: Unix seconds.
+    now: Unix seconds; Redis's own if None, so that hosts need not agree on theirs.
     """
 
     client: redis.Redis
     prefix: str
     seal: Seal
-    now: Callable[[], float] = field(default=time.time)
+    now: Callable[[], float] | None = None
 
     def waiting(self, models: Sequence[str]) -> list[Waiting]:
         """The runs that have chunks of these models to give out. Three round trips."""
@@ -202,8 +207,10 @@ class Turns:
                 pipe.hmget(self._run(run_id), *fields, "device_chunks", "guess")
                 pipe.hget(f"{self._run(run_id)}:next", queue_name(BULK, model))
             pipe.hgetall(f"{self.prefix}usage")
-            *answers, teams = pipe.execute()
-        used = {team.decode("utf-8", "replace"): self._decayed(raw) for team, raw in teams.items()}
+            pipe.time()
+            *answers, teams, (seconds, micros) = pipe.execute()
+        now = self.now() if self.now else seconds + micros / 1e6
+        used = {team.decode("utf-8", "replace"): _decayed(raw, now) for team, raw in teams.items()}
         runs = list[Waiting]()
         for (model, run_id), state, place in zip(members, answers[::2], answers[1::2], strict=True):
             if state[0] != b"running":
@@ -211,36 +218,8 @@ class Turns:
                 self.client.eval(LEAVE, len(keys), *keys, run_id)
             elif place is not None:
                 with suppress(ValueError, TypeError, AttributeError):  # not of our writing
-                    runs.append(self._read(run_id, model, state, place, used))
+                    runs.append(_read(run_id, model, state, place, used, now))
         return runs
-
-    def _read(
-        self,
-        run_id: str,
-        model: str,
-        state: Sequence[bytes | None],
-        place: bytes,
-        used: Mapping[str, float],
-    ) -> Waiting:
-        """Raises ValueError, TypeError or AttributeError for what nobody of ours wrote."""
-        _, epoch, team, priority, own, seconds, chunks, guess = state
-        shard, chunk = map(int, place.split())
-        if min(shard, chunk) < 0:
-            raise ValueError(place)
-        name, rank = (cast("bytes", raw).decode() for raw in (team, priority))
-        measured, guessed = float(seconds or 0) / max(1, int(chunks or 0)), float(guess or 0)
-        return Waiting(
-            run_id,
-            int(epoch or 0),
-            model,
-            (shard, chunk),
-            name,
-            PRIORITIES[PRIORITIES.index(cast("Priority", rank))],  # or a ValueError
-            used.get(name, 0.0),
-            self._decayed(own),
-            measured if isfinite(measured) else 0.0,
-            guessed if isfinite(guessed) else 0.0,
-        )
 
     def take(self, turn: Turn, chunks: Sequence[Place], following: Place | None) -> bool:
         """Queue a turn's chunks, so that `following` is next, or nothing.
@@ -260,7 +239,7 @@ class Turns:
         ]
         arguments: list[Any] = [
             run.run_id, run.epoch, bulk, _text(run.place), _text(following) if following else "",
-            self.now(), HALF_LIFE, run.seconds or run.guess or GUESS_SECONDS,
+            self._now(), HALF_LIFE, run.seconds or run.guess or GUESS_SECONDS,
             turn.team_lift, turn.lift,
         ]  # fmt: skip
         return bool(self.client.eval(TAKE, len(keys), *keys, *arguments, *messages))
@@ -268,20 +247,54 @@ class Turns:
     def settle(self, run_id: str, seconds: float) -> None:
         """A chunk took so many device seconds."""
         keys = (self._run(run_id), f"{self.prefix}usage")
-        self.client.eval(SETTLE, len(keys), *keys, seconds, self.now(), HALF_LIFE)
+        self.client.eval(SETTLE, len(keys), *keys, seconds, self._now(), HALF_LIFE)
 
-    def _decayed(self, raw: bytes | None) -> float:
-        with suppress(ValueError):
-            used, at = map(float, (raw or b"0 0").split())
-            value = used * 2.0 ** (-max(0.0, self.now() - at) / HALF_LIFE)
-            return value if isfinite(value) and value > 0 else 0.0
-        return 0.0
+    def _now(self) -> float | str:
+        """As scripts take it."""
+        return self.now() if self.now else ""
 
     def _waiting(self, model: str) -> str:
         return f"{self.prefix}{queue_name(WAITING, model)}"
 
     def _run(self, run_id: str) -> str:
         return run_key(self.prefix, run_id)
+
+
+def _read(
+    run_id: str,
+    model: str,
+    state: Sequence[bytes | None],
+    place: bytes,
+    used: Mapping[str, float],
+    now: float,
+) -> Waiting:
+    """Raises ValueError, TypeError or AttributeError for what nobody of ours wrote."""
+    _, epoch, team, priority, own, seconds, chunks, guess = state
+    shard, chunk = map(int, place.split())
+    if min(shard, chunk) < 0:
+        raise ValueError(place)
+    name, rank = (cast("bytes", raw).decode() for raw in (team, priority))
+    measured, guessed = float(seconds or 0) / max(1, int(chunks or 0)), float(guess or 0)
+    return Waiting(
+        run_id,
+        int(epoch or 0),
+        model,
+        (shard, chunk),
+        name,
+        PRIORITIES[PRIORITIES.index(cast("Priority", rank))],  # or a ValueError
+        used.get(name, 0.0),
+        _decayed(own, now),
+        measured if isfinite(measured) else 0.0,
+        guessed if isfinite(guessed) else 0.0,
+    )
+
+
+def _decayed(raw: bytes | None, now: float) -> float:
+    with suppress(ValueError):
+        used, at = map(float, (raw or b"0 0").split())
+        value = used * 2.0 ** (-max(0.0, now - at) / HALF_LIFE)
+        return value if isfinite(value) and value > 0 else 0.0
+    return 0.0
 
 
 def _text(place: Place) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -150,6 +152,25 @@ def test_what_a_chunk_took_replaces_the_guess(site: Site, shop: Workshop) -> Non
     assert (one.team_used, one.used) == pytest.approx((114.0, 14.0), 1e-3)
     later = replace(shop.turns, now=lambda: time.time() + HALF_LIFE)
     assert later.waiting(["null"])[0].team_used == pytest.approx(57.0, 1e-3)
+
+
+def test_what_was_used_ages_by_the_clock_of_redis_and_no_host_s(site: Site, shop: Workshop) -> None:
+    start(site, "run", 64, "red")
+    for days in (-1, 1):
+        script = (
+            "import time\n"
+            "right = time.time\n"
+            f"time.time = lambda: right() + {days * 86400}\n"
+            "from jobs.broker.connection import connect\n"
+            "from jobs.broker.seals import NO_SEAL\n"
+            "from jobs.broker.turns import Turns\n"
+            "from jobs.settings import Settings\n"
+            f"settings = Settings(broker={site.settings.broker!r})\n"
+            "Turns(connect(settings), settings.key_prefix, NO_SEAL).settle('run', 8.0)\n"
+        )
+        subprocess.run([sys.executable, "-c", script], check=True)
+    (one,) = shop.turns.waiting(["null"])
+    assert (one.team_used, one.used) == pytest.approx((16.0, 16.0), 1e-1)
 
 
 def test_the_end_of_a_run_waits_for_no_other(site: Site, shop: Workshop) -> None:
