@@ -55,6 +55,9 @@ def test_compose_is_of_its_specification() -> None:
     for service in SERVICES.values():
         assert service["restart"] == ("no" if service is SERVICES["demo"] else "unless-stopped")
         assert ":" in service.get("image", ":")  # never whatever is the latest
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")
         for secret in service.get("secrets", []):
@@ -71,7 +74,6 @@ def test_the_image_without_torch_has_the_same_packages_else() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_services_run_what_there_is(name: str) -> None:
     service = OURS[name]
-    assert service["read_only"]
     check_command(service["command"])
     check_settings(iter(service["environment"]))
     targets = [s["target"] for s in service.get("secrets", []) if isinstance(s, dict)]
