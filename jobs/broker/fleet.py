@@ -37,8 +37,8 @@ class Worker:
     """One device process. `name` is unique; `models` are the names of the queues it reads.
 
     unfit: of these the ones that it does not read for now, as it cannot render them, and why;
-    ready: it has loaded the first of its models, or found that it cannot; doing: as of the last
-    change.
+    ready: it has loaded the first of its models, or found that it cannot; memory: bytes of its
+    GPU's that are used, and all of them, 0 if unknown; doing: as of the last change.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Worker:
     pid: int
     unfit: dict[str, str] = field(default_factory=dict)
     ready: bool = True
+    memory: tuple[int, int] = (0, 0)
     doing: Doing = Doing()
 
     @property

@@ -128,6 +128,16 @@ class InstallationMetrics:
             for model in self.table.models
         ]
         yield _gauge("serving_workers", "Workers that can render a model.", serving, "model")
+        used, whole = (sum(worker.memory[i] for worker in workers) for i in (0, 1))
+        yield _gauge(
+            "device_memory_bytes", "Memory of the GPUs of all workers.",
+            [(("used",), used), (("total",), whole)], "state",
+        )  # fmt: skip
+        ratios = [worker.memory[0] / worker.memory[1] for worker in workers if worker.memory[1]]
+        yield _gauge(
+            "device_memory_fullest_ratio", "Used memory of the fullest GPU, of all of its own.",
+            [((), max(ratios, default=0.0))],
+        )  # fmt: skip
 
     def _waiting(self, sums: dict[Series, float]) -> Iterator[Metric]:
         states, left = self.known.runs.outstanding()

@@ -24,7 +24,7 @@ from worker.inputs import Prepared
 from worker.pipelines.load import load_pipeline
 from worker.pipelines.memory import give_back
 from worker.process.devices import choose_devices
-from worker.process.gpus import Machine
+from worker.process.gpus import Machine, memory
 from worker.render import BatchRenderer
 from worker.renderers import Renderers
 
@@ -98,6 +98,8 @@ def test_the_machine_tells_its_gpus_and_its_driver() -> None:
     gpus, problem = Machine().gpus()
     assert problem == ""
     assert all(gpu.pci for gpu in gpus), "not by NVML: processes are not pinned near their GPU"
+    used, whole = memory(devices[0].visible)
+    assert 0 < used <= whole
 
 
 def test_a_gpu_is_named_by_its_uuid_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

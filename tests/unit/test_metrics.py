@@ -104,6 +104,16 @@ def test_what_is_outstanding_is_by_model(settings: Settings, registry: Collector
     assert value(registry, "outstanding_requests", **bulk) == 0
 
 
+def test_memory_of_all_devices_is_told(settings: Settings, registry: CollectorRegistry) -> None:
+    assert value(registry, "device_memory_fullest_ratio") == 0
+    fleet = Fleet(installation(settings).runs.client, settings.key_prefix)
+    for number, memory in enumerate([(60, 80), (10, 20), (0, 0)]):
+        fleet.report(Worker(f"gpu{number}-1@a", ("shapes",), "cuda", "a", number, memory=memory))
+    assert value(registry, "device_memory_bytes", state="used") == 70
+    assert value(registry, "device_memory_bytes", state="total") == 100
+    assert value(registry, "device_memory_fullest_ratio") == 0.75
+
+
 def test_verdicts_are_counted(settings: Settings, registry: CollectorRegistry) -> None:
     changed = Difference("images/00000/a.png", "", "other bytes", {})
     for differences in ([], [changed]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from jobs.errors import FatalError, UsageError
 from worker.process import devices
 from worker.process.devices import Device, choose_devices
-from worker.process.gpus import Gpu, Machine
+from worker.process.gpus import Gpu, Machine, memory
 from worker.versions import TorchBuild
 
 LISTING = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)
@@ -47,6 +48,15 @@ class Nvml:
         if not self.gpus[number].uuid:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return self.gpus[number]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Gpu:
+        found = [gpu for gpu in self.gpus if uuid in (gpu.uuid, *gpu.slices)]
+        if not found:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return found[0]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Gpu) -> object:
+        return SimpleNamespace(used=int(handle.number) + 1, total=100)
 
     def nvmlDeviceGetUUID(self, handle: Gpu | str) -> str:
         return handle if isinstance(handle, str) else handle.uuid
@@ -252,3 +262,12 @@ def test_a_process_runs_near_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
     first, second = choose_devices("auto", machine=Machine(tmp_path))
     assert first == Device("gpu0", "0", frozenset({1, 2, 5}))
     assert second.cores == frozenset()
+
+
+def test_a_device_s_memory_is_asked_for_as_cuda_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory("0") == (0, 0)  # no driver
+    gpus = [Gpu("0", "GPU-1"), Gpu("1", "GPU-2", ("MIG-a",)), Gpu("2", "")]
+    Nvml(gpus).install(monkeypatch)
+    assert [memory(one) for one in ("0", "GPU-2", "MIG-a")] == [(1, 100), (2, 100), (2, 100)]
+    # The CPU, one that is lost, one that is none, and two.
+    assert [memory(one) for one in ("", "2", "GPU-9", "0,1")] == [(0, 0)] * 4

@@ -91,6 +91,30 @@ def _by_nvml() -> tuple[list[Gpu], str]:
     return found, problem
 
 
+def memory(visible: str) -> tuple[int, int]:
+    """Bytes of a device's memory that are used, by whomever, and all of them.
+
+    visible: its CUDA_VISIBLE_DEVICES. (0, 0) if it is none, or if the driver does not tell.
+    """
+    if not visible:
+        return 0, 0
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0, 0
+    try:
+        if visible.startswith(("GPU-", "MIG-")):
+            handle = pynvml.nvmlDeviceGetHandleByUUID(visible)
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(visible))
+        found = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        return int(found.used), int(found.total)
+    except (pynvml.NVMLError, ValueError):
+        return 0, 0
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def _gpu(number: int) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(number)
     pci = _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)

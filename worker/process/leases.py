@@ -19,6 +19,7 @@ from celery.bootsteps import StartStopStep
 from jobs.broker.connection import connect
 from jobs.broker.fleet import Fleet, Worker
 from jobs.settings import Settings
+from worker.process.gpus import memory
 
 RENEW_SECONDS = 2.0
 TELL_SECONDS = 0.2  # until others know that it is ready
@@ -28,16 +29,22 @@ log = logging.getLogger(__name__)
 
 
 class Leases(StartStopStep):  # type: ignore[misc]
-    """A step of the Celery consumer. `settings` and `worker` are the worker's options."""
+    """A step of the Celery consumer.
+
+    settings, worker, visible: the worker's options; the last is its CUDA_VISIBLE_DEVICES.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    def __init__(self, consumer: Any, settings: Settings, worker: Worker, **options: Any) -> None:
+    def __init__(
+        self, consumer: Any, settings: Settings, worker: Worker, visible: str, **options: Any
+    ) -> None:
         super().__init__(consumer, **options)
         self.client = connect(settings)
         self.index = f"{settings.key_prefix}unacked_index"
         self.fleet = Fleet(self.client, settings.key_prefix)
         self.worker = worker
+        self.visible = visible
         self.timer: Any = None
         self.teller: Any = None
 
@@ -79,7 +86,7 @@ class Leases(StartStopStep):  # type: ignore[misc]
             self._report(consumer)
 
     def _report(self, consumer: Any) -> None:
-        worker = replace(self.worker, ready=consumer.pool.ready)
+        worker = replace(self.worker, ready=consumer.pool.ready, memory=memory(self.visible))
         try:
             self.fleet.report(worker)
             self.worker = worker

@@ -56,6 +56,7 @@ def serve(device: str, kind: str, models: list[str]) -> int:
         quiet=True,
         settings=settings,
         worker=member,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES", "") if kind == "cuda" else "",
     )
     worker.start()
     return int(worker.exitcode or 0)
