@@ -80,14 +80,16 @@ class LineError:
 class ManifestRefused(ImagemillError):
     """A manifest with invalid lines.
 
-    total: how many; reasons: to refuse them, of which `errors` holds the first; report: where all
-    of them are, if somewhere.
+    total: how many; reasons: to refuse them, of which `errors` holds the first; rest: requests of
+    the other lines; report: where all reasons are, if somewhere.
     """
 
-    def __init__(self, total: int, reasons: int, errors: list[LineError]) -> None:
+    def __init__(self, total: int, reasons: int, errors: list[LineError], rest: int) -> None:
+        what = "it" if total == 1 else "them"
+        others = ", or pass --skip-invalid to render the rest" if rest else ""
         super().__init__(
-            f"{total} invalid line{'s' if total != 1 else ''}; nothing was enqueued",
-            "Correct them, or pass --skip-invalid to render the rest.",
+            f"{total:,} invalid line{'' if total == 1 else 's'}; nothing was enqueued",
+            f"Correct {what}{others}.",
         )
         self.total = total
         self.reasons = reasons

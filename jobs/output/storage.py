@@ -400,6 +400,8 @@ def open_file(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]
             raise FatalError(f"{uri} cannot be read: {error}", "Check the file.") from error
         except FileNotFoundError as error:
             raise UsageError(f"{uri} does not exist", "Check the path.") from error
+        except IsADirectoryError as error:
+            raise UsageError(f"{uri} is a folder, not a file", "Name a file.") from error
         except (ValueError, ImportError) as error:
             raise UsageError(f"{uri}: {error}", "Use a path, file:// or s3://.") from error
         except OSError as error:

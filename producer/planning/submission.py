@@ -264,7 +264,7 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
             faults.add(block.errors)
             on_lines(requests + faults.lines)
     if _is_refused(requests, faults, job.options):
-        raise ManifestRefused(faults.lines, faults.reasons, faults.first)
+        raise ManifestRefused(faults.lines, faults.reasons, faults.first, requests)
     seconds = sum(some.first_seconds() for some in calls)
     shards = [Shard(size, chunks) for size, chunks in zip(sizes, cut(calls, workers), strict=True)]
     kept, reused = reuse_records(storage, run, shards, jobs)

@@ -145,6 +145,13 @@ def test_first_twenty_errors_are_shown(cli: Cli) -> None:
     assert "… and 10 more" in refused.stderr
 
 
+def test_a_refusal_offers_the_rest_only_if_there_is_one(cli: Cli) -> None:
+    wrong = cli("run", cli.manifest({"prompt": 1}), "--out", "out", "--skip-invalid", code=2)
+    assert wrong.stderr.endswith("Correct it.\n")
+    some = cli("run", cli.manifest({"prompt": 1}, {"prompt": "a"}), "--out", "out", code=2)
+    assert some.stderr.endswith("Correct it, or pass --skip-invalid to render the rest.\n")
+
+
 def test_skip_invalid_renders_the_rest(cli: Cli) -> None:
     manifest = cli.manifest({"prompt": "fine", "custom_id": "a"}, {"prompt": 1, "custom_id": "b"})
     command = ("run", manifest, "--out", "out", "--model", "null", "--skip-invalid")

@@ -136,7 +136,7 @@ def test_pace_leaves_the_wait_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_refusal_shows_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [LineError(7, "", "prompt", "is required (got '[bold]x[/]')")]
-    show_error(ManifestRefused(5, 9, lines))
+    show_error(ManifestRefused(5, 9, lines, 1))
     said = capsys.readouterr().err
     assert "line 7: prompt: is required (got '[bold]x[/]')" in said
     assert "… and 8 more: imagemill plan" in said

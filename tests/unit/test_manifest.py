@@ -180,6 +180,11 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
         read_all(tmp_path / "missing.jsonl")
 
 
+def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        read_all(tmp_path)
+
+
 def test_standard_input_is_no_manifest() -> None:
     with pytest.raises(UsageError, match="standard input"):
         manifest_digest("-")
