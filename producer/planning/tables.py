@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 import orjson
 from pydantic import ValidationError
 
-from jobs.errors import FatalError, UsageError, printable
+from jobs.errors import FatalError, UsageError, printable, resembling
 from jobs.output.kept import KEPT
 from jobs.requests import MAX_PROMPT
 from producer.planning.recipes import Recipe
@@ -23,6 +23,7 @@ TEXT = ".txt"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 KINDS = (".parquet", ".arrow", *DELIMITERS, TEXT)
 
+_PROMPTS = ("caption", "text", "description")  # what others call columns of prompts
 _VARYING = ("sweep", "zip", "sample")
 FIELDS = ("custom_id", *(name for name in Recipe.model_fields if name not in _VARYING))
 _WHOLE = ("seed", "num_inference_steps", "width", "height", "n")
@@ -56,7 +57,8 @@ def columns_of(options: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
         name, _, column = option.partition("=")
         if name not in FIELDS or not column:
             hint = f"Write --map FIELD=COLUMN. Fields: {', '.join(FIELDS)}"
-            raise UsageError(f"--map {option}: names no field and its column", hint)
+            near = resembling(name, FIELDS)
+            raise UsageError(f"--map {option}: names no field and its column{near}", hint)
         if name in columns:
             raise UsageError(f"--map {option}: {name} is {columns[name]} already", "Name it once.")
         columns[name] = column
@@ -206,9 +208,11 @@ def _choose(
     has = f"Its columns: {printable(', '.join(found), SHOWN_COLUMNS)}"
     for column in (*chosen.values(), *keep):
         if column not in found:
-            raise UnfitTable(f"{uri} has no column {column!r}", has)
+            raise UnfitTable(f"{uri} has no column {column!r}{resembling(column, found)}", has)
     if "prompt" not in chosen:
-        raise UnfitTable(f"no column of {uri} is called prompt", f"{has}. Name one: --map prompt=…")
+        likely = next((column for column in found if column.lower() in _PROMPTS), "…")
+        hint = f"{has}. Name one: --map prompt={likely}"
+        raise UnfitTable(f"no column of {uri} is called prompt", hint)
     return chosen
 
 

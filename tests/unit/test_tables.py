@@ -104,6 +104,8 @@ def test_lines_of_text_are_prompts_and_one_that_is_too_long_is_refused() -> None
     [
         ("m.csv", None, {}, UsageError, "no column of m.csv is called prompt"),
         ("m.csv", None, {"prompt": "text"}, UsageError, "m.csv has no column 'text'"),
+        ("c.csv", "id,Caption\n1,a\n", {}, UsageError, "Name one: --map prompt=Caption"),
+        ("c.csv", "Caption\na\n", {"prompt": "captoin"}, UsageError, "did you mean 'Caption'"),
         ("bad.parquet", "x", {}, FatalError, "bad.parquet cannot be read: Parquet file size is"),
         ("bad.arrow", "x", {}, FatalError, "bad.arrow cannot be read"),
         ("bad.csv", "prompt,seed\na,b\n", {}, FatalError, "conversion error to uint64"),
