@@ -74,6 +74,8 @@ def up(
     check_exposure(settings, host, insecure)
     table = load_models(settings.models)
     served = models.split(",") if models else table.usual
+    for name in served:  # before anything is started
+        table.route(name)
     while True:
         try:
             with shared(settings, Crew(devices, workers)) as children:

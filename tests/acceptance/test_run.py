@@ -178,6 +178,7 @@ def test_skip_invalid_renders_the_rest(cli: Cli) -> None:
         (["run", "manifest.jsonl", "--out", "what://out"], ["what", "s3://"]),
         (["run", "manifest.jsonl", "--out", "out", "--models-file", "no.toml"], ["no.toml"]),
         (["run", "-", "--out", "out"], ["standard input"]),
+        (["up", "--store", "store", "--models", "null,shape"], ["unknown model 'shape'"]),
         (["run", "manifest.jsonl"], ["--out"]),
         (["run", "manifest.jsonl", "--out", "out", "--format", "gif"], ["gif"]),
     ],
