@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
+from jobs.output import layout
+from jobs.output.plan import Plan
+from jobs.output.records import read_part
+from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, prepare
 from tests.chaos.ledger import Ledger
 from tests.sites import Site, queue_chunks
 from tests.support import alive, eventually
@@ -46,6 +53,56 @@ def test_kills(site: Site, ledger: Ledger, dice: random.Random, victim: str, tim
         assert checksums(site, ledger, run_id) == calm
     # The lease of what was held, the start of a process, and room for a busy machine.
     assert max(ledger.recoveries) < (5 if victim == "pool process" else 15)
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(12, marks=pytest.mark.chaos)])
+def test_kills_while_candidates_are_chosen(
+    site: Site, ledger: Ledger, dice: random.Random, times: int
+) -> None:
+    """kill -9 of any process of a worker while runs choose among candidates."""
+    site.start_worker("slow")
+    site.start(choosing(site, "calm"))
+    site.wait("calm")
+    calm = choices(site, "calm")
+    assert len(calm["rejects"]) > 8  # there is something to choose
+    while ledger.times < times:
+        run_id = f"run-{ledger.times}"
+        site.start(choosing(site, run_id))
+        for _ in range(min(4, times - ledger.times)):
+            wait_for_progress(site, run_id)
+            time.sleep(dice.uniform(0, 0.5))
+            if ended(site, run_id):
+                break
+            kill(site, dice.choice(["pool process", "parent", "whole worker"]))
+            ledger.times += 1
+        site.wait(run_id, 120)
+        records = site.records(run_id)
+        ledger.doubled += len(records) - len(set(records))
+        assert ledger.doubled == 0
+        assert choices(site, run_id) == calm
+
+
+def choosing(site: Site, run_id: str) -> Plan:
+    """A run of 12 images, each the brightest of two that are bright enough, of at most six."""
+    rule = {"best_of": 2, "by": "brightness", "min": {"brightness": 120}, "max_tries": 6}
+    manifest = site.folder / f"{run_id}.jsonl"
+    lines = ({"custom_id": f"image-{n}", "prompt": f"scene {n}", **rule} for n in range(12))
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = PlanOptions(model="slow", scorers=("statistics",))
+    job = Job(str(manifest), f"{site.folder}/{run_id}", site.table, options)
+    return prepare(replace(identify(job), run_id=run_id), lambda _: None)
+
+
+def choices(site: Site, run_id: str) -> dict[str, list[tuple[str, ...]]]:
+    """What was chosen, and what was not."""
+    names = {"chosen": layout.METADATA, "without": layout.ERRORS, "rejects": layout.REJECTS}
+    return {
+        name: [
+            (row["custom_id"], row["job_id"], row.get("sha256", ""))
+            for row in read_part(site.storage(run_id), path)
+        ]
+        for name, path in names.items()
+    }
 
 
 def wait_for_progress(site: Site, run_id: str) -> None:

@@ -69,7 +69,8 @@ def score(storage: Storage, rater: Rater, progress: Progress) -> Outcome:
     write_scoring(storage, rater.scoring)
     rewrite_rows(storage, plan)
     scoring = rater.scoring
-    return Outcome(scoring.name, scoring.version, scoring.all_columns, summary.done, scored)
+    images = summary.done + summary.rejects
+    return Outcome(scoring.name, scoring.version, scoring.all_columns, images, scored)
 
 
 def fill(storage: Storage, plan: Plan, rater: Rater, progress: Progress) -> int:
