@@ -132,6 +132,18 @@ def test_a_failure_is_found_by_its_message(shown: Plan, open_tab: Opening) -> No
     assert "line 8 of the manifest" in page.content()
 
 
+def test_what_was_asked_for_stays_while_the_run_goes_on(shown: Plan, open_tab: Opening) -> None:
+    tab = open_tab()
+    page = tab.page
+    for query, pictures, failures in (("", 40, 0), ("show=failures", 0, 1), ("q=scene+11", 1, 0)):
+        tab.go(f"/runs/{shown.run_id}?{query}")
+        for _ in range(2):  # the first has been swapped in when the second is asked for
+            page.wait_for_event("requestfinished", lambda one: one.resource_type == "xhr")
+        assert page.locator(".gallery").count() == 1
+        assert page.locator(".tiles img").count() == pictures
+        assert page.locator(".tiles .failed").count() == failures
+
+
 def test_pictures_are_sorted_and_laid_over_each_other(shown: Plan, open_tab: Opening) -> None:
     tab = open_tab()
     tab.go(f"/runs/{shown.run_id}")
