@@ -61,7 +61,7 @@ def test_a_run_is_followed_to_its_end_and_its_pictures_are_stepped_through(
     card = page.get_by_role("article").filter(has_text="followed")
     card.get_by_text("running").wait_for()  # it comes by itself
     card.get_by_text("running").wait_for(state="detached")  # and ends
-    page.get_by_role("link", name="followed", exact=True).click()
+    card.get_by_role("link", name="followed", exact=True).click()  # its worker may link it still
     pictures = page.get_by_role("list").get_by_role("img")
     assert pictures.count() == 40
     pictures.nth(3).click()
@@ -108,7 +108,8 @@ def test_what_failed_is_retried_to_its_end(place: Place, open_tab: Opening) -> N
     tab.go("/")
     page = tab.page
     page.get_by_text("4 images · 2 failed").wait_for()
-    page.get_by_role("link", name="late", exact=True).click()
+    card = page.get_by_role("article").filter(has_text="late")
+    card.get_by_role("link", name="late", exact=True).click()
     page.get_by_text("input_unreachable").first.wait_for()
     open_storage(str(place.premises.folder / "late")).write(f"_inputs/{late}", picture.getvalue())
     page.get_by_role("link", name="Retry what failed of late").click()
