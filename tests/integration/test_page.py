@@ -309,9 +309,8 @@ def test_pictures_are_sorted_and_chosen_by_any_column(site: Site, page: TestClie
                 for row in rows
                 if row["file_name"][7:12] == f"{number:05d}"
             ]
-            write_scores(
-                storage, layout.folder_scores(scoring.key, number, LOOSE, number), ("taste",), own
-            )
+            place = layout.folder_scores(scoring.key, number, LOOSE, number)
+            write_scores(storage, place, own)
         write_scoring(storage, scoring)
         rewrite_rows(storage, plan)
         site.runs.finish(LOOSE, 88, 2)
