@@ -29,6 +29,8 @@ from jobs.output.storage import Storage
 from jobs.output.writers import JsonlWriter
 from jobs.requests import Request
 
+CALLS_KEPT = 65_536
+
 RunState = Literal["running", "cancelled", "finished"]
 
 
@@ -247,14 +249,26 @@ def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[Row]:
 def rows_by_shard(storage: Storage, plan: Plan) -> Iterator[list[tuple[Request, Row | None]]]:
     """The requests of each shard in manifest order, each with its record's row if there is one."""
     parts = parts_by_shard(storage, plan.run_id)
-    for number in range(len(plan.shards)):
-        yield rows_of_shard(storage, plan, number, parts.get(number, []))
+    held: dict[
+        str, Row
+    ] = {}  # of shards that render what several left over, until it is their turn
+    known: set[int] = set()
+    for number, shard in enumerate(plan.shards):
+        for other in shard.elsewhere:
+            if other not in known:
+                known.add(other)
+                for row in read_parts(storage, parts.get(other, ())):
+                    held.setdefault(row["job_id"], row)
+        rows = rows_of_shard(storage, plan, number, parts.get(number, ()))
+        yield [(request, row or held.pop(request.job_id, None)) for request, row in rows]
 
 
 def rows_of_shard(
     storage: Storage, plan: Plan, number: int, parts: Sequence[str]
 ) -> list[tuple[Request, Row | None]]:
-    """The same for one shard, whose parts have these paths."""
+    """The same for one shard; the parts that tell of its lines have these paths."""
+    if plan.shards[number].carried:
+        return []  # its rows are requests of other shards' lines
     found: dict[str, Row] = {}
     with ThreadPoolExecutor(1) as beside:
         shard = beside.submit(read_shard, storage, plan.run_id, number)
@@ -284,6 +298,7 @@ class _Tally:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.first, self.last = "", ""
         self.slots = 0
+        self._calls: dict[tuple[str, float], None] = {}  # of late; one may render for some shards
         self.spans: dict[str, tuple[float, float]] = {}
 
     def add(self, rows: list[Row]) -> None:
@@ -293,11 +308,10 @@ class _Tally:
             self.unreachable += row.get("code") == "input_unreachable"
 
     def add_times(self, rows: list[Row]) -> None:
-        """Sum up what one plan shard's records took; no pipeline call renders for two."""
-        calls: dict[tuple[str, float], int] = {}
+        """Sum up what one plan shard's records took."""
         for row in rows:
             if started := row.get("batch_started"):  # not in records of before it was noted
-                calls[row["worker"], started] = row["batch_width"]
+                self._note_call((row["worker"], started), row["batch_width"])
                 share = row["seconds_render"] + row.get("seconds_compile", 0.0)
                 ended = started + share * row["batch_images"]
                 first, last = self.spans.get(row["worker"], (started, ended))
@@ -313,7 +327,13 @@ class _Tally:
             at = row["created_at"]
             self.first = min(self.first or at, at)
             self.last = max(self.last, at)
-        self.slots += sum(calls.values())
+
+    def _note_call(self, call: tuple[str, float], slots: int) -> None:
+        if call not in self._calls:
+            self._calls[call] = None
+            self.slots += slots
+            if len(self._calls) > CALLS_KEPT:
+                del self._calls[next(iter(self._calls))]
 
     def summary(self, plan: Plan) -> Summary:
         stacks = [

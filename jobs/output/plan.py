@@ -2,8 +2,10 @@
 
 A shard holds consecutive manifest lines, ordered by round and batch key. A chunk is a range of a
 shard's rows that share round and model; it is the unit of queueing. Rows outside every chunk were
-done by an earlier run. Where lines choose among candidates, a round begins when all chunks of those
-before it are complete, and renders only what is needed then (jobs/output/choices.py).
+done by an earlier run, or filled no pipeline call: these are rendered by a later shard, which holds
+nothing but such rows of those before it. Where lines choose among candidates, a round begins when
+all chunks of those before it are complete, and renders only what is needed then
+(jobs/output/choices.py).
 """
 
 from __future__ import annotations
@@ -44,10 +46,21 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard's entry in the index. `requests` counts all its rows, reused ones included."""
+    """One shard's entry in the index.
+
+    requests: of its lines, all its rows, reused ones included; elsewhere: numbers of later shards
+    that render some of these, with what others left over; carried: the rows of such a shard, which
+    has no lines of its own.
+    """
 
     requests: int
     chunks: tuple[Chunk, ...]
+    carried: int = 0
+    elsewhere: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.requests + self.carried
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,8 @@ def read_plan(storage: Storage, run_id: str) -> Plan | None:
     except ValidationError as error:
         raise _foreign(storage, path) from error
     chunks = [(shard, chunk) for shard in plan.shards for chunk in shard.chunks]
-    within = all(0 <= chunk.start < chunk.stop <= shard.requests for shard, chunk in chunks)
+    within = all(0 <= chunk.start < chunk.stop <= shard.rows for shard, chunk in chunks)
+    within &= all(0 <= n < len(plan.shards) for shard in plan.shards for n in shard.elsewhere)
     commits = all(COMMIT.fullmatch(commit) for commit in plan.commits.values())
     if plan.run_id != run_id or not within or not commits or not TEAM.fullmatch(plan.team):
         raise _foreign(storage, path)

@@ -291,6 +291,16 @@ def parts_by_shard(storage: Storage, run_id: str) -> dict[int, list[str]]:
     return group_parts(run_id, storage.list(layout.parts(run_id)))
 
 
+def parts_by_lines(plan: Plan, parts: Mapping[int, list[str]]) -> dict[int, list[str]]:
+    """Parts grouped by the plan shard whose lines they tell of, given those by plan shard."""
+    found = {
+        number: [path for one in (number, *shard.elsewhere) for path in parts.get(one, ())]
+        for number, shard in enumerate(plan.shards)
+        if not shard.carried
+    }
+    return {number: paths for number, paths in found.items() if paths}
+
+
 def group_parts(run_id: str, names: Iterable[str]) -> dict[int, list[str]]:
     """The same, given what lies in the folder of the parts."""
     folder = layout.parts(run_id)

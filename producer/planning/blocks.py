@@ -11,9 +11,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain, groupby, islice
+from itertools import chain, count, groupby, islice
 from multiprocessing import get_context
 from operator import attrgetter
 
@@ -22,51 +21,57 @@ import numpy.typing as npt
 
 from jobs.children import die_with_parent
 from jobs.errors import InvalidRequest, LineError, UsageError
-from jobs.models.families import family_named
 from jobs.models.fingerprints import commits_of, route_digest
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
 from jobs.output.plan import SHARD_LINES, encode_shard
 from jobs.output.storage import Storage
 from jobs.requests import BatchKey, Request
+from producer.planning.carrying import Carrier
 from producer.planning.chunks import Calls, collect
+from producer.planning.grouping import Group, Grouper, in_order
 from producer.planning.intake import Intake, local_folder
 from producer.planning.manifest import Block, Line, parse_line, read_blocks
-from producer.planning.rates import Rates, estimate
+from producer.planning.rates import Rates
 from producer.planning.recipes import MAX_IMAGES, PLACEHOLDER, Recipe, as_recipe
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
-from producer.planning.slots import fit
 
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
 PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process starts
-KEYS_KEPT = 4096  # with other slots
 MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
 
-NO_CALLS = collect((), ())
 NO_RATES: Rates = {}
 
 Hashes = npt.NDArray[np.uint64]
-Group = tuple[BatchKey, list[Request]]  # and what all of these share, the slots of their calls
+
+
+def _no_hashes() -> Hashes:
+    return np.zeros(0, np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedBlock:
-    """One block of lines, planned. Arrays are in the order of the shard's rows.
+    """A plan shard: one block of lines, or what earlier ones left over.
 
-    shard: its file; raw: the block's lines, gzipped; identities and jobs: the first 8 bytes of what
-    identifies each request and of each job id; numbers: line numbers from 1; lines: how many stand
-    for requests; keeps: whether one of them has columns for the dataset; doubts: what is taken but
-    may not be meant; chooses: whether a line chooses among candidates. What plan_blocks yields has
-    errors and doubts in the order of lines.
+    shard: its file; raw: the block's lines, gzipped; calls: that its rows make, as far as they
+    fill some; groups: the requests in these; left: the others, its last rows; numbers and
+    identities: of each request of its lines, the line's from 1, and the first 8 bytes of what
+    identifies it; jobs: the same of each row's job id; lines: how many stand for requests; keeps:
+    whether one of them has columns for the dataset; doubts: what is taken but may not be meant;
+    chooses: whether a line chooses among candidates. What plan_blocks yields has errors and doubts
+    in the order of lines.
+
+    carried: requests of earlier shards, numbered `homes`, that it renders: then it has no others.
     """
 
-    shard: bytes
-    raw: bytes
-    calls: Calls
-    groups: Counter[BatchKey]
-    identities: Hashes
-    jobs: Hashes
-    numbers: npt.NDArray[np.int64]
+    shard: bytes = b""
+    raw: bytes = b""
+    calls: Calls = field(default_factory=lambda: collect((), ()))
+    groups: Counter[BatchKey] = field(default_factory=Counter)
+    left: Sequence[Group] = ()
+    identities: Hashes = field(default_factory=_no_hashes)
+    jobs: Hashes = field(default_factory=_no_hashes)
+    numbers: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     errors: list[LineError] = field(default_factory=list)
     missing: frozenset[str] = frozenset()  # models whose fingerprints are needed first
     images: Mapping[int, int] = field(default_factory=dict)  # too many: those of each line
@@ -74,6 +79,8 @@ class PlannedBlock:
     keeps: bool = False
     doubts: list[LineError] = field(default_factory=list)
     chooses: bool = False
+    carried: int = 0
+    homes: frozenset[int] = frozenset()
 
     @property
     def requests(self) -> int:
@@ -85,7 +92,7 @@ class Planner:
     """Plans blocks; can be sent to another process, with what it has learned of models so far.
 
     rates: what is known of the models' times; refused: models that lines may not name, with the
-    reason.
+    reason; carries: whether what fills no call may be rendered with that of other blocks.
     """
 
     table: ModelTable
@@ -94,6 +101,11 @@ class Planner:
     intake: Intake
     rates: Rates = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    carries: bool = False
+
+    @property
+    def grouper(self) -> Grouper:
+        return Grouper(self.table, self.rates)
 
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
         """Plan one block without the lines whose numbers are excluded."""
@@ -120,7 +132,7 @@ class Planner:
                     found = _expand(number, line, resolver)
                     images += len(found)
                     if images > SHARD_LINES and lines:
-                        return replace(_planned([], NO_CALLS, b"", []), images=_count(block, n))
+                        return PlannedBlock(images=_count(block, n))
                 else:
                     slots = line.slots or 0
                     found = (resolver.resolve(number - 1, line.task, line.body, name, slots=slots),)
@@ -139,21 +151,21 @@ class Planner:
                     if number not in doubts and (doubt := _doubt(request)):
                         doubts[number] = LineError(number, name, *doubt)
         if missing:
-            return _planned([], NO_CALLS, b"", errors, missing=frozenset(missing))
-        together: defaultdict[tuple[BatchKey, int], list[Request]] = defaultdict(list)
-        for same in rows.values():
-            together[self._call_key(same[0].key), same[0].round] += same
-        fitted = chain.from_iterable(self._fit(key, some) for (key, _), some in together.items())
-        grouped = sorted(fitted, key=_order)
-        requests = list(chain.from_iterable(group for _, group in grouped))
-        groups: Counter[BatchKey] = Counter()
-        for key, some in groupby(requests, attrgetter("key")):
-            groups[key] += sum(not one.round for one in some)
-        planned = _planned(requests, self._calls(grouped), block.gzipped(), errors, groups)
-        chooses = any(request.candidate is not None for request in requests)
+            return PlannedBlock(errors=errors, missing=frozenset(missing))
+        grouper = self.grouper
+        groups, left = grouper.gather(rows.values()), list[Group]()
+        chooses = any(one.candidate is not None for some in rows.values() for one in some)
+        if self.carries and not chooses:  # an image's candidates are looked for in one shard
+            divided = [grouper.divide(group) for group in groups]
+            groups = [full for full, _ in divided if full[1]]
+            left = [rest for _, rest in divided if rest[1]]
+        else:
+            groups = [fitted for group in groups for fitted in grouper.fit(group)]
+        planned = _planned(in_order(groups), in_order(left), grouper)
         return replace(
-            planned, lines=lines, keeps=keeps, doubts=[*doubts.values()], chooses=chooses
-        )
+            planned, raw=block.gzipped(), errors=errors, lines=lines, keeps=keeps,
+            doubts=[*doubts.values()], chooses=chooses,
+        )  # fmt: skip
 
     def learn(self, route: str) -> None:
         """Find a model's fingerprint out, or why no line may name it.
@@ -182,56 +194,6 @@ class Planner:
     def _is_listed(self, route: str) -> bool:
         model = route if route in self.table.models else route.rpartition(":")[0]
         return model in self.table.models or route == self.options.model
-
-    def _call_key(self, key: BatchKey) -> BatchKey:
-        return family_named(self.table.get(key.model).family).call_key(key)
-
-    def _calls(self, grouped: list[Group]) -> Calls:
-        """The pipeline calls that the shard's rows make, in their order."""
-        calls: list[tuple[str, int, int, float]] = []
-        guessed: set[str] = set()
-        start = 0
-        # Two may share a key: of lines that say the slots that others got.
-        for (number, key), groups in groupby(grouped, _round_and_key):
-            images = sum(len(requests) for _, requests in groups)
-            slots = key.slots_within(self.table.get(key.model).batch_width)
-            of_one = estimate(key, slots, self.table, self.rates)
-            if not of_one.device:
-                guessed.add(key.model)
-            end = start + images
-            stops = (min(first + slots, end) for first in range(start, end, slots))
-            calls += ((key.model, number, stop, of_one.seconds) for stop in stops)
-            start = end
-        return collect(calls, guessed)
-
-    def _fit(self, key: BatchKey, group: list[Request]) -> list[Group]:
-        """Requests that share a call's key by the slots of their calls, which their new keys say.
-
-        The same requests get the same slots in whatever order they stand.
-        """
-        model = self.table.get(key.model)
-        width = model.batch_width
-        rest = len(group) % width
-        # Each other number of slots would have to be compiled first.
-        if key.slots or not rest or model.options.compile:
-            return [(key, group)]
-        last = sorted(group, key=attrgetter("job_id"))[:rest]
-        narrow: dict[str, int] = {}
-        for slots in fit(rest, width):
-            if slots < width:
-                narrow |= dict.fromkeys((one.job_id for one in last[:slots]), slots)
-            last = last[slots:]
-        fitted: defaultdict[int, list[Request]] = defaultdict(list)
-        for one in group:
-            if slots := narrow.get(one.job_id, 0):
-                one = one._replace(key=_with_slots(one.key, slots))
-            fitted[slots].append(one)
-        return [(_with_slots(key, slots), requests) for slots, requests in fitted.items()]
-
-
-@lru_cache(KEYS_KEPT)
-def _with_slots(key: BatchKey, slots: int) -> BatchKey:
-    return replace(key, slots=slots)
 
 
 def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
@@ -274,26 +236,9 @@ def _count(block: Block, n: int) -> dict[int, int]:
     return counts
 
 
-def _order(group: Group) -> tuple[int, str, str, str]:
-    """Requests of one round and model lie together, and within it those of one adapter."""
-    number, key = _round_and_key(group)
-    return (number, key.model, key.adapter, repr(key))
-
-
-def _round_and_key(group: Group) -> tuple[int, BatchKey]:
-    key, requests = group
-    return requests[0].round, key
-
-
-def _planned(
-    rows: list[Request],
-    calls: Calls,
-    raw: bytes,
-    errors: list[LineError],
-    groups: Counter[BatchKey] | None = None,
-    missing: frozenset[str] = frozenset(),
-) -> PlannedBlock:
-    jobs = bytes.fromhex("".join(request.job_id[:16] for request in rows))
+def _planned(groups: list[Group], left: list[Group], grouper: Grouper) -> PlannedBlock:
+    """A block of lines whose requests are these. left: those that are in no call of it."""
+    rows = _rows([*groups, *left])
     # A custom_id identifies its line; without one the whole request does, its seed included. So it
     # does for further candidates.
     identities = b"".join(
@@ -304,15 +249,42 @@ def _planned(
     )
     return PlannedBlock(
         shard=encode_shard(rows),
-        raw=raw,
-        calls=calls,
-        groups=groups if groups is not None else Counter(),
+        calls=grouper.calls(groups),
+        groups=_count_keys(groups),
+        left=left,
         identities=np.frombuffer(identities, np.uint64),
-        jobs=np.frombuffer(jobs, np.uint64),
+        jobs=_jobs(rows),
         numbers=np.array([request.index + 1 for request in rows], np.int64),
-        errors=errors,
-        missing=missing,
     )
+
+
+def _carried(groups: list[Group], homes: frozenset[int], grouper: Grouper) -> PlannedBlock:
+    """A shard of what earlier ones, numbered `homes`, left over."""
+    rows = _rows(groups)
+    return PlannedBlock(
+        shard=encode_shard(rows),
+        calls=grouper.calls(groups),
+        groups=_count_keys(groups),
+        jobs=_jobs(rows),
+        carried=len(rows),
+        homes=homes,
+    )
+
+
+def _rows(groups: Sequence[Group]) -> list[Request]:
+    return list(chain.from_iterable(requests for _, requests in groups))
+
+
+def _jobs(rows: list[Request]) -> Hashes:
+    return np.frombuffer(bytes.fromhex("".join(row.job_id[:16] for row in rows)), np.uint64)
+
+
+def _count_keys(groups: Sequence[Group]) -> Counter[BatchKey]:
+    """The requests of each key that are surely needed."""
+    found: Counter[BatchKey] = Counter()
+    for key, some in groupby(_rows(groups), attrgetter("key")):
+        found[key] += sum(not one.round for one in some)
+    return found
 
 
 def plan_blocks(
@@ -323,7 +295,9 @@ def plan_blocks(
     storage: Storage | None = None,
     rates: Rates = NO_RATES,
 ) -> Iterator[PlannedBlock]:
-    """Every block of a manifest, planned, duplicates refused. That it is empty is an error of its.
+    """Every block of a manifest, planned, duplicates refused, and shards of what they leave over.
+
+    That the manifest is empty is an error of its.
 
     Adds to `fingerprints`, and to the table's commits, as it goes.
 
@@ -338,10 +312,11 @@ def plan_blocks(
     head = list(islice(blocks, PARALLEL_BLOCKS))
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))
-    planner = Planner(table, options, fingerprints, intake, rates)
+    planner = Planner(table, options, fingerprints, intake, rates, carries=len(head) > 1)
     if head:  # so that the other processes know the fingerprints that most manifests need
         _learn_fingerprints(planner, head[0])
     seen, is_empty = _Seen(), True
+    carrier, homes, shards = Carrier(planner.grouper), dict[str, int](), count()
     planned = (
         _in_parallel(planner, chain(head, blocks))
         if len(head) == PARALLEL_BLOCKS
@@ -358,9 +333,21 @@ def plan_blocks(
         if result.errors:
             result = replace(result, errors=sorted(result.errors, key=attrgetter("line")))
         is_empty = is_empty and not result.requests and not result.errors
-        yield result
+        yield replace(result, left=())
+        if result.requests:
+            number = next(shards)
+            homes |= {one.job_id: number for one in _rows(result.left)}
+            for groups in carrier.add(result.left):
+                next(shards)
+                yield _carried(groups, _pop(homes, groups), planner.grouper)
+    for groups in carrier.end():
+        yield _carried(groups, _pop(homes, groups), planner.grouper)
     if is_empty:
-        yield _planned([], NO_CALLS, b"", [LineError(1, "", "", "the manifest is empty")])
+        yield PlannedBlock(errors=[LineError(1, "", "", "the manifest is empty")])
+
+
+def _pop(homes: dict[str, int], groups: list[Group]) -> frozenset[int]:
+    return frozenset(homes.pop(one.job_id) for one in _rows(groups))
 
 
 def _learn_fingerprints(planner: Planner, block: Block) -> PlannedBlock:

@@ -26,22 +26,25 @@ def reuse_records(
     """Copy the records of other runs that this plan asks for too into parts of this run.
 
     jobs: for each shard, the first 8 bytes of its rows' job ids, in the order of the rows.
+    Records go to the shards that would render them.
     Returns the shards without the chunks that have nothing left to render, and the rows reused.
     """
     others = _newest_first(storage, run_id)
     if not others or not jobs:
         return shards, 0
     flat = np.concatenate(jobs)
-    order = np.argsort(flat)
+    order = np.argsort(flat, kind="stable")
     ordered = flat[order]
-    starts = np.cumsum([0] + [shard.requests for shard in shards])
+    starts = np.cumsum([0] + [shard.rows for shard in shards])
     known = np.zeros(flat.size, np.bool_)
     # A run takes over whatever older ones have, so what it had to give up they do not have either.
     decided = np.zeros(flat.size, np.bool_)
+    # Rows that a later shard has as well are rendered there.
+    decided[order[:-1][ordered[:-1] == ordered[1:]]] = True
 
     for part, rows in enumerate(_batches(storage, others)):
         hashes = np.frombuffer(bytes.fromhex("".join(r["job_id"][:16] for r in rows)), np.uint64)
-        at = np.minimum(np.searchsorted(ordered, hashes), ordered.size - 1)
+        at = np.maximum(np.searchsorted(ordered, hashes, "right") - 1, 0)
         found = np.flatnonzero(ordered[at] == hashes)
         by_shard: dict[int, list[Row]] = defaultdict(list)
         for row in found:

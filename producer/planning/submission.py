@@ -237,7 +237,8 @@ def _begin_plan(submission: Submission, on_lines: OnLines, workers: int, keep_re
 def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     job, storage, run = submission.job, submission.storage, submission.run_id
     table, fingerprints = replace(job.table, commits={}), dict[str, str]()
-    sizes: list[int] = []
+    shards: list[Shard] = []
+    elsewhere: list[list[int]] = []
     calls: list[Calls] = []
     jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
     faults = Remarks()
@@ -250,9 +251,12 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
         writes = stack.enter_context(_Writes(storage))
         for block in plan_blocks(job.manifest, table, job.options, fingerprints, storage, rates):
             copy.write(block.raw)
-            if block.requests:
-                writes.add(layout.shard(run, len(sizes)), block.shard)
-                sizes.append(block.requests)
+            if block.requests or block.carried:
+                writes.add(layout.shard(run, len(shards)), block.shard)
+                for home in block.homes:
+                    elsewhere[home].append(len(shards))
+                shards.append(Shard(block.requests, (), block.carried))
+                elsewhere.append([])
                 calls.append(block.calls)
                 jobs.append(block.jobs)
             requests += block.requests
@@ -266,7 +270,10 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     if _is_refused(requests, faults, job.options):
         raise ManifestRefused(faults.lines, faults.reasons, faults.first, requests)
     seconds = sum(some.first_seconds() for some in calls)
-    shards = [Shard(size, chunks) for size, chunks in zip(sizes, cut(calls, workers), strict=True)]
+    shards = [
+        replace(shard, chunks=chunks, elsewhere=tuple(others))
+        for shard, chunks, others in zip(shards, cut(calls, workers), elsewhere, strict=True)
+    ]
     kept, reused = reuse_records(storage, run, shards, jobs)
     plan = Plan(
         run, job.manifest, job.options.seed, now(), fingerprints, tuple(kept), faults.lines, reused,

@@ -9,7 +9,7 @@ from hashlib import sha256
 from itertools import groupby
 
 from jobs.output.dataset import planned, read_finished, write_summary
-from jobs.output.plan import Chunk, Plan, Shard, read_plan, read_shard, write_plan
+from jobs.output.plan import Chunk, Plan, read_plan, read_shard, write_plan
 from jobs.output.records import encode_part, parts_by_shard, read_part
 from jobs.output.storage import Storage
 from jobs.requests import Request
@@ -111,7 +111,8 @@ def _reopen(storage: Storage, run_id: str, bad: frozenset[str]) -> Plan | None:
                 kept[part] = encode_part(row for row in rows if row["job_id"] not in dropped)
         if lost:
             chunks = _chunks(read_shard(storage, run_id, number), lost)
-            shards[number] = Shard(shards[number].requests, (*shards[number].chunks, *chunks))
+            shard = shards[number]
+            shards[number] = replace(shard, chunks=(*shard.chunks, *chunks))
     if not kept:
         return None
     reopened = replace(plan, shards=tuple(shards))

@@ -209,3 +209,18 @@ def test_output_that_cannot_be_written(cli: Cli) -> None:
     refused = cli("run", cli.manifest(*circles(2)), "--out", "file/out", "--model", "null", code=1)
     assert "file/out" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_what_a_block_of_lines_leaves_over_is_rendered_with_that_of_the_next(cli: Cli) -> None:
+    lines = [
+        {"custom_id": f"{i}", "prompt": "a cat", "guidance_scale": i % 1100 / 100}
+        for i in range(4400)
+    ]
+    outcome = cli.json("run", cli.manifest(*lines), "--out", "out", "--model", "null")
+    assert outcome["summary"]["done"] == 4400
+    images = rows(cli.folder / "out" / "metadata.jsonl")
+    assert [row["custom_id"] for row in images] == [line["custom_id"] for line in lines]
+    assert {row["batch_width"] for row in images} == {4}  # 3 or 4 of each stand in the first block
+    (lost := cli.folder / "out" / images[-1]["file_name"]).unlink()
+    cli("fsck", "out", "--repair")
+    assert sha256(lost.read_bytes()).hexdigest() == images[-1]["sha256"]

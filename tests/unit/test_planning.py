@@ -150,10 +150,11 @@ def test_duplicates_are_refused_across_blocks(tmp_path: Path) -> None:
     lines[10] = {"prompt": "same"}
     lines[20] = {"prompt": "same"}
     lines[4999] = {"custom_id": "row 7", "prompt": "other"}
-    first, second = plan(tmp_path / "m", lines)
+    first, second, carried = plan(tmp_path / "m", lines)
     assert [error.line for error in first.errors] == [21]
     assert [error.line for error in second.errors] == [5000]
     assert first.requests + second.requests == 4998
+    assert carried.requests == 0 < carried.carried
 
 
 def test_lines_without_custom_id_may_differ_by_seed_alone(tmp_path: Path) -> None:

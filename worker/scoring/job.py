@@ -26,7 +26,7 @@ from jobs.output.dataset import (
 )
 from jobs.output.images import ImageReader
 from jobs.output.plan import Plan, read_plan
-from jobs.output.records import Row, Scores, parts_by_shard
+from jobs.output.records import Row, Scores, parts_by_lines, parts_by_shard
 from jobs.output.scores import (
     ScoreReader,
     Scoring,
@@ -86,7 +86,8 @@ def fill(storage: Storage, plan: Plan, rater: Rater, progress: Progress) -> int:
     """
     scoring = rater.scoring
     _check_columns(storage, scoring)
-    run = _Run(storage, plan, scoring, parts_by_shard(storage, plan.run_id))
+    parts = parts_by_lines(plan, parts_by_shard(storage, plan.run_id))
+    run = _Run(storage, plan, scoring, parts)
     seen = scored = 0
     first = random.randrange(len(plan.shards)) if plan.shards else 0
     with closing(_Eyes(storage)) as eyes:
@@ -112,7 +113,8 @@ def relate(storage: Storage, plan: Plan, rater: Rater) -> None:
     """
     if not isinstance(rater.scorer, Relating):
         return
-    run = _Run(storage, plan, rater.scoring, parts_by_shard(storage, plan.run_id))
+    parts = parts_by_lines(plan, parts_by_shard(storage, plan.run_id))
+    run = _Run(storage, plan, rater.scoring, parts)
     related = rater.scorer.relate(_scored(run))
     for number in range(len(plan.shards)):
         rows = run.chosen(number)

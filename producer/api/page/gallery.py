@@ -23,7 +23,7 @@ from jobs.errors import InvalidRequest
 from jobs.output import layout
 from jobs.output.dataset import place_of_request, rows_of_shard
 from jobs.output.plan import Plan, read_plan, read_shard
-from jobs.output.records import Row, group_parts, read_parts
+from jobs.output.records import Row, group_parts, parts_by_lines, read_parts
 from jobs.output.storage import Storage
 from jobs.requests import Request
 from producer.api.wire.threads import in_thread
@@ -139,7 +139,8 @@ class Gallery:
         if plan is None:
             raise InvalidRequest("", f"run {run_id} is not in its output location", "not_found")
         times = listing.result()
-        return Album(self, storage, plan, group_parts(run_id, times), times)
+        parts = parts_by_lines(plan, group_parts(run_id, times))
+        return Album(self, storage, plan, parts, times)
 
     def cards(self, album: Album, shard: int) -> list[Card]:
         """The records of one shard, in order."""

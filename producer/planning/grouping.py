@@ -1,0 +1,114 @@
+"""Which requests of some share pipeline calls, and how many slots these have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from heapq import nsmallest
+from itertools import groupby
+from operator import attrgetter
+
+from jobs.models.families import family_named
+from jobs.models.table import ModelTable
+from jobs.requests import BatchKey, Request
+from producer.planning.chunks import Calls, collect
+from producer.planning.rates import Rates, estimate
+from producer.planning.slots import fit
+
+KEYS_KEPT = 4096  # with other slots
+
+Group = tuple[BatchKey, list[Request]]  # and what all of these share, the slots of their calls
+
+
+@dataclass(frozen=True)
+class Grouper:
+    """rates: what is known of the models' times."""
+
+    table: ModelTable
+    rates: Rates
+
+    def gather(self, rows: Iterable[list[Request]]) -> list[Group]:
+        """Requests by what those of one call share, given lists of one batch key and round each."""
+        together: defaultdict[tuple[BatchKey, int], list[Request]] = defaultdict(list)
+        for same in rows:
+            key = family_named(self.table.get(same[0].key.model).family).call_key(same[0].key)
+            together[key, same[0].round] += same
+        return [(key, requests) for (key, _), requests in together.items()]
+
+    def width(self, key: BatchKey) -> int:
+        """The most requests of one call."""
+        return key.slots_within(self.table.get(key.model).batch_width)
+
+    def divide(self, group: Group) -> tuple[Group, Group]:
+        """What fills calls, and what is left over.
+
+        The same requests are left over in whatever order they stand.
+        """
+        key, requests = group
+        left = nsmallest(len(requests) % self.width(key), requests, attrgetter("job_id"))
+        if not left:
+            return group, (key, left)
+        others = {one.job_id for one in left}
+        return (key, [one for one in requests if one.job_id not in others]), (key, left)
+
+    def fit(self, group: Group) -> list[Group]:
+        """Requests that share a call's key by the slots of their calls, as their new keys say."""
+        key, requests = group
+        model = self.table.get(key.model)
+        # Each other number of slots would have to be compiled first.
+        if key.slots or model.options.compile:
+            return [group]
+        _, (_, last) = self.divide(group)
+        if not last:
+            return [group]
+        narrow: dict[str, int] = {}
+        for slots in fit(len(last), model.batch_width):
+            if slots < model.batch_width:
+                narrow |= dict.fromkeys((one.job_id for one in last[:slots]), slots)
+            last = last[slots:]
+        fitted: defaultdict[int, list[Request]] = defaultdict(list)
+        for one in requests:
+            if slots := narrow.get(one.job_id, 0):
+                one = one._replace(key=_with_slots(one.key, slots))
+            fitted[slots].append(one)
+        return [(_with_slots(key, slots), some) for slots, some in fitted.items()]
+
+    def calls(self, grouped: Sequence[Group]) -> Calls:
+        """The pipeline calls that a shard's rows make, in their order."""
+        calls: list[tuple[str, int, int, float]] = []
+        guessed: set[str] = set()
+        start = 0
+        # Two may share a key: of lines that say the slots that others got.
+        for (number, key), groups in groupby(grouped, _round_and_key):
+            images = sum(len(requests) for _, requests in groups)
+            slots = self.width(key)
+            of_one = estimate(key, slots, self.table, self.rates)
+            if not of_one.device:
+                guessed.add(key.model)
+            end = start + images
+            stops = (min(first + slots, end) for first in range(start, end, slots))
+            calls += ((key.model, number, stop, of_one.seconds) for stop in stops)
+            start = end
+        return collect(calls, guessed)
+
+
+@lru_cache(KEYS_KEPT)
+def _with_slots(key: BatchKey, slots: int) -> BatchKey:
+    return replace(key, slots=slots)
+
+
+def in_order(groups: Iterable[Group]) -> list[Group]:
+    """Those of one round and model together, and within it those of one adapter."""
+    return sorted(groups, key=_place)
+
+
+def _place(group: Group) -> tuple[int, str, str, str]:
+    number, key = _round_and_key(group)
+    return number, key.model, key.adapter, repr(key)
+
+
+def _round_and_key(group: Group) -> tuple[int, BatchKey]:
+    key, requests = group
+    return requests[0].round, key
