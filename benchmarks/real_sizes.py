@@ -105,28 +105,32 @@ TINY = Shape(
 
 def build_sdxl(folder: Path, shape: Shape = REAL) -> None:
     """SDXL as a folder of weights."""
-    clip, big = shape.clip, shape.big_clip
-    unet = UNet2DConditionModel(
-        sample_size=shape.sample,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=clip[0] + big[0],
-        addition_embed_type="text_time",
-        projection_class_embeddings_input_dim=big[0] + 6 * shape.unet["addition_time_embed_dim"],
-        use_linear_projection=True,
-        **shape.unet,
-    )
     StableDiffusionXLPipeline(
         _vae(shape, 4, scaling_factor=0.13025),
-        CLIPTextModel(_clip(*clip)),
-        CLIPTextModelWithProjection(_clip(*big)),
+        CLIPTextModel(_clip(*shape.clip)),
+        CLIPTextModelWithProjection(_clip(*shape.big_clip)),
         _tokenizer(),
         _tokenizer(),
-        unet,
+        sdxl_unet(shape),
         EulerDiscreteScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
         ),
     ).save_pretrained(folder)
+
+
+def sdxl_unet(shape: Shape = REAL) -> UNet2DConditionModel:
+    """SDXL's denoiser."""
+    clip, big = shape.clip[0], shape.big_clip[0]
+    return UNet2DConditionModel(
+        sample_size=shape.sample,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=clip + big,
+        addition_embed_type="text_time",
+        projection_class_embeddings_input_dim=big + 6 * shape.unet["addition_time_embed_dim"],
+        use_linear_projection=True,
+        **shape.unet,
+    )
 
 
 def build_flux(folder: Path, shape: Shape = REAL) -> None:

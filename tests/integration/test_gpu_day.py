@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import gpu_day
 from benchmarks.gpu.gaps import merged
 from benchmarks.gpu.step import Day
 from benchmarks.gpu_day import STEPS, Ended, Step, spend
+from benchmarks.real_sizes import flux_transformer, sdxl_unet
 from worker.process.devices import Device
 
 CPU = Device("cpu0", "")
@@ -80,6 +83,17 @@ def test_a_machine_without_cuda_is_refused(
 
 def test_spans_that_overlap_are_one() -> None:
     assert merged([(5, 6), (0, 2), (1, 3), (1, 2)]) == [(0, 3), (5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters"), [(sdxl_unet, 2_567_463_684), (flux_transformer, 11_901_408_320)]
+)
+def test_real_sizes_are_those_of_the_released_models(
+    make: Callable[[], torch.nn.Module], parameters: int
+) -> None:
+    with torch.device("meta"):  # without their weights
+        model = make()
+    assert sum(one.numel() for one in model.parameters()) == parameters
 
 
 @pytest.mark.timeout(600)
