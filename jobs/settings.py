@@ -123,6 +123,10 @@ class Settings(BaseSettings):
     batch_seconds: Annotated[
         float, Field(gt=0, description="Seconds until a batch counts as hung and its process ends")
     ] = 900.0
+    traces: Annotated[
+        str | None,
+        Field(pattern=r"^https?://", description="Collector of OpenTelemetry traces, OTLP/HTTP."),
+    ] = None
     log_format: Annotated[
         LogFormat, Field(description="What processes write to stderr: text, or json a line")
     ] = "text"

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from threading import Semaphore
@@ -17,6 +18,7 @@ from jobs.calls.claims import Claims
 from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.storage import open_storage
 from jobs.requests import Request
+from jobs.traces import span
 from worker.faults import Unfit
 from worker.interludes import NoRoom
 from worker.render import Rendered
@@ -79,9 +81,10 @@ def _serve(shop: Workshop, models: Collection[str], beside: bool) -> bool:
         try:
             model, storage = calls[0].request.key.model, open_storage(calls[0].out)
             renderer = partial(shop.renderers.get, model)
-            loader = shop.loader(storage, renderer, shop.call_inputs)
-            batch = loader.load([within(one.request, slots) for one in calls])
-            shop.stage.run(model, batch, answers, beside=beside)
+            with span("calls", [call.trace for call in calls]):
+                loader = shop.loader(storage, renderer, shop.call_inputs)
+                batch = loader.load([within(one.request, slots) for one in calls])
+                shop.stage.run(model, batch, answers, beside=beside)
         except redis.RedisError:
             raise
         except NoRoom:
@@ -136,7 +139,10 @@ class Answers:
             self.flow.release()
 
         pairs = zip(self.calls, batch, strict=True)
-        when_all_end([self.executor.submit(self._answer, *pair) for pair in pairs], end)
+        ended = [
+            self.executor.submit(copy_context().run, self._answer, call, one) for call, one in pairs
+        ]
+        when_all_end(ended, end)
 
     def fail(self, error: Exception) -> None:
         """Tell all callers that there is nothing to be had."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import redis
 
+from jobs import traces
 from jobs.broker.fleet import Worker
 from jobs.broker.heartbeat import heartbeat
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
@@ -101,12 +102,15 @@ def work(connection: Connection, worker: Worker) -> None:
     """The life of a device process."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
-    log_to_stderr(load_settings().log_format, PROCESS_TEXT)
+    settings = load_settings()
+    log_to_stderr(settings.log_format, PROCESS_TEXT)
     storehouse = Storehouse(connection, worker.device)  # it forks, so it comes before all threads
     shop = make_workshop(worker, storehouse.put, storehouse.score)
+    traces.set_up(settings.traces, "imagemill-worker")
     with heartbeat("counts", REPORT_SECONDS, shop.report):
         Device(shop, connection).serve()
         shop.settle()
     with suppress(redis.RedisError):
         shop.report()
+    traces.flush()
     os._exit(0)  # all messages have ended: no thread is worth waiting for, such as one that loads

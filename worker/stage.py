@@ -8,6 +8,7 @@ from typing import Protocol
 
 from jobs.errors import FatalError
 from jobs.output.plan import Plan
+from jobs.traces import span
 from worker.faults import LIKE_FAILURES, Streaks, Unfit, own_fault
 from worker.inputs import Loading
 from worker.interludes import Interlude
@@ -72,10 +73,13 @@ class Stage:
             Unfit: the model is not, on this worker; or it fails request after request, and then
                 this batch has no records, so that it is rendered again.
         """
-        prepared = batch.wait()  # before the clock starts: slow inputs are no hung device
-        renderer = self.renderers.get(model, plan.commits if plan else {})
+        with span("inputs"):
+            prepared = batch.wait()  # before the clock starts: slow inputs are no hung device
+        with span("load", model=model):
+            renderer = self.renderers.get(model, plan.commits if plan else {})
         adapter, counts = batch.requests[0].key.adapter, self.renderers.counts
         with (
+            span("render", model=model, requests=len(prepared)),
             own_fault(model, whole=not adapter),
             self.watchdog.watch(self.batch_seconds),
             counts.timed(model, "render", interlude),

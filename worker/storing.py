@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from hashlib import sha256
 from threading import Lock, Semaphore
@@ -18,6 +19,7 @@ from jobs.output.dataset import now
 from jobs.output.records import Record, RecordStatus, Timings
 from jobs.output.storage import Storage
 from jobs.requests import Request
+from jobs.traces import past
 from worker.counts import Counts
 from worker.encode import encode
 from worker.meter import Meter
@@ -115,6 +117,8 @@ class Counted:
             raise
         for record in records:
             self.counts.record(record)
+        encode = sum(record.timings.encode for record in records)
+        past(("encode", encode), ("store", sum(record.timings.store for record in records)))
         return records
 
 
@@ -158,7 +162,9 @@ class Output:
         placed = [(one, self._path(one.request)) for one in batch]
         shelf = Shelf(self.storage, self.worker, self.attempt, self.scorers)
         stored = [
-            self.executor.submit(self.put, shelf, placed[start : start + together])
+            self.executor.submit(
+                copy_context().run, self.put, shelf, placed[start : start + together]
+            )
             for start in range(0, len(batch), together)
         ]
         when_all_end(stored, self.flow.release)

@@ -28,6 +28,7 @@ from jobs.broker.turns import Turn, whose_turn
 from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.dataset import write_dataset
 from jobs.output.records import RecordStatus, chunks_done
+from jobs.traces import span
 from worker.calls import serve_beside, serve_calls, served
 from worker.chunks import Todo, Work, count
 from worker.faults import Unfit, own_fault
@@ -77,7 +78,7 @@ def render(
 
     Only drawing needs the device: before and after, others have it.
     """
-    with responsibly(shop, run_id, epoch):
+    with responsibly(shop, run_id, epoch), span("chunk", run=run_id, shard=shard, chunk=chunk):
         run = shop.open(run_id, epoch)
         if run is None:
             return
@@ -91,7 +92,8 @@ def render(
             if shop.stopping.is_set():
                 raise PutBack from None
             return
-        statuses = store(shop, drawn)
+        with span("end"):
+            statuses = store(shop, drawn)
         shop.runs.spend(run_id, work.model, drawn.effort)
         shop.turns.settle(run_id, drawn.effort.seconds)
         if shop.runs.attempts.complete(run_id, work.number, *count(statuses.values())):

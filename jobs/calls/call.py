@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Annotated
 
 import orjson
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from jobs.broker.seals import Seal
 from jobs.requests import Request
@@ -28,13 +29,17 @@ from jobs.requests import Request
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, and where its image goes: `path` below the location `out`."""
+    """A request, and where its image goes: `path` below the location `out`.
+
+    trace: the traceparent of whoever waits, if traces are on.
+    """
 
     id: str
     team: str
     request: Request
     out: str
     path: str
+    trace: Annotated[str, Field(max_length=64)] = ""
 
     @property
     def member(self) -> str:

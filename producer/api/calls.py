@@ -27,6 +27,7 @@ from jobs.models.fingerprints import route_digest
 from jobs.models.table import ModelTable
 from jobs.output.storage import Storage
 from jobs.requests import Body, ImageInput, Request, Task
+from jobs.traces import current, span
 from producer.api.admission import Admitted, Caller, WithKey
 from producer.api.files.downloads import Downloads, UsedDownloads
 from producer.api.roster import Roster
@@ -131,8 +132,9 @@ class Calls:
             raise _stopping()
         self.under_way += 1
         try:
-            async with asyncio.timeout(self.seconds):
-                return await self._unless_in_vain(http, self._render(caller, order))
+            with span("call", [http.headers.get("traceparent", "")], images=order.count):
+                async with asyncio.timeout(self.seconds):
+                    return await self._unless_in_vain(http, self._render(caller, order))
         finally:
             self.under_way -= 1
 
@@ -246,7 +248,7 @@ class Calls:
         now = datetime.now(UTC)
         name = f"{request.custom_id}.{FORMATS[request.format].extension}"
         path = f"calls/{caller.team}/{now:%Y-%m-%d}/{name}"
-        call = Call(request.custom_id, caller.team, request, self.storage.uri, path)
+        call = Call(request.custom_id, caller.team, request, self.storage.uri, path, current())
         started = time.perf_counter()
         try:
             await self.queue.put(call)

@@ -13,6 +13,7 @@ import redis
 import uvicorn
 from fastapi import FastAPI
 
+from jobs import traces
 from jobs.errors import ImagemillError, UsageError
 from jobs.logs import log_to_stderr
 from jobs.models.table import load_models
@@ -48,6 +49,7 @@ def run_server(
     check_exposure(settings, host, insecure)
     _share_memory()
     log_to_stderr(settings.log_format)
+    traces.set_up(settings.traces, "imagemill-facade")
     api = make_api(settings, load_models(settings.models))
     listener = _listen(host, port)
     drain = settings.call_seconds if settings.drain_seconds is None else settings.drain_seconds
