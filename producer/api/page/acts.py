@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
@@ -76,13 +77,16 @@ async def change(run_id: RunId, act: Act, visitor: Visiting, board: UsedBoard) -
         "cancel": stopping.cancel,
         "retry": stopping.retry,
     }
-    return await _changed(board, lambda: acts[act](run_id, board.known))
+    planning = board.planning if act == "retry" else None
+    return await _changed(board, lambda: acts[act](run_id, board.known), planning)
 
 
-async def _changed(board: Board, change: Callable[[], Status]) -> Response:
+async def _changed(
+    board: Board, change: Callable[[], Status], threads: CapacityLimiter | None = None
+) -> Response:
     """To the page of the run, which is changed by then. Raises ApiError 409."""
     try:
-        found = await in_thread(change)
+        found = await in_thread(change, threads=threads)
     except UsageError as error:  # it has finished meanwhile, or its team has too little left
         raise ApiError(409, "not_possible", error.message) from error
     finally:

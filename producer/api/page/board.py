@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from anyio import CapacityLimiter
+
 from jobs.broker.progress import Progress, State
 from jobs.errors import InvalidRequest
 from jobs.output.storage import Storage
@@ -96,11 +98,13 @@ def _most_first(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
 class Board:
     """What the broker knows of an installation's runs, looked at when somebody asks.
 
-    store: the facade's, which tells whose a run is. Raises redis.RedisError when Redis is away.
+    store: the facade's, which tells whose a run is; planning: for what plans a run, one at a time,
+    as that takes 300 MB for a large one. Raises redis.RedisError when Redis is away.
     """
 
     known: Installation
     store: Storage
+    planning: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     _looked: float = float("-inf")
     _found: list[Standing] = field(default_factory=list)
     _paces: dict[str, Pace] = field(default_factory=dict)
