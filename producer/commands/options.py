@@ -99,6 +99,15 @@ Scorers = Annotated[
         rich_help_panel=REQUESTS,
     ),
 ]
+Choose = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help="How the images of lines that do not say are chosen among candidates, by scores: "
+        '{"best_of": 4, "by": "clip"} or {"min": {"clip": 0.25}, "max_tries": 8}.',
+        rich_help_panel=REQUESTS,
+    ),
+]
 SkipInvalid = Annotated[
     bool,
     typer.Option(
@@ -180,6 +189,7 @@ def planned(
     map: list[str] | None,
     keep: list[str] | None,
     score: list[str] | None = None,
+    choose: str | None = None,
     **given: Any,
 ) -> PlanOptions:
     """What a command's options say of a plan, whose inputs may be files of this machine.
@@ -187,10 +197,11 @@ def planned(
     given: other fields of PlanOptions, by name.
 
     Raises:
-        UsageError: an option of `map`, `keep` or `score` is none, or there is no such model.
+        UsageError: `map`, `keep`, `score` or `choose` is none, or there is no such model.
     """
     from jobs.errors import InvalidRequest, UsageError
     from jobs.output.scorers import scorers_of
+    from producer.planning.recipes import rule_of
     from producer.planning.resolution import PlanOptions
     from producer.planning.tables import columns_of, kept_columns
 
@@ -206,5 +217,6 @@ def planned(
         columns=columns_of(map),
         keep=kept_columns(keep),
         scorers=scorers_of(score),
+        rule=rule_of(choose),
         **given,
     )

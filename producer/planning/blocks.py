@@ -26,7 +26,7 @@ from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
 from jobs.output.plan import SHARD_LINES, encode_shard
 from jobs.output.storage import Storage
-from jobs.requests import BatchKey, Request
+from jobs.requests import BatchKey, Request, Rule
 from producer.planning.carrying import Carrier
 from producer.planning.chunks import Calls, collect
 from producer.planning.grouping import Group, Grouper, in_order
@@ -110,7 +110,7 @@ class Planner:
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
         """Plan one block without the lines whose numbers are excluded."""
         resolver = Resolver(self.table, self.options, self.fingerprints, self.intake)
-        n = self.options.n
+        n, rule = self.options.n, self.options.rule
         errors = list(block.errors)
         # By the identity of their key, and their round.
         rows: defaultdict[tuple[int, int], list[Request]] = defaultdict(list)
@@ -128,11 +128,11 @@ class Planner:
                 continue
             name = line.custom_id or ""
             try:
-                if line.has_recipe or n > 1:
+                if line.has_recipe or n > 1 or rule:
                     found = _expand(number, line, resolver)
                     images += len(found)
                     if images > SHARD_LINES and lines:
-                        return PlannedBlock(images=_count(block, n))
+                        return PlannedBlock(images=_count(block, n, rule))
                 else:
                     slots = line.slots or 0
                     found = (resolver.resolve(number - 1, line.task, line.body, name, slots=slots),)
@@ -202,12 +202,12 @@ def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
     Raises: as Resolver.resolve.
     """
     recipe = line.body if isinstance(line.body, Recipe) else as_recipe(line.body)
-    seed, n, slots = resolver.options.seed, resolver.options.n, line.slots or 0
+    options, slots = resolver.options, line.slots or 0
     found = [
         resolver.resolve(number - 1, line.task, image.body, image.custom_id, image.number, slots)
-        for image in recipe.images(line.custom_id or "", seed, n)
+        for image in recipe.images(line.custom_id or "", options.seed, options.n, options.rule)
     ]
-    if rule := recipe.rule:
+    if rule := recipe.rule or options.rule:
         return [one for first in found for one in resolver.candidates(first, rule)]
     return found
 
@@ -224,14 +224,18 @@ def _doubt(request: Request) -> tuple[str, str] | None:
     return None
 
 
-def _count(block: Block, n: int) -> dict[int, int]:
+def _count(block: Block, n: int, rule: Rule | None) -> dict[int, int]:
     """The images of each line; 1 of one that is refused."""
     counts: dict[int, int] = {}
     for number, raw in block.numbered():
         line = parse_line(number, raw)
         if isinstance(line, list):
             continue
-        count = line.body.count(n) if isinstance(line.body, Recipe) else n
+        try:
+            recipe = line.body if isinstance(line.body, Recipe) else as_recipe(line.body)
+            count = recipe.count(n, rule)
+        except InvalidRequest:
+            count = 1
         counts[number] = count if count <= MAX_IMAGES else 1
     return counts
 
@@ -308,7 +312,8 @@ def plan_blocks(
         UsageError, FatalError: the manifest, or a model that it names, cannot be read; its lines
             stand for more than MAX_EXPANDED images.
     """
-    blocks = read_blocks(manifest, options.limit, options.n, dict(options.columns), options.keep)
+    each = options.n * (options.rule.tries if options.rule else 1)
+    blocks = read_blocks(manifest, options.limit, each, dict(options.columns), options.keep)
     head = list(islice(blocks, PARALLEL_BLOCKS))
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))

@@ -13,12 +13,12 @@ from itertools import accumulate, product
 from math import prod
 from typing import Annotated, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from jobs.errors import InvalidRequest, resembling
+from jobs.errors import InvalidRequest, UsageError, resembling
 from jobs.ids import COLUMN, draw, short_digest
 from jobs.output.plan import MAX_ROUNDS
-from jobs.requests import MAX_CUSTOM_ID, Body, Prompt, Rule
+from jobs.requests import MAX_CUSTOM_ID, STRICT, Body, Prompt, Rule
 from producer.planning.plain import PlainBody
 
 MAX_IMAGES = 10_000  # that one line may stand for
@@ -57,21 +57,15 @@ class Image(NamedTuple):
     number: int
 
 
-class Recipe(Body):
-    """A body that may stand for many.
-
-    A name of sweep, zip or sample is a field of the body, or stands as {{ name }} in its prompts.
-    sweep: every combination; zip: the first values of all names, then the second ones, …; sample:
-    one value for each image, drawn evenly from a list or as often as its weight says.
+class Choosing(BaseModel):
+    """How each image of a line is chosen among candidates, if at all.
 
     best_of, by: of so many candidates for each image that with the highest score is chosen; min,
     max: bounds of scores, which a candidate must meet; max_tries: candidates until enough do.
     """
 
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
-    sweep: _Grid | None = None
-    zip: _Grid | None = None
-    sample: _Choices | None = None
+    model_config = STRICT
+
     best_of: _Tries | None = None
     by: _Column | None = None
     min: _Bounds | None = None
@@ -98,32 +92,50 @@ class Recipe(Body):
         least, most = (tuple(sorted((one or {}).items())) for one in (self.min, self.max))
         return Rule(wanted, self.max_tries or wanted, self.by or "", least, most)
 
-    @property
-    def tries(self) -> int:
-        """Candidates for each image, at most."""
-        return max(self.best_of or 1, self.max_tries or 1)
+
+class Recipe(Body, Choosing):
+    """A body that may stand for many.
+
+    A name of sweep, zip or sample is a field of the body, or stands as {{ name }} in its prompts.
+    sweep: every combination; zip: the first values of all names, then the second ones, …; sample:
+    one value for each image, drawn evenly from a list or as often as its weight says.
+    """
+
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    sweep: _Grid | None = None
+    zip: _Grid | None = None
+    sample: _Choices | None = None
 
     def varies(self, name: str) -> bool:
         """Whether a field differs from image to image."""
         return any(name in (part or {}) for part in (self.sweep, self.zip, self.sample))
 
-    def count(self, n: int) -> int:
-        """The images that it stands for, all candidates counted; n: of each combination, where it
-        does not say."""
-        rows = min(map(len, (self.zip or {}).values()), default=1)
-        return prod(map(len, (self.sweep or {}).values())) * rows * (self.n or n) * self.tries
+    def count(self, n: int, rule: Rule | None) -> int:
+        """The images that it stands for, all candidates counted. n: of each combination, rule: for
+        each image, where it does not say.
 
-    def images(self, custom_id: str, seed: int, n: int) -> Iterator[Image]:
+        Raises: as rule.
+        """
+        rows = min(map(len, (self.zip or {}).values()), default=1)
+        rule = self.rule or rule
+        tries = rule.tries if rule else 1
+        return prod(map(len, (self.sweep or {}).values())) * rows * (self.n or n) * tries
+
+    def images(
+        self, custom_id: str, seed: int, n: int, rule: Rule | None = None
+    ) -> Iterator[Image]:
         """All images, those of one combination side by side.
 
         Number 0 of the only combination has the line's own custom_id, so that a line that is given
-        an `n` keeps the image it had. seed: of the run, which samples are drawn with; n: as above.
+        an `n` keeps the image it had. seed: of the run, which samples are drawn with; n, rule: as
+        for count.
 
         Raises:
             InvalidRequest: something does not fit together, or a value its field.
         """
-        if (count := self.count(n)) > MAX_IMAGES:
-            of = "images" if self.tries == 1 else "images and further candidates for them"
+        if (count := self.count(n, rule)) > MAX_IMAGES:
+            rule = self.rule or rule
+            of = "images and further candidates for them" if rule else "images"
             what = f"the line stands for {count:,} {of}, more than {MAX_IMAGES:,}"
             raise InvalidRequest("sweep" if self.sweep else "n", what)
         given = {name: getattr(self, name) for name in self.model_fields_set & _BODY}
@@ -247,3 +259,26 @@ def _weighed(choices: list[Value] | dict[str, float]) -> tuple[list[Value], list
 
 def _place(point: float, bounds: list[float]) -> int:
     return next((n for n, bound in enumerate(bounds) if point < bound), len(bounds) - 1)
+
+
+def rule_of(text: str | None) -> Rule | None:
+    """How images are chosen, as a command's option says it: JSON with the fields of a line.
+
+    Raises:
+        UsageError: they are none, or do not fit together.
+    """
+    if text is None:
+        return None
+    example = """--choose '{"min": {"clip": 0.25}, "max_tries": 8}'"""
+    try:
+        rule = Choosing.model_validate_json(text).rule
+    except ValidationError as wrong:
+        error = wrong.errors(include_url=False)[0]
+        where = ".".join(map(str, error["loc"]))
+        reason = f"{where}: {error['msg']}" if where else error["msg"]
+        raise UsageError(f"--choose: {reason}", f"For example: {example}.") from wrong
+    except InvalidRequest as error:
+        raise UsageError(f"--choose: {error}", f"For example: {example}.") from error
+    if rule is None:
+        raise UsageError("--choose says nothing to choose by", f"For example: {example}.")
+    return rule

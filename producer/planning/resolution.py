@@ -27,8 +27,9 @@ class PlanOptions:
     seed: of the run, in [0, SEEDS); model: for lines that name none; limit: lines to read; n:
     images of each combination of a line that does not say, 1 to 10,000; columns: of a table that
     stand for fields, as (field, column), sorted; keep: columns of one that the dataset is to have;
-    scorers: that are to score the images, as jobs.output.scorers names them; local_files: whether
-    inputs may be files of this machine; stores: see jobs.inputs.stores.
+    scorers: that are to score the images, as jobs.output.scorers names them; rule: how the images
+    of lines that do not say are chosen; local_files: whether inputs may be files of this machine;
+    stores: see jobs.inputs.stores.
     """
 
     seed: int = 0
@@ -42,6 +43,7 @@ class PlanOptions:
     columns: tuple[tuple[str, str], ...] = ()
     keep: tuple[str, ...] = ()
     scorers: tuple[str, ...] = ()
+    rule: Rule | None = None
 
 
 AnyBody = Body | PlainBody

@@ -83,7 +83,7 @@ def identify(job: Job) -> Submission:
     digest = manifest_digest(job.manifest)
     table = {name: model.model_dump(mode="json") for name, model in job.table.models.items()}
     options = asdict(job.options)
-    for name in ("keep", "scorers"):
+    for name in ("keep", "scorers", "rule"):
         if not options[name]:  # so that runs of before there was such an option are known
             del options[name]
     content = [digest, options, job.table.default, table, storage.uri]

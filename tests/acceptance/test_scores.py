@@ -146,6 +146,8 @@ def test_choices_are_the_same_whatever_dies(cli: Cli) -> None:
     text = cli("plan", manifest, "--model", "null", "--score", "luck").stdout
     assert "120 lines for 260 requests" in text
     assert "up to 680 further candidates" in text
+    given = ["--score", "luck", "--choose", '{"min": {"luck": 0.5}, "max_tries": 2}']
+    assert "up to 700 further" in cli("plan", manifest, "--model", "null", *given).stdout
     cli(*command, "calm", code=1)  # some have no image that passes
     for few in (4, 18, 20):
         killed = cli.start(*command, "wild")

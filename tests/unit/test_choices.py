@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs.errors import UsageError
 from jobs.models.table import load_models
 from jobs.output import layout
 from jobs.output.choices import Choice, Chooser
@@ -17,6 +18,7 @@ from jobs.output.scores import Scoring, write_chosen_by, write_scores, write_sco
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Candidate, Request, Rule
 from producer.planning.blocks import plan_blocks
+from producer.planning.recipes import rule_of
 from producer.planning.resolution import PlanOptions
 from tests.samples import make_plan, make_record, make_request, store_image
 from tests.support import rows as read_rows
@@ -205,3 +207,27 @@ def test_rules_that_cannot_be_are_refused(tmp_path: Path, fields: str, field: st
     options = PlanOptions(model="null", scorers=("statistics", "duplicates"))
     (block,) = plan_blocks(str(manifest), load_models(), options, {})
     assert [error.field for error in block.errors] == [field]
+
+
+def test_options_choose_for_lines_that_do_not_say(tmp_path: Path) -> None:
+    text = '{"best_of": 2, "by": "contrast", "min": {"contrast": 5}, "max_tries": 4}'
+    lines = ['{"custom_id": "a", "prompt": "x"}', '{"prompt": "y", "n": 2, "max": {"blank": 0}}']
+    said = [lines[0].replace("}", f", {text[1:]}"), lines[1]]
+    scorers = ("statistics",)
+    found, chunks = planned(tmp_path, *lines, scorers=scorers, rule=rule_of(text))
+    assert (found, chunks) == planned(tmp_path, *said, scorers=scorers)
+    assert len(found) == 4 + 2
+    many = [f'{{"prompt": "{n}"}}' for n in range(1500)]
+    manifest = tmp_path / "many.jsonl"
+    manifest.write_text("\n".join(many))
+    wanted = PlanOptions(model="null", scorers=scorers, rule=rule_of(text))
+    blocks = list(plan_blocks(str(manifest), load_models(), wanted, {}))
+    assert [block.requests for block in blocks] == [4096, 1904]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "4", '{"best_of": 4}', '{"clip": 1}', "{}", '{"max_tries": 99}', '{"by": "clip"}']
+)
+def test_options_that_choose_nothing_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--choose"):
+        rule_of(text)
