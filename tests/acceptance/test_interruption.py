@@ -96,26 +96,34 @@ def _images(out: Path) -> int:
     return sum(1 for _ in out.glob("images/*/[!.]*.png"))
 
 
-def test_a_folder_takes_one_run_at_a_time(cli: Cli, expected: list[str]) -> None:
-    cli.manifest(*circles(REQUESTS))
-    running = cli.start(*COMMAND)
-    eventually(lambda: _images(cli.folder / "out"))
-    refused = cli(*COMMAND, code=2).stderr
-    assert f"another imagemill run renders into {cli.folder}/out" in refused
-    assert "another --out" in refused
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == 0, said
-    _assert_completed(cli, expected)
-
-
-def test_the_page_of_a_run_lives_as_long_as_its_command(cli: Cli) -> None:
+@pytest.fixture
+def slow(cli: Cli) -> Path:
+    """The models table of a model that takes half a second for two images."""
     models = cli.folder / "models.toml"
     models.write_text(
         'default = "slow"\n[models.slow]\nrepo = "null:"\nsize = [64, 64]\n'
         "batch_width = 2\noptions = { sleep = 0.5 }\n"
     )
+    return models
+
+
+def test_a_folder_takes_one_run_at_a_time(cli: Cli, slow: Path) -> None:
     cli.manifest(*circles(400))
-    running = cli.start("run", "manifest.jsonl", "--out", "out", "--models-file", models, "--page")
+    command = ("run", "manifest.jsonl", "--out", "out", "--models-file", slow)
+    running = cli.start(*command)
+    eventually(lambda: (cli.folder / "out" / "_run").exists())
+    refused = cli(*command, code=2).stderr
+    assert f"another imagemill run renders into {cli.folder}/out" in refused
+    assert "another --out" in refused
+    running.kill()
+    running.communicate(timeout=60)
+    eventually(lambda: not cli.processes(), 10)
+    assert cli.json(*command, "--limit", "2")["summary"]["done"] == 2
+
+
+def test_the_page_of_a_run_lives_as_long_as_its_command(cli: Cli, slow: Path) -> None:
+    cli.manifest(*circles(400))
+    running = cli.start("run", "manifest.jsonl", "--out", "out", "--models-file", slow, "--page")
     found = None
     while found is None:
         found = re.search(r"The page: (http://127\.0\.0\.1:\d+)(/runs/[0-9a-f]+)", line(running))
