@@ -19,6 +19,8 @@ from producer.local.occupancy import occupied
 from producer.planning.rates import measure, rates_file
 from producer.planning.submission import Job, doubts_of, identify, launch, prepare
 
+SHORTEST = 1.0  # seconds between two records that a pace may be told of
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -33,11 +35,13 @@ class Outcome:
     def pace(self) -> float:
         """Images a second between the first and the last record, loading of the model left out.
 
-        0 where the records cannot tell: of a run in several pieces they include the pauses.
+        0 where the records cannot tell: of a run in several pieces they include the pauses, and
+        those of a single batch lie within an instant.
         """
         began = datetime.now(UTC) - timedelta(seconds=self.seconds)
         in_one_piece = datetime.fromisoformat(self.summary.created_at) >= began
-        if not in_one_piece or self.summary.reused or not self.summary.seconds:
+        too_short = self.summary.seconds < SHORTEST
+        if not in_one_piece or self.summary.reused or too_short:
             return 0.0
         return self.summary.done / self.summary.seconds
 

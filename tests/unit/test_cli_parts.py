@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from inspect import signature
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +30,7 @@ from producer.commands import inspecting, rendering
 from producer.commands.options import REQUESTS
 from producer.control.progress import Pace
 from producer.control.status import Status
+from producer.local.whole import Outcome
 from producer.planning.manifest import Line, parse_line
 from producer.planning.rates import estimate, measure, read_rates
 from producer.planning.resolution import PlanOptions, Resolver
@@ -132,6 +134,17 @@ def test_pace_leaves_the_wait_out(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Pace()
     rates = [pace.rate(settled) for settled in (100, 100, 110, 120, 130)]
     assert rates == [None, None, 0.0, 10.0, 10.0]
+
+
+@pytest.mark.parametrize(("seconds", "pace"), [(20, 5.0), (0.01, 0.0)])
+def test_the_pace_of_a_single_batch_is_not_told(seconds: float, pace: float) -> None:
+    begun = datetime.now(UTC)
+    ended = begun + timedelta(seconds=seconds)
+    summary = Summary(
+        "0" * 12, "finished", "m", 0, begun.isoformat(), 100, done=100,
+        first_record_at=begun.isoformat(), last_record_at=ended.isoformat(),
+    )  # fmt: skip
+    assert Outcome("out", summary, True, seconds + 5).pace == pytest.approx(pace)
 
 
 def test_refusal_shows_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
