@@ -307,8 +307,9 @@ def finalize(shop: Workshop, make_way: MakeWay, run_id: str, epoch: int) -> None
             return
         problems = shop.score(run.storage, run.plan) if run.plan.scorers else {}
         if run.plan.chooses:
-            for problem in problems.values():
-                raise FatalError(problem, "Mend that, then resume the run: it chooses by scores.")
+            if problems:
+                reasons = "\n".join(problems.values())
+                raise FatalError(reasons, "Mend that, then resume the run: it chooses by scores.")
             if left and begin_round(run.plan, run.storage, shop.runs, shop.dispatcher):
                 return
         summary = write_dataset(run.storage, run.plan, problems)

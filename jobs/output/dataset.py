@@ -221,24 +221,42 @@ def _write_rows(storage: Storage, plan: Plan) -> _Tally:
             known: list[tuple[Request, Row | None]] = [
                 (request, row | {"index": request.index} if row else None) for request, row in shard
             ]
-            records = [row for _, row in known if row]
-            choices = chooser.choose(known) if chooser else []
-            missing = sum(len(one.needed) for one in choices)
-            if missing or (not chooser and len(records) < len(shard)):
-                raise IncompleteRun(plan.run_id, missing or len(shard) - len(records))
-            tally.add_times(records)
+            rows, rejects = _sifted(known, chooser, plan.run_id)
+            tally.add_times([row for _, row in known if row])
             # Kept columns are read once, from the first line on: so all rows of a line together.
-            rejects = {id(row): row for one in choices for row in one.rejects}
-            rows = [one.chosen for one in choices if one.chosen] if chooser else records
-            rows = sorted((*rows, *rejects.values()), key=place_of_row) if chooser else rows
-            joined = scores.join(number, kept.join(rows) if kept else rows)
-            chosen = [new for row, new in zip(rows, joined, strict=True) if id(row) not in rejects]
+            both = sorted((*rows, *rejects), key=place_of_row) if rejects else rows
+            joined = scores.join(number, kept.join(both) if kept else both)
+            # By identity: of an image without any the row is much like that of its first candidate.
+            rejected = {id(row) for row in rejects}
+            chosen, others = list[Row](), list[Row]()
+            for row, new in zip(both, joined, strict=True):
+                (others if id(row) in rejected else chosen).append(new)
             tally.add(chosen)
             writer.add(chosen)
-            others = [new for row, new in zip(rows, joined, strict=True) if id(row) in rejects]
             writer.add_rejects(others)
             tally.rejects += len(others)
     return tally
+
+
+def _sifted(
+    known: Sequence[tuple[Request, Row | None]], chooser: Chooser | None, run_id: str
+) -> tuple[list[Row], list[Row]]:
+    """The rows of a shard's images, and of the candidates for them that were not chosen.
+
+    Raises:
+        IncompleteRun: a request that is needed has no record.
+    """
+    if chooser is None:
+        rows, rejects = [row for _, row in known if row], list[Row]()
+        missing = len(known) - len(rows)
+    else:
+        choices = chooser.choose(known)
+        rows = [one.chosen for one in choices if one.chosen]
+        rejects = [row for one in choices for row in one.rejects]
+        missing = sum(len(one.needed) for one in choices)
+    if missing:
+        raise IncompleteRun(run_id, missing)
+    return rows, rejects
 
 
 def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[Row]:
@@ -249,9 +267,8 @@ def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[Row]:
 def rows_by_shard(storage: Storage, plan: Plan) -> Iterator[list[tuple[Request, Row | None]]]:
     """The requests of each shard in manifest order, each with its record's row if there is one."""
     parts = parts_by_shard(storage, plan.run_id)
-    held: dict[
-        str, Row
-    ] = {}  # of shards that render what several left over, until it is their turn
+    # Of shards that render what several left over, until it is their turn.
+    held: dict[str, Row] = {}
     known: set[int] = set()
     for number, shard in enumerate(plan.shards):
         for other in shard.elsewhere:

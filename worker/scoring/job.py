@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 from PIL.Image import Image
@@ -163,9 +164,13 @@ class _Run:
             return self.rows(number)
         parts = self.parts.get(number, [])
         known = rows_of_shard(self.storage, self.plan, number, parts)
-        choices = Chooser(self.storage, self.plan).choose(known)
+        choices = self._chooser.choose(known)
         rows = [one.chosen for one in choices if one.chosen and one.chosen["status"] == "done"]
         return sorted(rows, key=place_of_row)
+
+    @cached_property
+    def _chooser(self) -> Chooser:
+        return Chooser(self.storage, self.plan)
 
     def look(self, number: int) -> tuple[list[Row], dict[str, Scores]]:
         """A shard's rows, and what storage has of their scores now: job id → scores."""
