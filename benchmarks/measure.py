@@ -16,16 +16,40 @@ from typing import Any
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "grey", "white")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+GROUP_ROWS = 100_000  # of a Parquet file
 
 
 def write_manifest(path: Path, lines: int) -> Path:
-    """A manifest of generation lines, each with a custom_id and a prompt of its own."""
+    """A manifest of generation lines, each with a custom_id and a prompt."""
     with path.open("w") as file:
         for i in range(lines):
-            colour, shape = COLOURS[i % len(COLOURS)], SHAPES[i // len(COLOURS) % len(SHAPES)]
-            prompt = f"a large {colour} {shape} on a blue background"
-            file.write(f'{{"custom_id": "row-{i:07d}", "prompt": "{prompt}"}}\n')
+            file.write(f'{{"custom_id": "row-{i:07d}", "prompt": "{_prompt(i)}"}}\n')
     return path
+
+
+def write_table(path: Path, rows: int) -> Path:
+    """The same as a Parquet table, with two columns more."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text = pa.string()
+    types = {"id": text, "caption": text, "label": pa.int64(), "url": text}
+    with parquet.ParquetWriter(path, pa.schema(types)) as writer:
+        for start in range(0, rows, GROUP_ROWS):
+            some = range(start, min(start + GROUP_ROWS, rows))
+            columns = {
+                "id": [f"row-{i:07d}" for i in some],
+                "caption": [_prompt(i) for i in some],
+                "label": [i % 1000 for i in some],
+                "url": [f"https://example.org/{i}.jpg" for i in some],
+            }
+            writer.write_table(pa.table(columns, pa.schema(types)))
+    return path
+
+
+def _prompt(i: int) -> str:
+    colour, shape = COLOURS[i % len(COLOURS)], SHAPES[i // len(COLOURS) % len(SHAPES)]
+    return f"a large {colour} {shape} on a blue background"
 
 
 def imagemill(*arguments: str, timeout: float = 3600) -> subprocess.CompletedProcess[str]:
