@@ -20,13 +20,19 @@ from jobs.output.records import OWN_COLUMNS, Row
 from jobs.output.storage import Storage
 
 MAX_KEPT = 100  # columns of a line
+MAX_TEXT = 32_768  # characters of a value
 
 
-def _is_free(name: str) -> str:
-    if not name.isprintable():
-        raise ValueError("a column's name has no control characters")
+def is_free(name: str) -> bool:
+    """Whether a line may keep a column of this name."""
+    return name.isprintable() and name not in OWN_COLUMNS
+
+
+def _free(name: str) -> str:
     if name in OWN_COLUMNS:
         raise ValueError(f"{name} is a column that each dataset has")
+    if not is_free(name):
+        raise ValueError("a column's name has no control characters")
     return name
 
 
@@ -36,9 +42,9 @@ def _fits(value: str | float) -> str | float:
     return value
 
 
-_Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_is_free)]
+_Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_free)]
 _Value = Annotated[
-    Annotated[str, Field(max_length=32_768)] | bool | int | float, AfterValidator(_fits)
+    Annotated[str, Field(max_length=MAX_TEXT)] | bool | int | float, AfterValidator(_fits)
 ]
 Kept = Annotated[dict[_Name, _Value], Field(max_length=MAX_KEPT)]
 

@@ -53,7 +53,7 @@ def run(
     With --json, what happens is a line of JSON each on stdout.
     """
     from jobs.settings import load_settings
-    from producer.report.console import announce
+    from producer.report import announce
     from producer.schedules.scheduler import Scheduler
 
     settings = load_settings(broker, models_file, log_format)
@@ -70,8 +70,7 @@ def run(
 
 def list_(schedules_file: SchedulesFile = None, as_json: options.Json = False) -> None:
     """Show all schedules: when they are due next, what came of the last time, which are paused."""
-    from producer.report.console import show_json
-    from producer.report.schedules import show_schedules
+    from producer.report import show_json, show_schedules
     from producer.schedules.history import overview
     from producer.schedules.times import wall_clock
 
@@ -92,8 +91,7 @@ def next_(
     as_json: options.Json = False,
 ) -> None:
     """Show when schedules are due next, and where their runs would go."""
-    from producer.report.console import show_json
-    from producer.report.schedules import show_upcoming
+    from producer.report import show_json, show_upcoming
     from producer.schedules.history import upcoming
     from producer.schedules.times import wall_clock
 
@@ -121,8 +119,7 @@ def run_now(
     from producer.commands.rendering import wait_for
     from producer.control.locks import locked
     from producer.control.status import look
-    from producer.report.console import say, show, show_json
-    from producer.report.schedules import say_news
+    from producer.report import say, say_news, show, show_json
     from producer.schedules.scheduler import lock_name
     from producer.schedules.templates import key
     from producer.schedules.times import wall_clock
@@ -180,8 +177,7 @@ def history(
     as_json: options.Json = False,
 ) -> None:
     """Show what became of a schedule's nominal times, newest first."""
-    from producer.report.console import show_json
-    from producer.report.schedules import show_history
+    from producer.report import show_history, show_json
     from producer.schedules.history import entries
 
     found = entries(_journal(_load(schedules_file), name), count)
@@ -233,7 +229,7 @@ def inbox(
     from jobs.output.storage import open_storage
     from jobs.settings import load_settings
     from producer.control.installation import installation
-    from producer.report.console import announce
+    from producer.report import announce
     from producer.schedules.inbox import Inbox
     from producer.schedules.news import News
 
@@ -289,12 +285,11 @@ def _firing(settings: Settings, tell: Callable[[News], None]) -> Firing:
 def _teller(settings: Settings, quiet: bool, as_json: bool) -> Callable[[News], None]:
     """Who is told what happens: stdout (--json), nobody, people, or the log where it is JSON."""
     from jobs.logs import log_to_stderr
-    from producer.report.console import show_event
-    from producer.report.schedules import log_news, say_news
+    from producer.report import log_news, say_news, show_news
 
     log_to_stderr(settings.log_format)
     if as_json:
-        return show_event
+        return show_news
     if quiet:
         return _nothing
     return log_news if settings.log_format == "json" else say_news
@@ -305,8 +300,7 @@ def _nothing(_: News) -> None:
 
 
 def _show(table: ScheduleTable, name: str, as_json: bool) -> None:
-    from producer.report.console import show_json
-    from producer.report.schedules import show_schedules
+    from producer.report import show_json, show_schedules
     from producer.schedules.history import overview
     from producer.schedules.times import wall_clock
 

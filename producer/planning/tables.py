@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
+from itertools import repeat
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 
-import orjson
+from msgspec import Raw, defstruct
+from msgspec.json import Encoder
 from pydantic import ValidationError
 
 from jobs.errors import FatalError, UsageError, printable, resembling
@@ -30,6 +33,8 @@ _WHOLE = ("seed", "num_inference_steps", "width", "height", "n")
 _LONGEST = 4 * MAX_PROMPT + 2  # bytes of a line of text: as many hold a character too many
 _ARROW_FILE = b"ARROW1"
 _REAL = ("guidance_scale", "strength")
+_BLANK = Raw()
+_ENCODER = Encoder()
 
 
 class UnfitTable(UsageError):
@@ -87,7 +92,7 @@ def table_lines(
     columns: field of a line → the table's column; without an entry a field has the column of its
     own name, if there is one. Empty cells are fields that are not given, other columns are left
     out, and a custom_id that is a whole number becomes its text. keep: columns that the dataset is
-    to have, by their own names; text, where the table's form tells no types.
+    to have, by their own names; text, where the table's form tells no types, and of times.
 
     Raises:
         UnfitTable: a column does not exist or cannot be kept, or none holds prompts.
@@ -101,19 +106,40 @@ def table_lines(
                 raise UnfitTable(f"{uri} has no columns to keep", "Leave --keep out.")
             yield from _text_lines(file)
             return
-        for batch, names in _batches(file, kind_of(uri), columns, keep, uri):
-            fields = [batch.column(at).to_pylist() for at in range(batch.num_columns)]
-            for row in zip(*fields, strict=True):
-                cells = zip(names, row, strict=False)  # those to keep follow
-                given = {n: v for n, v in cells if v is not None and v != ""}
-                if isinstance(given.get("custom_id"), int):
-                    given["custom_id"] = str(given["custom_id"])
-                cells = zip(keep, row[len(names) :], strict=True)
-                kept = {n: v for n, v in cells if v is not None and v != "" and v == v}
-                yield _line(given | {"keep": kept} if given and kept else given)
+        names, batches = _batches(file, kind_of(uri), columns, keep, uri)
+        lines = _Lines(names, keep)
+        for batch in batches:
+            yield from lines.of(batch)
     except (pa.ArrowException, TypeError, UnicodeDecodeError) as error:
         reason = printable(str(error), 300)
         raise DamagedTable(f"manifest {uri} cannot be read: {reason}", "Check the file.") from error
+
+
+class _Lines:
+    """Writes rows as lines: by a struct of msgspec, in half of the time that dicts take."""
+
+    def __init__(self, names: Sequence[str], keep: Sequence[str]) -> None:
+        self._names, self._keep = names, keep
+        fields = [(name, object, None) for name in (*names, "keep")]
+        self._line = defstruct("Line", fields, omit_defaults=True)
+
+    def of(self, columns: Sequence[pa.Array]) -> list[bytes]:
+        """A line a row; it is blank if no field is given. columns: of fields, then to keep."""
+        cells = [[None if v == "" or v != v else v for v in one.to_pylist()] for one in columns]
+        fields, kept = cells[: len(self._names)], cells[len(self._names) :]
+        if "custom_id" in self._names:
+            at = self._names.index("custom_id")
+            fields[at] = [str(v) if isinstance(v, int) else v for v in fields[at]]
+        rows = zip(*kept, strict=True) if kept else repeat(())
+        lines = [
+            self._line(*row, self._kept(cells)) if row.count(None) < len(row) else _BLANK
+            for row, cells in zip(zip(*fields, strict=True), rows, strict=False)
+        ]
+        return BytesIO(_ENCODER.encode_lines(lines)).readlines()
+
+    def _kept(self, cells: tuple[object, ...]) -> dict[str, object] | None:
+        named = zip(self._keep, cells, strict=False)
+        return {name: cell for name, cell in named if cell is not None} or None
 
 
 def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -121,20 +147,16 @@ def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
     for raw in iter(lambda: file.readline(_LONGEST), b""):
         whole = raw.endswith(b"\n") or len(raw) < _LONGEST
         prompt = raw.decode("utf-8", "strict" if whole else "replace").rstrip("\r\n")
-        yield _line({"prompt": prompt} if prompt.strip() else None)
+        yield _ENCODER.encode({"prompt": prompt} if prompt.strip() else _BLANK) + b"\n"
         while not whole:  # the prompt is too long already, which planning says
             raw = file.readline(_LONGEST)
             whole = raw.endswith(b"\n") or not raw
 
 
-def _line(given: dict[str, object] | None) -> bytes:
-    return orjson.dumps(given, option=orjson.OPT_APPEND_NEWLINE) if given else b"\n"
-
-
 def _batches(
     file: IO[bytes], kind: str, columns: Mapping[str, str], keep: Sequence[str], uri: str
-) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
-    """The rows of the columns that stand for fields, then of those to keep; the fields' names."""
+) -> tuple[list[str], Iterator[list[pa.Array]]]:
+    """The fields that have a column; by some rows, the cells of these, then of those to keep."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -158,13 +180,18 @@ def _batches(
             null_values=[""], quoted_strings_can_be_null=True,
         )  # fmt: skip
         batches = csv.open_csv(file, parse_options=parse, convert_options=convert)
-    names = list(chosen)
+    return list(chosen), _slices(batches, [*chosen.values()], keep, uri)
+
+
+def _slices(
+    batches: Iterable[pa.RecordBatch], columns: Sequence[str], keep: Sequence[str], uri: str
+) -> Iterator[list[pa.Array]]:
     for batch in batches:
         for column in keep:
             _check_kept(batch.schema.field(column), uri)
-        kept = batch.select([*(chosen[name] for name in names), *keep])
-        for start in range(0, kept.num_rows, ROWS):
-            yield kept.slice(start, ROWS), names
+        cells = [*map(batch.column, columns), *(_kept(batch.column(column)) for column in keep)]
+        for start in range(0, batch.num_rows, ROWS):
+            yield [column.slice(start, ROWS) for column in cells]
 
 
 def _arrow(file: IO[bytes]) -> tuple[list[str], Iterator[pa.RecordBatch]]:
@@ -179,6 +206,15 @@ def _arrow(file: IO[bytes]) -> tuple[list[str], Iterator[pa.RecordBatch]]:
     table = ipc.open_file(file)
     numbers = range(table.num_record_batches)
     return table.schema.names, (table.get_batch(number) for number in numbers)
+
+
+def _kept(cells: pa.Array) -> pa.Array:
+    """Times in microseconds, finer than which Python's are not."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(cells.type):
+        return cells.cast(pa.timestamp("us", cells.type.tz), safe=False)
+    return cells
 
 
 def _check_kept(column: pa.Field, uri: str) -> None:

@@ -64,7 +64,7 @@ def lines(draw: st.DrawFn) -> bytes:
 def said(line: PlainLine | PlainBatchLine | BareLine | BatchLine) -> tuple[object, ...]:
     """Everything that planning asks a line."""
     return (
-        line.custom_id, line.task, line.slots, line.keep, line.has_recipe,
+        line.custom_id, line.task, line.slots, repr(line.keep), line.has_recipe,
         *(repr(getattr(line.body, name)) for name in Body.model_fields),
     )  # fmt: skip
 
@@ -94,9 +94,28 @@ def test_each_field_reads_alike_whatever_its_value(name: str) -> None:
     assert bool(plain) is (name in PlainLine.__struct_fields__)
 
 
+def test_each_column_that_is_kept_reads_alike_whatever_its_value() -> None:
+    values = (*TEXTS, *NUMBERS, *REST, json.dumps("ü" * 32_768), json.dumps("ü" * 32_769))
+    plain = [check(b'{"prompt": "a", "keep": {"a": %s}}' % one.encode()) for one in values]
+    assert sum(plain) > len(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["a: b", "seed", "a\x00b", "", "ü" * 64, "ü" * 65])
+def test_each_column_that_is_kept_reads_alike_whatever_its_name(name: str) -> None:
+    raw = json.dumps({"prompt": "a", "keep": {"b": 1, name: 2}}, ensure_ascii=False).encode()
+    assert check(raw) is (name in ("a: b", "ü" * 64))
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, 101])
+def test_so_many_kept_columns_read_alike(count: int) -> None:
+    raw = json.dumps({"prompt": "a", "keep": {str(i): i for i in range(count)}}).encode()
+    assert check(raw) is (count <= 100)
+
+
 @pytest.mark.parametrize(
     "raw",
     [
+        b'{"prompt": "a", "keep": {"a": 1, "a": 2}}',
         b'{"prompt": "a", "prompt": "b:c"}',
         b'{"prompt": "a: b", "seed": 1, "seed": 2}',
         b'{"prompt": "\\": \\":", "seed": 1, "seed": 1}',
@@ -119,7 +138,7 @@ GIVEN: dict[str, object] = {
     [
         {"prompt": "a cat"},
         GIVEN,
-        GIVEN | {"custom_id": "x", "slots": 2},
+        GIVEN | {"custom_id": "x", "slots": 2, "keep": {"a": "b: c", "d": 2**63 - 1, "e": True}},
         {"custom_id": "x", "method": "POST", "url": "/v1/images/generations", "body": GIVEN},
     ],
 )

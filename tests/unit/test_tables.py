@@ -13,7 +13,8 @@ from jobs.errors import FatalError, ImagemillError, UsageError
 from jobs.models.table import load_models
 from jobs.requests import MAX_PROMPT
 from producer.planning.blocks import plan_blocks
-from producer.planning.manifest import read_blocks
+from producer.planning.manifest import parse_line, read_blocks
+from producer.planning.plain import PlainLine
 from producer.planning.resolution import PlanOptions
 from producer.planning.tables import columns_of, kept_columns
 
@@ -72,6 +73,34 @@ def test_columns_to_keep_are_told_apart(name: str) -> None:
     assert [line["keep"]["id"] for line in found] == ([1, 2, 3] if typed else ["1", "2", "3"])
     assert ["guidance_scale" in line["keep"] for line in found] == [True, False, True]
     assert all("custom_id" not in line and "else" not in line for line in found)
+
+
+def test_cells_that_are_kept_are_texts_truths_and_numbers() -> None:
+    table = pa.table(
+        {
+            "prompt": pa.array(["a", "b", "", "d"]).dictionary_encode(),
+            "when": pa.array([1_577_836_800_000_000_999, None, 0, None], pa.timestamp("ns", "UTC")),
+            "good": [True, False, None, None],
+            "score": [0.5, float("nan"), 1.0, None],
+            'a column: "x"': ["a: b", 'c\n"d"', "", None],
+        }
+    )
+    parquet.write_table(table, "kept.parquet")
+    keep = ["when", "good", "score", 'a column: "x"']
+    (block,) = read_blocks("kept.parquet", keep=keep)
+    assert [orjson.loads(raw) for _, raw in block.numbered()] == [
+        {
+            "prompt": "a",
+            "keep": {
+                "when": "2020-01-01T00:00:00Z", "good": True, "score": 0.5,
+                'a column: "x"': "a: b",
+            },
+        },
+        {"prompt": "b", "keep": {"good": False, 'a column: "x"': 'c\n"d"'}},
+        {"prompt": "d"},
+    ]  # fmt: skip
+    assert [number for number, _ in block.numbered()] == [1, 2, 4]
+    assert all(isinstance(parse_line(1, raw), PlainLine) for _, raw in block.numbered())
 
 
 def test_what_cannot_be_kept_is_named() -> None:
