@@ -117,7 +117,7 @@ def main() -> None:
         print(f"Error: {error.strerror}: the output cannot be written", file=sys.stderr)
         sys.exit(Exit.FAILED)
     except ImagemillError as error:
-        from producer.report import show_error
+        from producer.report.errors import show_error
 
         show_error(error)
         sys.exit(exit_of(error))

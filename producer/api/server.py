@@ -23,7 +23,7 @@ from producer.api.admission import is_loopback
 from producer.api.application import make_api
 from producer.api.calls import Calls
 from producer.api.protocol import BoundedProtocol
-from producer.report import say
+from producer.report.console import say
 
 STOP_SECONDS = 10  # uploads and downloads under way may take so long to end
 READY_SECONDS = 600.0  # after that it says so, whatever is still awaited

@@ -40,7 +40,8 @@ def doctor(
     """
     from jobs.models.table import load_models
     from jobs.settings import load_settings
-    from producer.report import show_finding, show_json
+    from producer.report.checks import show_finding
+    from producer.report.console import show_json
     from producer.upkeep.doctor import Wanted, examine
 
     settings = load_settings(broker, models_file)
@@ -86,7 +87,8 @@ def fsck(
     from jobs.settings import load_settings
     from producer.control.progress import display
     from producer.local.embedded import Crew
-    from producer.report import say, show_damage, show_json
+    from producer.report.checks import show_damage
+    from producer.report.console import say, show_json
     from producer.upkeep.fsck import inspect
     from producer.upkeep.fsck import repair as mend
 

@@ -112,7 +112,8 @@ def export(
     one machine or many, share the work.
     """
     from producer.control.progress import display
-    from producer.report import show_export, show_json, show_layout
+    from producer.report.console import show_json
+    from producer.report.exports import show_export, show_layout
     from producer.upkeep.export.credentials import read_credentials
     from producer.upkeep.export.job import export as write
     from producer.upkeep.export.layouts import lay_out
@@ -166,7 +167,8 @@ def push(
 
     The same command again sends only what the hub does not have.
     """
-    from producer.report import show_json, show_pushed
+    from producer.report.console import show_json
+    from producer.report.exports import show_pushed
     from producer.upkeep.export.pushing import push as upload
 
     pushed = upload(export, place, private)
@@ -187,7 +189,8 @@ def diff(
     Exits with 1 if any image differs.
     """
     from producer.control.progress import display
-    from producer.report import show_comparison, show_json
+    from producer.report.checks import show_comparison
+    from producer.report.console import show_json
     from producer.upkeep.comparison import compare
 
     with display(quiet) as shown:

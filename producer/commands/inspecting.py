@@ -39,7 +39,8 @@ def plan(
     from producer.control.progress import display
     from producer.planning.rates import estimate, rates_file, read_rates
     from producer.planning.submission import LISTED_ERRORS, SHOWN_ERRORS, survey
-    from producer.report import show_json, show_survey
+    from producer.report.console import show_json
+    from producer.report.runs import show_survey
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
@@ -107,7 +108,8 @@ def models(
         return
     from jobs.models.table import load_models
     from jobs.settings import load_settings
-    from producer.report import show_json, show_models
+    from producer.report.console import show_json
+    from producer.report.models import show_models
 
     table = load_models(load_settings(models=models_file).models)
     if as_json:
@@ -121,7 +123,8 @@ def list_weights(models_file: options.ModelsFile = None, as_json: options.Json =
     """Show where the weights of each model are on this machine, and how large they are."""
     from jobs.models.table import load_models
     from jobs.settings import load_settings
-    from producer.report import show_json, show_weights
+    from producer.report.console import show_json
+    from producer.report.models import show_weights
     from producer.upkeep.weights import find_weights
 
     found = list(find_weights(load_models(load_settings(models=models_file).models)))
@@ -145,7 +148,8 @@ def inspect(
     """Print a row of models.toml for a pipeline, from its JSON files alone, not the weights."""
     from jobs.models.table import load_models
     from jobs.settings import load_settings
-    from producer.report import show, show_json, toml_row
+    from producer.report.console import show, show_json
+    from producer.report.models import toml_row
     from producer.upkeep.inspection import inspect_source
 
     table = load_models(load_settings(models=models_file).models)
@@ -180,7 +184,7 @@ def sheet(
     ] = None,
 ) -> None:
     """Draw a contact sheet: images of a dataset, their prompts, models, seeds and inputs; a PNG."""
-    from producer.report import show
+    from producer.report.console import show
     from producer.upkeep.sheet import write_sheet
 
     show(write_sheet(out, images, to))
@@ -200,7 +204,7 @@ def page(
     Of a run that has not finished: of the pictures that it has by now.
     """
     from producer.control.progress import display
-    from producer.report import say, show, show_json
+    from producer.report.console import say, show, show_json
     from producer.upkeep.site import write_site
 
     with display(quiet) as shown:

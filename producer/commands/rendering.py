@@ -49,7 +49,7 @@ def run(
     from producer.local.embedded import Crew
     from producer.local.whole import render
     from producer.planning.submission import Job
-    from producer.report import say
+    from producer.report.console import say
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
@@ -107,7 +107,7 @@ def submit(
     from producer.control.status import look
     from producer.local.whole import Outcome
     from producer.planning.submission import Job, doubts_of, identify, launch, prepare
-    from producer.report import say, show, show_json
+    from producer.report.console import say, show, show_json
 
     started = time.monotonic()
     settings = load_settings(broker, models_file)
@@ -158,7 +158,7 @@ def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> No
     from jobs.output.storage import open_storage
     from producer.control.progress import display, follow
     from producer.local.whole import Outcome, final_summary
-    from producer.report import say
+    from producer.report.console import say
 
     started = time.monotonic()
     _warn(run_id, known)
@@ -179,7 +179,7 @@ def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> No
 def _warn(run_id: str, known: Installation) -> None:
     """Say so if a run waits for workers that nobody has started."""
     from producer.control.status import look
-    from producer.report import say
+    from producer.report.console import say
 
     if unserved := look(run_id, known).unserved:
         names = ",".join(unserved)
@@ -188,7 +188,7 @@ def _warn(run_id: str, known: Installation) -> None:
 
 def end(outcome: Outcome, quiet: bool, as_json: bool) -> None:
     """Show an outcome; exits with 1 if a request has no image, or an image not all its scores."""
-    from producer.report import show_outcome, show_outcome_json
+    from producer.report.runs import show_outcome, show_outcome_json
 
     if as_json:
         show_outcome_json(outcome)
@@ -244,7 +244,8 @@ def verify(
         _keep_verifying(out, sample, every, load_settings(broker, models_file), quiet, as_json)
     from producer.control.installation import installation
     from producer.control.progress import display
-    from producer.report import show_json, show_verdict
+    from producer.report.checks import show_verdict
+    from producer.report.console import show_json
     from producer.upkeep.verification import count_verdict
     from producer.upkeep.verification import verify as compare
 
@@ -269,7 +270,8 @@ def _keep_verifying(
     """Verify by an installation's workers until Ctrl-C; what passes is told and tried again."""
     from jobs.models.table import load_models
     from producer.control.installation import installation
-    from producer.report import say, show_news, show_verdict
+    from producer.report.checks import show_verdict
+    from producer.report.console import say, show_event
     from producer.upkeep.verification import verify_by
 
     known, table = installation(settings), load_models(settings.models)
@@ -283,7 +285,7 @@ def _keep_verifying(
                 say(str(error))
             else:
                 if as_json:
-                    show_news(verdict)
+                    show_event(verdict)
                 elif not quiet or verdict.differences:
                     show_verdict(verdict)
             time.sleep(max(0.0, every - (time.monotonic() - started)))

@@ -53,7 +53,7 @@ def run(
     With --json, what happens is a line of JSON each on stdout.
     """
     from jobs.settings import load_settings
-    from producer.report import announce
+    from producer.report.console import announce
     from producer.schedules.scheduler import Scheduler
 
     settings = load_settings(broker, models_file, log_format)
@@ -70,7 +70,8 @@ def run(
 
 def list_(schedules_file: SchedulesFile = None, as_json: options.Json = False) -> None:
     """Show all schedules: when they are due next, what came of the last time, which are paused."""
-    from producer.report import show_json, show_schedules
+    from producer.report.console import show_json
+    from producer.report.schedules import show_schedules
     from producer.schedules.history import overview
     from producer.schedules.times import wall_clock
 
@@ -91,7 +92,8 @@ def next_(
     as_json: options.Json = False,
 ) -> None:
     """Show when schedules are due next, and where their runs would go."""
-    from producer.report import show_json, show_upcoming
+    from producer.report.console import show_json
+    from producer.report.schedules import show_upcoming
     from producer.schedules.history import upcoming
     from producer.schedules.times import wall_clock
 
@@ -119,7 +121,8 @@ def run_now(
     from producer.commands.rendering import wait_for
     from producer.control.locks import locked
     from producer.control.status import look
-    from producer.report import say, say_news, show, show_json
+    from producer.report.console import say, show, show_json
+    from producer.report.schedules import say_news
     from producer.schedules.scheduler import lock_name
     from producer.schedules.templates import key
     from producer.schedules.times import wall_clock
@@ -177,7 +180,8 @@ def history(
     as_json: options.Json = False,
 ) -> None:
     """Show what became of a schedule's nominal times, newest first."""
-    from producer.report import show_history, show_json
+    from producer.report.console import show_json
+    from producer.report.schedules import show_history
     from producer.schedules.history import entries
 
     found = entries(_journal(_load(schedules_file), name), count)
@@ -229,7 +233,7 @@ def inbox(
     from jobs.output.storage import open_storage
     from jobs.settings import load_settings
     from producer.control.installation import installation
-    from producer.report import announce
+    from producer.report.console import announce
     from producer.schedules.inbox import Inbox
     from producer.schedules.news import News
 
@@ -285,11 +289,12 @@ def _firing(settings: Settings, tell: Callable[[News], None]) -> Firing:
 def _teller(settings: Settings, quiet: bool, as_json: bool) -> Callable[[News], None]:
     """Who is told what happens: stdout (--json), nobody, people, or the log where it is JSON."""
     from jobs.logs import log_to_stderr
-    from producer.report import log_news, say_news, show_news
+    from producer.report.console import show_event
+    from producer.report.schedules import log_news, say_news
 
     log_to_stderr(settings.log_format)
     if as_json:
-        return show_news
+        return show_event
     if quiet:
         return _nothing
     return log_news if settings.log_format == "json" else say_news
@@ -300,7 +305,8 @@ def _nothing(_: News) -> None:
 
 
 def _show(table: ScheduleTable, name: str, as_json: bool) -> None:
-    from producer.report import show_json, show_schedules
+    from producer.report.console import show_json
+    from producer.report.schedules import show_schedules
     from producer.schedules.history import overview
     from producer.schedules.times import wall_clock
 

@@ -68,7 +68,7 @@ def up(
     from producer.api.server import check_exposure, run_server
     from producer.local.embedded import Crew
     from producer.local.sharing import Guest, HostLeft, shared
-    from producer.report import say
+    from producer.report.console import say
 
     settings = _settings(store, None, models_file, log_format)
     check_exposure(settings, host, insecure)
@@ -101,7 +101,7 @@ def exporter(
     from jobs.settings import load_settings
     from producer.control.installation import installation
     from producer.control.metrics import make_registry, serve_metrics
-    from producer.report import announce
+    from producer.report.console import announce
 
     settings = load_settings(broker, models_file, log_format)
     log_to_stderr(settings.log_format)
@@ -132,7 +132,7 @@ def create(
 ) -> None:
     """Make a key and print its token, which is shown only now."""
     from producer.api.access.keys import create_key
-    from producer.report import say, show
+    from producer.report.console import say, show
 
     key, token = create_key(_settings().keys_file, team or [OPEN_TEAM], priority)
     say(f"key {key.id} of {', '.join(key.teams)}; its token:")
@@ -144,7 +144,7 @@ def list_(as_json: options.Json = False) -> None:
     from datetime import UTC, datetime
 
     from producer.api.access.keys import read_keys
-    from producer.report import show, show_json
+    from producer.report.console import show, show_json
 
     keys = read_keys(_settings().keys_file)
     if as_json:
@@ -159,7 +159,7 @@ def list_(as_json: options.Json = False) -> None:
 def revoke(key: Annotated[str, typer.Argument(metavar="ID", help="A key's id.")]) -> None:
     """Remove a key; running facades refuse it from then on."""
     from producer.api.access.keys import revoke_key
-    from producer.report import say
+    from producer.report.console import say
 
     revoke_key(_settings().keys_file, key)
     say(f"key {key} is revoked")

@@ -29,7 +29,8 @@ def status(
     from jobs.settings import load_settings
     from producer.control.installation import installation
     from producer.control.status import list_runs, look, quarantined
-    from producer.report import say, show_json, show_statuses
+    from producer.report.console import say, show_json
+    from producer.report.runs import show_statuses
 
     known = installation(load_settings(broker))
     statuses = [look(run, known)] if run else list_runs(known)
@@ -127,7 +128,8 @@ def usage(
 
     A run's team is its --team, a batch's that of its key.
     """
-    from producer.report import show_csv, show_json, show_usage
+    from producer.report.console import show_json
+    from producer.report.usage import show_csv, show_usage
     from producer.upkeep.usage import used
 
     found = used(locations, by)
@@ -140,7 +142,8 @@ def usage(
 
 
 def _show(status: Status, as_json: bool) -> None:
-    from producer.report import show_json, show_statuses
+    from producer.report.console import show_json
+    from producer.report.runs import show_statuses
 
     if as_json:
         show_json(status)

@@ -34,7 +34,8 @@ from producer.local.whole import Outcome
 from producer.planning.manifest import Line, parse_line
 from producer.planning.rates import estimate, measure, read_rates
 from producer.planning.resolution import PlanOptions, Resolver
-from producer.report import show_error, show_statuses
+from producer.report.errors import show_error
+from producer.report.runs import show_statuses
 from producer.upkeep.sheet import Tile, draw_sheet, write_sheet
 from producer.upkeep.verification import as_line, compare
 from tests.datasets import make_dataset

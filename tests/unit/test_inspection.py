@@ -14,7 +14,7 @@ from jobs.models.fingerprints import fingerprint
 from jobs.models.hub import cached_commit, remember
 from jobs.models.inspection import inspect_folder
 from jobs.models.table import Model, load_models
-from producer.report import toml_row
+from producer.report.models import toml_row
 from producer.upkeep.inspection import inspect_source
 from tests.hub import Hub, serve_hub
 

@@ -1,0 +1,125 @@
+"""Runs: what became of them, where they are, what a manifest would become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from jobs.output import layout
+from producer.planning.rates import Rates, estimate
+from producer.report.console import counted, new_table, say, show, show_json
+
+if TYPE_CHECKING:
+    from jobs.models.table import ModelTable
+    from producer.control.status import Status
+    from producer.local.whole import Outcome
+    from producer.planning.submission import Remarks, Survey
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """The end of a job."""
+    out, summary = outcome.out, outcome.summary
+    if not outcome.rendered:
+        show(f"Nothing was left to render: {summary.done:,} images in {out}")
+    else:
+        pace = f", {outcome.pace:.1f} images/s while rendering" if outcome.pace else ""
+        show(f"{counted(summary.done, 'image')} in {out} ({outcome.seconds:.1f} s{pace})")
+        if summary.busy:
+            show(_devices(summary.busy, summary.useful))
+    if summary.without_image:
+        counts = {
+            "failed": summary.failed,
+            "rejected": summary.rejected,
+            "invalid": summary.invalid,
+        }
+        reasons = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+        show(f"{summary.without_image:,} without an image ({reasons}): {out}/{layout.ERRORS}")
+    for scorer, problem in summary.unscored.items():
+        show(f"No scores of {scorer} for some images: {problem}")
+
+
+def show_outcome_json(outcome: Outcome) -> None:
+    """run.json's content under "summary", with where it is and what this command did."""
+    show_json(asdict(outcome) | {"pace": outcome.pace})
+
+
+def show_statuses(statuses: Sequence[Status]) -> None:
+    """A table of runs."""
+    if not statuses:
+        say("The broker knows no runs.")
+        return
+    table = new_table("run", "state", "done", "failed", "requests", "chunks", "output")
+    for s in statuses:
+        counts = [f"{count:,}" for count in (s.done, s.failed, s.requests)]
+        chunks = f"{s.chunks_done:,}/{s.chunks:,}"
+        table.add_row(s.run_id, s.state, *counts, chunks, Text(s.out))
+    show(table)
+    for s in statuses:
+        if s.retries:
+            counts = [counted(s.deaths, "death"), counted(s.suspects, "suspected request")]
+            show(f"{s.run_id}: {s.retries:,} chunks tried again, {', '.join(counts)}")
+        if s.busy:
+            show(f"{s.run_id}: {_devices(s.busy, s.useful)}")
+        for line in s.unfit:
+            show(f"{s.run_id}: {line}")
+        if s.unserved:
+            names = ",".join(s.unserved)
+            show(f"{s.run_id}: no worker serves {names}: imagemill worker --models {names}")
+        if s.problem:
+            show(f"{s.run_id}: {s.problem}")
+
+
+def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
+    """What a manifest would become, and how long one device would take."""
+    if survey.lines != survey.requests:
+        show(f"{counted(survey.lines, 'line')} for {counted(survey.requests, 'request')}")
+    if survey.further:
+        show(f"and up to {counted(survey.further, 'further candidate')}, as many as are needed")
+    table = new_table(
+        "model", "size", "steps", "guidance", "slots", "images", "device time", "measured on"
+    )
+    total = guessed = 0.0
+    for key, images in survey.groups.most_common():
+        guess = estimate(key, images, models, rates)
+        total += guess.seconds
+        guessed += 0.0 if guess.device else guess.seconds
+        table.add_row(
+            Text(f"{key.model}:{key.adapter}" if key.adapter else key.model),
+            f"{key.width} x {key.height}",
+            str(key.steps),
+            "" if key.guidance_scale is None else f"{key.guidance_scale:g}",
+            str(key.slots_within(models.get(key.model).batch_width)),
+            f"{images:,}",
+            _duration(guess.seconds),
+            guess.device or "a guess",
+        )
+    if survey.requests:
+        show(table)
+        part = "" if guessed == total else f"{_duration(guessed)} of it "
+        note = f" ({part}a guess)" if guessed else ""
+        time = f"about {_duration(total)} on one device{note}, once its models are loaded"
+        show(f"{counted(survey.requests, 'request')}, {time}")
+    left = "" if survey.is_refused else ", left out"
+    _show_remarks(survey.faults, "invalid line", left)
+    _show_remarks(survey.doubts, "warning")
+
+
+def _show_remarks(remarks: Remarks, noun: str, addition: str = "") -> None:
+    if remarks.lines:
+        show(f"{counted(remarks.lines, noun)}{addition}:")
+    for one in remarks.first:
+        show(f"  {one}")
+    if remarks.reasons > len(remarks.first):
+        show(f"  … and {remarks.reasons - len(remarks.first):,} more: --json lists them")
+
+
+def _devices(busy: float, useful: float) -> str:
+    return f"devices busy {busy:.1%} of the time; {useful:.1%} of the rendered slots became images"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
