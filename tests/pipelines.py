@@ -20,7 +20,9 @@ from diffusers import (
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
+    FluxControlNetModel,
     FluxFillPipeline,
     FluxKontextPipeline,
     FluxPipeline,
@@ -33,6 +35,7 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -47,6 +50,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -187,6 +194,10 @@ def build_pix2pix(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def build_xlpix2pix(folder: Path) -> None:
+    _sdxl(StableDiffusionXLInstructPix2PixPipeline, 8).save_pretrained(folder)
+
+
 def build_inpaint(folder: Path) -> None:
     """Its UNet sees the mask and the rest of the picture."""
     StableDiffusionInpaintPipeline(
@@ -249,6 +260,27 @@ def _flux(pipeline: Any, seen: int = 0) -> Callable[[Path], None]:
 
 
 def build_klein(folder: Path) -> None:
+    layers = {"num_hidden_layers": 27, "num_attention_heads": 1, "num_key_value_heads": 1}
+    text = Qwen3Config(vocab_size=300, hidden_size=16, intermediate_size=16, head_dim=8, **layers)
+    template = "{% for m in messages %}{{ '<u>' + m['content'] + '</u>' }}{% endfor %}"
+    _flux2(Flux2KleinPipeline, Qwen3ForCausalLM(text), template).save_pretrained(folder)
+
+
+def build_fluxdev2(folder: Path) -> None:
+    """FLUX.2 dev; its encoder sees pictures as well, and its system prompt is long."""
+    layers = {"num_hidden_layers": 31, "num_attention_heads": 1, "num_key_value_heads": 1}
+    text = MistralConfig(vocab_size=300, hidden_size=16, intermediate_size=16, head_dim=8, **layers)
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    config = Mistral3Config(text_config=text, vision_config=vision)
+    template = "{% for m in messages[1:] %}{{ m['content'][0]['text'] }}{% endfor %}"
+    encoder = Mistral3ForConditionalGeneration(config)
+    _flux2(Flux2Pipeline, encoder, template, guidance_embeds=True).save_pretrained(folder)
+
+
+def _flux2(pipeline: Any, encoder: Any, template: str, guidance_embeds: bool = False) -> Any:
     vae = AutoencoderKLFlux2(
         block_out_channels=(8, 8, 16, 16),
         layers_per_block=1,
@@ -259,21 +291,13 @@ def build_klein(folder: Path) -> None:
     transformer = Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=3 * 16, timestep_guidance_channels=DIM,
-        axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance_embeds,
     ).eval()  # fmt: skip
-    text_encoder = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=27,
-            num_attention_heads=1, num_key_value_heads=1, head_dim=8,
-        )
-    ).eval()  # fmt: skip
-    Flux2KleinPipeline(
-        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae,
-        text_encoder,
-        _bytes("{% for m in messages %}{{ '<u>' + m['content'] + '</u>' }}{% endfor %}"),
-        transformer,
-    ).save_pretrained(folder)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return pipeline(
+        scheduler=scheduler, vae=vae, text_encoder=encoder.eval(), tokenizer=_bytes(template),
+        transformer=transformer,
+    )  # fmt: skip
 
 
 def build_pixart(folder: Path) -> None:
@@ -294,6 +318,20 @@ def build_controlnet(folder: Path) -> None:
 def build_xlcontrolnet(folder: Path) -> None:
     unet = StableDiffusionXLPipeline.from_pretrained(folder.parent / "sdxl").unet
     _save_controlnet(unet, folder)
+
+
+def build_fluxcontrolnet(folder: Path) -> None:
+    transformer = FluxPipeline.from_pretrained(folder.parent / "flux").transformer
+    net = FluxControlNetModel.from_transformer(
+        transformer, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2
+    )
+    for module in (
+        *net.controlnet_blocks,
+        *net.controlnet_single_blocks,
+        net.controlnet_x_embedder,
+    ):
+        torch.nn.init.normal_(module.weight, std=0.5)  # it starts at zero
+    net.save_pretrained(folder)
 
 
 def _save_controlnet(unet: UNet2DConditionModel, folder: Path) -> None:
@@ -362,10 +400,13 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "fill": _flux(FluxFillPipeline, 16 + 4 * 64),  # the masked picture's, and the mask's pixels
     "kontext": _flux(FluxKontextPipeline),
     "klein": build_klein,
+    "fluxdev2": build_fluxdev2,
     "pix2pix": build_pix2pix,
+    "xlpix2pix": build_xlpix2pix,
     "pixart": build_pixart,
     "controlnet": build_controlnet,
     "xlcontrolnet": build_xlcontrolnet,
+    "fluxcontrolnet": build_fluxcontrolnet,
     "lora": build_lora,
     "smalllora": build_smalllora,
     "textlora": build_textlora,

@@ -26,8 +26,9 @@ class Family:
         longest of the call, because then a pixel depends on its neighbours.
     output: how it gives images back: "pt" where they lie on the device, in [0, 1].
     guidance: the argument that guidance_scale becomes.
-    mixes_guidance: whether requests of one call may have different ones. So where the pipeline
-        multiplies by it, and else only asks whether it is above 1.
+    mixes_guidance: how requests of one call have different ones: "multiplied" where the pipeline
+        multiplies by it, and else only asks whether it is above 1; "embedded" where it hands it to
+        the denoiser as `guidance`, a number a sample, and asks nothing.
     empty_negative: the negative prompt of requests without one, where guidance needs one to work.
     edits_itself: the model's own class edits, or inpaints; otherwise diffusers derives the class
         that does.
@@ -47,7 +48,7 @@ class Family:
     batches: bool = True
     output: Literal["pt", "np"] = "pt"
     guidance: str = "guidance_scale"
-    mixes_guidance: bool = False
+    mixes_guidance: Literal["multiplied", "embedded"] | None = None
     empty_negative: str | None = None
     edits_itself: bool = False
     inputs: int = 1
@@ -64,11 +65,13 @@ class Family:
     def call_key(self, key: BatchKey) -> BatchKey:
         """What requests must share to be rendered by one pipeline call: their keys, or less.
 
-        Where guidance mixes, 2 stands for all above 1, and 0 for those that guide nothing.
+        Where guidance is multiplied, 2 stands for all above 1, and 0 for those that guide nothing;
+        where it is embedded, 2 stands for all.
         """
-        if key.guidance_scale is None or not self.mixes_guidance:
+        if key.guidance_scale is None or self.mixes_guidance is None:
             return key
-        return replace(key, guidance_scale=2.0 if key.guidance_scale > 1 else 0.0)
+        guides = key.guidance_scale > 1 or self.mixes_guidance == "embedded"
+        return replace(key, guidance_scale=2.0 if guides else 0.0)
 
 
 _ALL: tuple[Capability, ...] = (
@@ -78,62 +81,65 @@ _ALL: tuple[Capability, ...] = (
 FAMILIES: Mapping[str, Family] = {
     "stable-diffusion": Family(
         ("StableDiffusionPipeline",),
-        _ALL, control="image", size=512, guidance_scale=7.5, strength=0.8, mixes_guidance=True,
+        _ALL, control="image", size=512, guidance_scale=7.5, mixes_guidance="multiplied",
+        strength=0.8,
     ),
     "stable-diffusion-xl": Family(
         ("StableDiffusionXLPipeline",),
-        _ALL, control="image", steps=30, guidance_scale=5.0, strength=0.6, mixes_guidance=True,
+        _ALL, control="image", steps=30, guidance_scale=5.0, mixes_guidance="multiplied",
+        strength=0.6,
     ),
     "stable-diffusion-3": Family(
         ("StableDiffusion3Pipeline",),
         _ALL, size_multiple=16, control="control_image", tokenizer="tokenizer_3",
-        steps=28, guidance_scale=4.5, strength=0.6, mixes_guidance=True,
+        steps=28, guidance_scale=4.5, strength=0.6, mixes_guidance="multiplied",
     ),
     "stable-diffusion-inpaint": Family(
         ("StableDiffusionInpaintPipeline",),
         ("inpaint", "negative_prompt", "guidance_scale", "strength"),
-        edits_itself=True, size=512, guidance_scale=7.5, mixes_guidance=True,
+        edits_itself=True, size=512, guidance_scale=7.5, mixes_guidance="multiplied",
     ),
     "stable-diffusion-xl-inpaint": Family(
         ("StableDiffusionXLInpaintPipeline",),
         ("inpaint", "negative_prompt", "guidance_scale", "strength"),
-        edits_itself=True, steps=30, guidance_scale=7.5, mixes_guidance=True,
+        edits_itself=True, steps=30, guidance_scale=7.5, mixes_guidance="multiplied",
     ),
     "instruct-pix2pix": Family(
         ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"),
         ("edit", "negative_prompt", "guidance_scale"),
-        edits_itself=True, size=512, guidance_scale=7.5,
+        edits_itself=True, size=512, guidance_scale=7.5, mixes_guidance="multiplied",
     ),
     "flux": Family(
         ("FluxPipeline",),
         ("generate", "edit", "inpaint", "guidance_scale", "strength"),
         size_multiple=16, control="control_image", tokenizer="tokenizer_2",
-        steps=28, guidance_scale=3.5, strength=0.6,
+        steps=28, guidance_scale=3.5, mixes_guidance="embedded", strength=0.6,
     ),
     "flux-fill": Family(
         ("FluxFillPipeline",),
         ("inpaint", "guidance_scale", "strength"),
         size_multiple=16, edits_itself=True, tokenizer="tokenizer_2",
-        steps=50, guidance_scale=30.0,
+        steps=50, guidance_scale=30.0, mixes_guidance="embedded",
     ),
     "flux-kontext": Family(
         ("FluxKontextPipeline",),
         ("generate", "edit", "guidance_scale"),
         size_multiple=16, edits_itself=True, tokenizer="tokenizer_2",
         # Otherwise it picks a size of its own near one megapixel.
-        area="max_area", arguments={"_auto_resize": False}, steps=28, guidance_scale=2.5,
+        area="max_area", arguments={"_auto_resize": False},
+        steps=28, guidance_scale=2.5, mixes_guidance="embedded",
     ),
     "flux2": Family(
         ("Flux2Pipeline",),
         ("generate", "edit", "guidance_scale"),
         size_multiple=16, edits_itself=True, inputs=10, template=40,
-        steps=28, guidance_scale=4.0,
+        steps=28, guidance_scale=4.0, mixes_guidance="embedded",
     ),
     "flux2-klein": Family(
         ("Flux2KleinPipeline",),
         ("generate", "edit", "guidance_scale"),
         size_multiple=16, edits_itself=True, inputs=10, template=3,
-        steps=28, guidance_scale=4.0,
+        steps=28, guidance_scale=4.0, mixes_guidance="multiplied",
     ),
     "qwen-image": Family(
         ("QwenImagePipeline",),

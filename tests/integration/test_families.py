@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import numpy as np
@@ -49,9 +49,9 @@ from worker.render import BatchRenderer, Flaw, Pause, Rendered, Renderer, batche
 from worker.renderers import Choice, Renderers
 
 WIDTH = 4
-GENERATES = ["sd", "sdxl", "sd3", "flux", "kontext", "klein"]
+GENERATES = ["sd", "sdxl", "sd3", "flux", "kontext", "klein", "fluxdev2"]
 INPAINTS = ["sd", "sdxl", "sd3", "flux", "inpaint", "xlinpaint", "fill"]
-EDITS = ["sd", "sdxl", "sd3", "flux", "kontext", "klein", "pix2pix"]
+EDITS = ["sd", "sdxl", "sd3", "flux", "kontext", "klein", "fluxdev2", "pix2pix"]
 RAGGED = [
     "a red circle",
     "",
@@ -192,31 +192,62 @@ def test_edits_do_not_depend_on_neighbours(studio: Studio, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [(name, task) for name in ("sd", "sdxl", "sd3") for task in ("generate", "edit", "inpaint")]
-    + [("inpaint", "inpaint"), ("xlinpaint", "inpaint")],
+    [(name, task) for name in ("sd", "sdxl", "sd3", "flux") for task in get_args(Task)]
+    + [("inpaint", "inpaint"), ("xlinpaint", "inpaint"), ("fill", "inpaint")]
+    + [("kontext", "generate"), ("kontext", "edit"), ("klein", "generate")]
+    + [("fluxdev2", "generate")]
+    + [("pix2pix", "edit"), ("xlpix2pix", "edit")],
 )
 def test_requests_with_a_guidance_each_share_a_call(studio: Studio, name: str, task: Task) -> None:
-    """Their bytes are those of a call with one value; but not some with guidance, some without."""
+    """Their bytes are those of a call with one value; those that guide nothing have their own."""
     renderer = studio.get(name)
-    asked = [
+    asked = guided_each(task)
+    assert_independent(renderer, asked[:3])
+    requests = [one.request for one in asked]
+    shared = [len(batch) for batch in batches(requests, renderer.slots, renderer.call_key)]
+    embedded = FAMILIES[family_of(renderer_class(renderer)) or ""].mixes_guidance == "embedded"
+    assert shared == ([4] if embedded else [3, 1])
+
+
+def guided_each(task: Task, key: BatchKey = PLAIN, steered: bool = False) -> list[Prepared]:
+    """Requests that differ in everything, the guidance included."""
+    return [
         ask(
-            prompt, seed, replace(PLAIN, guidance_scale=scale),
+            prompt, seed, replace(key, guidance_scale=scale),
             images=() if task == "generate" else (picture(seed),),
             mask=mask(*BOXES[0]) if task == "inpaint" else None,
+            controls=(picture(seed + 5),) if steered else (),
         )
         for seed, (prompt, scale) in enumerate(zip(RAGGED, (1.1, 7.3, 12.7, 0.5), strict=True))
     ]  # fmt: skip
+
+
+# Diffusers' FLUX ControlNet imports it from there itself.
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+def test_controlnets_are_told_the_guidance_of_each(studio: Studio) -> None:
+    """The one that FLUX has; it sees the guidance as the transformer does."""
+    part = f'[models.flux.controlnets.edges]\nrepo = "{studio.part("fluxcontrolnet")}"\n'
+    renderer = studio.load("flux", parts=part)
+    asked = guided_each("generate", replace(PLAIN, controlnet_weights=(0.8,)), steered=True)
     assert_independent(renderer, asked[:3])
-    requests = [one.request for one in asked]
-    shared = batches(requests, renderer.slots, renderer.call_key)
-    assert [len(batch) for batch in shared] == [3, 1]
+    other = replace(asked[0], controls=(picture(9),))
+    assert not same(one(renderer, other), one(renderer, asked[0]))
 
 
-@pytest.mark.parametrize("name", ["flux", "kontext", "klein", "pix2pix"])
-def test_other_families_have_one_guidance_a_call(studio: Studio, name: str) -> None:
-    renderer = studio.get(name)
-    keys = {renderer.call_key(replace(PLAIN, guidance_scale=scale)) for scale in (2.0, 3.0)}
-    assert len(keys) == 2
+@pytest.mark.parametrize("guest", [2.0, None])
+def test_a_guidance_each_outlasts_a_call_between_two_steps(
+    studio: Studio, guest: float | None
+) -> None:
+    """Which has its own, or the pipeline's."""
+    renderer = studio.get("flux")
+    asked = guided_each("generate", replace(PLAIN, steps=4))
+    key = replace(PLAIN, slots=1, steps=3, guidance_scale=guest)
+    visitor = ask("a green star", 7, key)
+    alone, expected = [one(renderer, request) for request in asked], one(renderer, visitor)
+    visits = Visits(renderer, [visitor])
+    rendered = renderer.render(asked, interlude(visits))
+    assert all(same(pixels(got), want) for got, want in zip(rendered, alone, strict=True))
+    assert same(visits.drawn[0], expected)
 
 
 @pytest.mark.parametrize("name", GENERATES)

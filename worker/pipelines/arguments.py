@@ -41,7 +41,9 @@ def arguments(
     if family.area:
         call[family.area] = key.width * key.height
     if key.guidance_scale is not None:
-        call[family.guidance] = _guidance([request.key.guidance_scale for request in requests])
+        mixed = guidance_each(batch)
+        multiplied = mixed and family.mixes_guidance == "multiplied"
+        call[family.guidance] = Guidance(mixed) if multiplied else key.guidance_scale
     if key.negative:
         call["negative_prompt"] = [request.negative_prompt for request in requests]
     elif family.empty_negative is not None:
@@ -76,10 +78,11 @@ def active_controls(key: BatchKey) -> tuple[int, ...]:
     return tuple(number for number, weight in enumerate(key.controlnet_weights) if weight)
 
 
-def _guidance(scales: list[float | None]) -> float | Guidance | None:
-    if len(set(scales)) == 1:
-        return scales[0]
-    return Guidance([scale for scale in scales if scale is not None])
+def guidance_each(batch: list[Prepared]) -> list[float]:
+    """The guidance of each request; none if it is the same for all."""
+    scales = [one.request.key.guidance_scale for one in batch]
+    mixed = len(set(scales)) > 1
+    return [scale for scale in scales if scale is not None] if mixed else []
 
 
 def _inputs(family: Family, key: BatchKey, batch: list[Prepared]) -> list[Image]:

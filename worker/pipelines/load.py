@@ -22,10 +22,11 @@ from jobs.output.records import Stack
 from jobs.requests import BatchKey
 from worker.inputs import Prepared
 from worker.pipelines.adapters import Adapters
-from worker.pipelines.arguments import Arguments, arguments, check
+from worker.pipelines.arguments import Arguments, arguments, check, guidance_each
 from worker.pipelines.caching import step_cache
 from worker.pipelines.compiling import CompileClock, compile_clock
 from worker.pipelines.encoders import Encoder, keep_encoded
+from worker.pipelines.guidance import Embedded
 from worker.pipelines.memory import is_device_lost, is_out_of_memory, out_of_memory
 from worker.pipelines.pixels import as_channels_last, keep_unmasked, to_8_bits
 from worker.pipelines.placement import loading_options, mark, place, set_scheduler, tune
@@ -57,6 +58,7 @@ class PipelineRenderer:
     savings: Savings
     stack: Stack
     encoders: Sequence[Encoder] = ()
+    embedded: Embedded = field(default_factory=lambda: Embedded(()))
     _stacks: dict[tuple[str, str, str], Stack] = field(default_factory=dict)
     _under_way: int = 0
     _compile_seconds: float = 0.0
@@ -83,7 +85,8 @@ class PipelineRenderer:
         with compile_clock() as clock:
             if self.variants.can_pause(variant):
                 call["callback_on_step_end"] = self._pausing(key, pause, clock)
-            made = self._call(variant, key, call)
+            with self.embedded.each(guidance_each(batch)):
+                made = self._call(variant, key, call)
         self._compile_seconds = clock.seconds
         pixels = as_channels_last(made.images)
         if pixels.shape[1:3] != (key.height, key.width):
@@ -249,6 +252,7 @@ def load_pipeline(
             mark=mark_name(model.options.mark),
         ),
         keep_encoded(pipeline, model.options, lambda: adapters.active),
+        Embedded([pipeline.transformer, *controls] if family.mixes_guidance == "embedded" else ()),
     )
 
 
