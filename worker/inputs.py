@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from jobs.errors import ImagemillError, InvalidRequest
 from jobs.inputs.decoding import Decoding
-from jobs.inputs.images import InputPolicy, check_mask, load_input
+from jobs.inputs.images import InputPolicy, check_image, check_mask, read_input
 from jobs.inputs.stores import is_store_uri, read_store_uri
 from jobs.output.storage import Storage
 from jobs.requests import Request
@@ -73,6 +73,14 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetched:
+    """One input's bytes, unchecked; `seconds` is what they took."""
+
+    data: bytes
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """The inputs of one request. Requests of a batch share those that they have in common."""
 
@@ -100,6 +108,23 @@ class Loader:
     stores: frozenset[str]
     decoding: Decoding
     fitted: Callable[[], bool]
+    _fetched: dict[tuple[str, str], Future[Fetched]] = field(default_factory=dict)
+
+    def fetch(self, requests: list[Request]) -> None:
+        """Have the inputs of requests read, so that whoever loads them finds their bytes here.
+
+        They are not decoded, which only those do whose turn it is, and who are watched if need be.
+        """
+        named = {
+            *((reference, "image") for one in requests for reference in one.inputs),
+            *(
+                (reference, "control_images")
+                for one in requests
+                for reference in one.control_images
+            ),
+            *((one.mask, "mask_image") for one in requests if one.mask),
+        }
+        self._fetched.update((one, self.executor.submit(self._fetch, *one)) for one in named)
 
     def load(self, requests: list[Request]) -> Loading:
         """The requests of one batch."""
@@ -133,22 +158,30 @@ class Loader:
         return [begin(request) for request in requests]
 
     def _load(self, reference: str, field: str, size: tuple[int, int] | None) -> Loaded:
-        started = time.perf_counter()
+        # What was fetched ahead is in a thread already, or done: it does not wait for ours.
+        ahead = self._fetched.pop((reference, field), None)
         try:
-            if is_store_uri(reference):
-                data = read_store_uri(reference, self.stores, self.policy, field)
-            else:
-                data = load_input(reference, self.policy, self.storage, field)
+            fetched = ahead.result() if ahead else self._fetch(reference, field)
+            started = time.perf_counter()
+            check_image(fetched.data, self.policy, field)
             if field == "mask_image" and size:
-                found = self.decoding.open_mask(data, field, size)
+                found = self.decoding.open_mask(fetched.data, field, size)
             else:
-                found = self.decoding.open(data, field, size)
+                found = self.decoding.open(fetched.data, field, size)
         except ImagemillError:
             raise  # of the input, or of the storage of the run
         except Exception as error:  # whatever somebody else's bytes make a decoder do
             reason = f"could not be read: {type(error).__name__}"
             raise InvalidRequest(field, reason, "input_not_an_image") from error
-        return Loaded(*found, time.perf_counter() - started)
+        return Loaded(*found, fetched.seconds + time.perf_counter() - started)
+
+    def _fetch(self, reference: str, field: str) -> Fetched:
+        started = time.perf_counter()
+        if is_store_uri(reference):
+            data = read_store_uri(reference, self.stores, self.policy, field)
+        else:
+            data = read_input(reference, self.policy, self.storage, field)
+        return Fetched(data, time.perf_counter() - started)
 
 
 def _prepared(request: Request, inputs: Inputs) -> Prepared:

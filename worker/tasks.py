@@ -32,7 +32,9 @@ from jobs.traces import span
 from worker.calls import serve_beside, serve_calls, served
 from worker.chunks import Todo, Work, count
 from worker.faults import Unfit, own_fault
+from worker.inputs import Loader
 from worker.interludes import interlude
+from worker.render import BatchRenderer
 from worker.rounds import begin_round
 from worker.storing import Output
 from worker.suspects import Suspects
@@ -42,6 +44,7 @@ RELEASE_SECONDS = 60.0  # a partition that ends within them counts as no death
 SAVE_SECONDS = 60.0  # a chunk that takes longer than thought stores records so often
 LOOK_SECONDS = 0.1  # while inputs are on their way, calls are looked for so often
 UNFED_SECONDS = 10.0  # a run whose storage is away takes the turns of no other
+FETCHED = 16  # requests whose inputs are read while the device renders the chunk before
 LEAD_SECONDS = 2.0  # before a chunk's end the next message is taken, to be made ready: not before,
 # as it waits here for the device, and another worker may have nothing to do
 
@@ -56,6 +59,15 @@ class PutBack(Exception):
 
 class Interrupted(Exception):
     """The chunk stops early: the worker is to end, or the run does not go on."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A chunk that only lacks the device. loader: has begun to read the first inputs."""
+
+    work: Work
+    todo: Todo
+    loader: Loader
 
 
 @dataclass(frozen=True)
@@ -84,10 +96,11 @@ def render(
             return
         work = Work(run, shop.shards, shard, chunk)
         todo = work.todo()
+        loader = shop.loader(run.storage, _renderer(shop, work), shop.inputs)
+        loader.fetch(todo.requests[:FETCHED])
         try:
-            drawn = shop.device.submit(
-                copy_context().run, draw, shop, work, todo, make_way
-            ).result()
+            ready = Ready(work, todo, loader)
+            drawn = shop.device.submit(copy_context().run, draw, shop, ready, make_way).result()
         except Interrupted:
             if shop.stopping.is_set():
                 raise PutBack from None
@@ -100,12 +113,13 @@ def render(
             shop.dispatcher.finalize(run_id, epoch, work.model)
 
 
-def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
+def draw(shop: Workshop, ready: Ready, make_way: MakeWay) -> Drawn:
     """Render what a chunk lacks, batch by batch, with the device.
 
     Raises:
         Interrupted: it stopped before a batch; what it had finished is stored.
     """
+    work, todo = ready.work, ready.todo
     if not goes_on(shop, work):
         raise Interrupted
     work = replace(work, attempt=shop.runs.attempts.begin(work.run_id, work.number))
@@ -121,7 +135,7 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
             todo = work.todo()  # an earlier attempt may have left a part since
         if work.attempt.deaths:
             shop.at_work.wait_for_others()  # should it kill the process, it is to kill them no more
-        _draw_batches(shop, work, todo, output, make_way)
+        _draw_batches(shop, replace(ready, work=work, todo=todo), output, make_way)
     except BaseException as error:
         try:
             if not isinstance(error, TransientError):  # else storage is away
@@ -140,11 +154,9 @@ def draw(shop: Workshop, work: Work, todo: Todo, make_way: MakeWay) -> Drawn:
     return Drawn(work, output, effort, todo.settled)
 
 
-def _draw_batches(
-    shop: Workshop, work: Work, todo: Todo, output: Output, make_way: MakeWay
-) -> None:
-    # Not held: others may need its memory between two batches.
-    renderer = partial(shop.renderers.get, work.model, work.run.plan.commits)
+def _draw_batches(shop: Workshop, ready: Ready, output: Output, make_way: MakeWay) -> None:
+    work, todo = ready.work, ready.todo
+    renderer = _renderer(shop, work)
     with own_fault(work.model, whole=False):
         for key in {request.key for request in todo.requests}:
             renderer().check_weights(key, work.planned_weights(key))
@@ -154,8 +166,7 @@ def _draw_batches(
     saved = time.monotonic()
     # With care, inputs are loaded under watch: a decoder can crash as well.
     ordered = suspects.batches(todo.requests)
-    loader = shop.loader(work.run.storage, renderer, shop.inputs)
-    for batch in loader.ahead(ordered, eager=not suspects.careful):
+    for batch in ready.loader.ahead(ordered, eager=not suspects.careful):
         if not goes_on(shop, work):
             raise Interrupted
         # Whoever waits for a single image goes first, and need not wait for slow inputs either.
@@ -184,6 +195,11 @@ def _draw_batches(
             work.store_interrupted(output.records())
             saved = time.monotonic()
     make_way()
+
+
+def _renderer(shop: Workshop, work: Work) -> Callable[[], BatchRenderer]:
+    """What renders a chunk. Not held: others may need its memory between two batches."""
+    return partial(shop.renderers.get, work.model, work.run.plan.commits)
 
 
 @contextmanager

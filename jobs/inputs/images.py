@@ -62,17 +62,21 @@ def load_input(
         InvalidRequest: code input_unreachable, input_forbidden, input_too_large or
             input_not_an_image.
     """
-    if storage and (stored := STORED_INPUT.fullmatch(reference)):
-        try:
-            data = storage.read(layout.stored_input(stored[1]))
-        except FileNotFoundError as error:
-            raise InvalidRequest(
-                field, f"no stored input {reference}", "input_unreachable"
-            ) from error
-    else:
-        data = _read(reference, policy, field)
+    data = read_input(reference, policy, storage, field)
     check_image(data, policy, field)
     return data
+
+
+def read_input(
+    reference: str, policy: InputPolicy, storage: Storage | None = None, field: str = "image"
+) -> bytes:
+    """As load_input, of whatever bytes: no decoder has seen them."""
+    if storage is None or (stored := STORED_INPUT.fullmatch(reference)) is None:
+        return _read(reference, policy, field)
+    try:
+        return storage.read(layout.stored_input(stored[1]))
+    except FileNotFoundError as error:
+        raise InvalidRequest(field, f"no stored input {reference}", "input_unreachable") from error
 
 
 def store_input(storage: Storage, data: bytes) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 from jobs.errors import ImagemillError, InvalidRequest
-from jobs.inputs.images import InputPolicy, check_image
+from jobs.inputs.images import InputPolicy
 from jobs.output.storage import open_storage
 
 _URI = re.compile(r"(?!https?:|data:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -34,20 +34,17 @@ def check_store_uri(uri: str, stores: Collection[str], field: str) -> None:
 
 
 def read_store_uri(uri: str, stores: Collection[str], policy: InputPolicy, field: str) -> bytes:
-    """The bytes behind a storage URI; a supported image of an allowed size by its header.
+    """The bytes behind a storage URI, whatever they are, but one more at most than are allowed.
 
     Raises:
-        InvalidRequest: code input_forbidden, input_unreachable, input_too_large or
-            input_not_an_image.
+        InvalidRequest: code input_forbidden or input_unreachable.
     """
     check_store_uri(uri, stores, field)
     folder, _, name = uri.rpartition("/")
     try:
         with open_storage(folder).reader(name) as file:
-            data = file.read(policy.max_bytes + 1)
+            return file.read(policy.max_bytes + 1)
     except (ImagemillError, OSError) as error:
         raise InvalidRequest(
             field, f"{uri} cannot be read: {error}", "input_unreachable"
         ) from error
-    check_image(data, policy, field)
-    return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
@@ -18,7 +18,7 @@ from tests.sites import Site
 from tests.support import eventually
 from worker import chunks
 from worker.chunks import Work
-from worker.inputs import Loader, Prepared
+from worker.inputs import Fetched, Loader, Prepared
 from worker.null import NullRenderer
 from worker.render import Image as Drawn
 from worker.render import Pause
@@ -100,24 +100,61 @@ def test_a_chunk_is_stored_while_the_next_one_renders(
     assert 0 < effort.busy <= 1
 
 
+def black() -> str:
+    file = BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    return b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers, about NumPy
+def test_the_first_inputs_are_read_while_the_device_is_busy(
+    site: Site, shop: Workshop, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what lies before: the chunk before, the model that loads. Decoded they are later."""
+    fetched, decoded = list[str](), list[str]()
+    asked, is_free = Event(), Event()
+    load = Loader._load
+
+    def fetch(_: Loader, reference: str, __: str) -> Fetched:
+        fetched.append(reference)
+        asked.set()
+        return Fetched(b64decode(black()), 0.0)
+
+    def decode(self: Loader, reference: str, *arguments: object) -> object:
+        decoded.append(reference)
+        return load(self, reference, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Loader, "_fetch", fetch)
+    monkeypatch.setattr(Loader, "_load", decode)
+    shop.device.submit(is_free.wait, SECONDS)
+    image = "https://example.com/a.png"
+    plan = site.plan("run", "shapes", list(range(8)), chunk=8, image=image)
+    epoch = site.runs.open(plan, str(site.folder / "run"), [])
+    done = threads.submit(render, shop, Event().set, "run", epoch, 0, 0)
+    assert asked.wait(SECONDS)
+    assert decoded == []
+    is_free.set()
+    done.result(3 * SECONDS)  # the model is loaded as well
+    assert fetched == decoded == [image] * 2  # of two batches: the first did not read it again
+    assert len(site.records("run")) == 8
+
+
 def test_calls_are_served_while_a_batch_waits_for_its_inputs(
     site: Site, shop: Workshop, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More slow inputs than threads load them: a call with one of its own waits for none."""
     asked, there = Event(), Event()
-    load = Loader._load
+    fetch = Loader._fetch
 
-    def slowly(self: Loader, reference: str, *arguments: object) -> object:
+    def slowly(self: Loader, reference: str, field: str) -> object:
         if reference == "https://slow.example.com":
             asked.set()
             assert there.wait(SECONDS)
             reference = picture
-        return load(self, reference, *arguments)  # type: ignore[arg-type]
+        return fetch(self, reference, field)
 
-    monkeypatch.setattr(Loader, "_load", slowly)
-    file = BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    picture = b64encode(file.getvalue()).decode()
+    monkeypatch.setattr(Loader, "_fetch", slowly)
+    picture = black()
     seeds = list(range(16))
     plan = site.plan("run", "shapes", seeds, chunk=16, image="https://slow.example.com")
     epoch = site.runs.open(plan, str(site.folder / "run"), [])
