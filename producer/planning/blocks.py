@@ -34,6 +34,7 @@ from producer.planning.intake import Intake, local_folder
 from producer.planning.manifest import Block, Line, parse_line, read_blocks
 from producer.planning.rates import Rates
 from producer.planning.recipes import MAX_IMAGES, PLACEHOLDER, Recipe, as_recipe
+from producer.planning.repeats import Hashes, Repeats
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
@@ -41,8 +42,6 @@ PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process st
 MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
 
 NO_RATES: Rates = {}
-
-Hashes = npt.NDArray[np.uint64]
 
 
 def _no_hashes() -> Hashes:
@@ -320,7 +319,7 @@ def plan_blocks(
     planner = Planner(table, options, fingerprints, intake, rates, carries=len(head) > 1)
     if head:  # so that the other processes know the fingerprints that most manifests need
         _learn_fingerprints(planner, head[0])
-    seen, is_empty = _Seen(), True
+    repeats, is_empty = Repeats(), True
     carrier, homes, shards = Carrier(planner.grouper), dict[str, int](), count()
     planned = (
         _in_parallel(planner, chain(head, blocks))
@@ -330,7 +329,7 @@ def plan_blocks(
     for block, result in planned:
         if result.missing:
             result = _learn_fingerprints(planner, block)
-        again = np.unique(result.numbers[seen.add(result.identities)])
+        again = np.unique(result.numbers[repeats.add(result.identities)])
         if again.size:
             errors = [LineError(int(number), "", "", _DUPLICATE) for number in again]
             result = planner.plan(block, frozenset(again.tolist()))
@@ -437,28 +436,3 @@ def _begin_child() -> None:
     gc.freeze()
     gc.disable()
     die_with_parent()
-
-
-class _Seen:
-    """A set of 64-bit hashes: sorted arrays, each at least twice as long as the next.
-
-    8 bytes an entry where a Python set takes about 70. Two different custom_ids share a hash once
-    in 10 million manifests of a million lines.
-    """
-
-    def __init__(self) -> None:
-        self._sorted: list[Hashes] = []
-
-    def add(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """Add all; true where a hash was there before or earlier in `hashes`."""
-        merged, first = np.unique(hashes, return_index=True)
-        known = np.ones(hashes.size, np.bool_)
-        known[first] = False
-        for array in self._sorted:
-            at = np.minimum(np.searchsorted(array, hashes), array.size - 1)
-            known |= array[at] == hashes
-        while self._sorted and self._sorted[-1].size < 2 * merged.size:
-            merged = np.sort(np.concatenate([self._sorted.pop(), merged]))
-        if merged.size:
-            self._sorted.append(merged)
-        return known

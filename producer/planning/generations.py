@@ -15,7 +15,8 @@ from jobs.output import layout
 from jobs.output.dataset import now
 from jobs.output.plan import Plan, read_shard, write_plan
 from jobs.output.storage import Storage
-from producer.planning.reuse import Hashes, reuse_records
+from producer.planning.repeats import Hashes
+from producer.planning.reuse import reuse_records
 
 _COPIES = 4  # shards on their way at a time; megabytes each
 

@@ -8,16 +8,19 @@ from dataclasses import replace
 from itertools import chain, islice
 
 import numpy as np
-import numpy.typing as npt
 
 from jobs.output import layout
 from jobs.output.plan import Shard, read_plan
 from jobs.output.records import Row, encode_part, parts_by_shard, read_parts
 from jobs.output.storage import Storage
-
-Hashes = npt.NDArray[np.uint64]
+from producer.planning.repeats import Hashes
 
 _BUFFERED_ROWS = 32_768  # about 32 MB of records in memory
+
+
+def has_earlier(storage: Storage, run_id: str) -> bool:
+    """Whether there may be records of other runs."""
+    return any(name != run_id for name in storage.list("_run"))
 
 
 def reuse_records(

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import IO, Any
+from typing import IO
 
-import numpy as np
 import orjson
 
 from jobs.broker.dispatch import Dispatcher, start_run
@@ -30,8 +29,9 @@ from producer.planning.chunks import Calls, cut
 from producer.planning.generations import next_id
 from producer.planning.manifest import manifest_digest
 from producer.planning.rates import rates_file, read_rates
+from producer.planning.repeats import Hashes
 from producer.planning.resolution import PlanOptions
-from producer.planning.reuse import reuse_records
+from producer.planning.reuse import has_earlier, reuse_records
 
 OnLines = Callable[[int], None]
 
@@ -240,7 +240,8 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     shards: list[Shard] = []
     elsewhere: list[list[int]] = []
     calls: list[Calls] = []
-    jobs: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+    jobs: list[Hashes] = []
+    reuses = has_earlier(storage, run)  # or that of 20M lines would be 160 MB for nothing
     faults = Remarks()
     rates = read_rates(rates_file())
     requests = surely = doubtful = 0
@@ -258,7 +259,8 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
                 shards.append(Shard(block.requests, (), block.carried))
                 elsewhere.append([])
                 calls.append(block.calls)
-                jobs.append(block.jobs)
+                if reuses:
+                    jobs.append(block.jobs)
             requests += block.requests
             surely += block.groups.total()
             keeps |= block.keeps
