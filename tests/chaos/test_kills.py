@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from jobs.output import layout
 from jobs.output.plan import Plan
 from jobs.output.records import read_part
+from producer.planning import blocks, carrying, manifest
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
 from tests.chaos.ledger import Ledger
@@ -55,16 +57,18 @@ def test_kills(site: Site, ledger: Ledger, dice: random.Random, victim: str, tim
     assert max(ledger.recoveries) < (5 if victim == "pool process" else 15)
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("times", [1, pytest.param(12, marks=pytest.mark.chaos)])
 def test_kills_while_candidates_are_chosen(
     site: Site, ledger: Ledger, dice: random.Random, times: int
 ) -> None:
     """kill -9 of any process of a worker while runs choose among candidates."""
-    site.start_worker("slow")
+    site.start_worker(MODELS)
     site.start(choosing(site, "calm"))
-    site.wait("calm")
+    site.wait("calm", 120)
     calm = choices(site, "calm")
     assert len(calm["rejects"]) > 8  # there is something to choose
+    check_choices(site, "calm")
     while ledger.times < times:
         run_id = f"run-{ledger.times}"
         site.start(choosing(site, run_id))
@@ -73,7 +77,7 @@ def test_kills_while_candidates_are_chosen(
             time.sleep(dice.uniform(0, 0.5))
             if ended(site, run_id):
                 break
-            kill(site, dice.choice(["pool process", "parent", "whole worker"]))
+            kill(site, dice.choice(["pool process", "parent", "whole worker"]), MODELS)
             ledger.times += 1
         site.wait(run_id, 120)
         records = site.records(run_id)
@@ -82,15 +86,65 @@ def test_kills_while_candidates_are_chosen(
         assert choices(site, run_id) == calm
 
 
+MODELS = "slow,null"
+BLOCK = 16  # lines
+BOUND = 120  # of brightness
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few lines make several shards, of which some hold what others left over."""
+    for module in (manifest, carrying):
+        monkeypatch.setattr(module, "SHARD_LINES", BLOCK)
+    monkeypatch.setattr(blocks, "PARALLEL_BLOCKS", 1000)  # other processes would have large ones
+
+
 def choosing(site: Site, run_id: str) -> Plan:
-    """A run of 12 images, each the brightest of two that are bright enough, of at most six."""
-    rule = {"best_of": 2, "by": "brightness", "min": {"brightness": 120}, "max_tries": 6}
-    manifest = site.folder / f"{run_id}.jsonl"
-    lines = ({"custom_id": f"image-{n}", "prompt": f"scene {n}", **rule} for n in range(12))
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    """A run of 12 images, each the brightest of two that are bright enough, of at most six; they
+    stand among plain lines of many keys, of which hardly two neighbours share a call."""
+    rule = {"best_of": 2, "by": "brightness", "min": {"brightness": BOUND}, "max_tries": 6}
+    lines: list[dict[str, object]] = [
+        {"custom_id": f"{n}", "prompt": f"p {n}", "model": "null", "guidance_scale": n % 7}
+        for n in range(7 * BLOCK)
+    ]
+    for n in range(12):  # in two of seven blocks
+        lines.insert(2 * BLOCK + 2 * n, {"custom_id": f"image-{n}", "prompt": f"scene {n}", **rule})
+    file = site.folder / f"{run_id}.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = PlanOptions(model="slow", scorers=("statistics",))
-    job = Job(str(manifest), f"{site.folder}/{run_id}", site.table, options)
-    return prepare(replace(identify(job), run_id=run_id), lambda _: None)
+    job = Job(str(file), f"{site.folder}/{run_id}", site.table, options)
+    plan = prepare(replace(identify(job), run_id=run_id), lambda _: None)
+    assert len(plan.shards) > 7
+    assert any(shard.carried for shard in plan.shards)
+    return plan
+
+
+def check_choices(site: Site, run_id: str) -> None:
+    """Everything is there, in the manifest's order, and chosen by the scores of all candidates."""
+    storage = site.storage(run_id)
+    lines = [
+        json.loads(line) for line in (site.folder / f"{run_id}.jsonl").read_text().splitlines()
+    ]
+    images, errors, rejects = (
+        list(read_part(storage, path)) for path in (layout.METADATA, layout.ERRORS, layout.REJECTS)
+    )
+    without = {row["custom_id"] for row in errors}
+    names = [line["custom_id"] for line in lines]
+    assert [row["custom_id"] for row in images] == [one for one in names if one not in without]
+    scores = defaultdict[str, list[float]](list)
+    for row in rejects:
+        scores[row["custom_id"]].append(dict(row)["brightness"])
+    assert without <= scores.keys() <= {name for name in names if name.startswith("image-")}
+    for name in without:
+        assert len(scores[name]) == 6
+        assert max(scores[name]) < BOUND
+    for row in images:
+        refused, brightness = scores[row["custom_id"]], dict(row)["brightness"]
+        assert dict(row).get("candidates", 1) == 1 + len(refused)
+        if refused:
+            passing = [one for one in (*refused, brightness) if one >= BOUND]
+            assert brightness == max(passing)
+            assert len(passing) == 2 or len(refused) == 5
 
 
 def choices(site: Site, run_id: str) -> dict[str, list[tuple[str, ...]]]:
@@ -118,12 +172,12 @@ def wait_for_progress(site: Site, run_id: str) -> None:
     eventually(goes_on, 60)
 
 
-def kill(site: Site, victim: str) -> None:
+def kill(site: Site, victim: str, models: str = "slow") -> None:
     """Kill a process of the newest worker; a whole one is replaced at once, as systemd would."""
     worker = site.workers[-1]
     if victim == "whole worker":
         worker.kill()
-        site.start_worker("slow")
+        site.start_worker(models)
         return
     children = site.pool_processes(worker)
     for process in site.parents(worker) if victim == "parent" else children:
