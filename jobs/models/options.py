@@ -48,7 +48,8 @@ class Options(BaseModel):
     compile: blocks that repeat, when a kind of batch is first rendered; channels_last:
     convolutions on GPUs; attention: a backend of diffusers by name; vae_slicing, vae_tiling: less
     memory for decoding;
-    offload: weights wait in main memory, "model" by component, "sequential" by layer;
+    offload: weights wait in main memory, "model" by component, "sequential" by layer, "encoders"
+    those of text encoders alone, which prompts that are known do not need;
     safety_checker: false renders without it, where a pipeline has one; watermark: SDXL's invisible
     one, which needs the package invisible-watermark; mark: files say in XMP that a model made them,
     with "parameters" also of what; sleep: seconds that each batch of the null model lasts.
@@ -61,10 +62,15 @@ class Options(BaseModel):
     attention: str | None = None
     vae_slicing: bool = False
     vae_tiling: bool = False
-    offload: Literal["model", "sequential"] | None = None
+    offload: Literal["model", "sequential", "encoders"] | None = None
     quantization: Quantization | None = None
     step_cache: StepCache | None = None
     safety_checker: bool = True
     watermark: bool = False
     mark: bool | Literal["parameters"] = True
     sleep: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def hooks_calls(self) -> bool:
+        """Whether parts of a pipeline are where its call under way needs them."""
+        return self.offload in ("model", "sequential")

@@ -150,10 +150,11 @@ def test_a_fault_of_the_device_is_told_from_memory_that_runs_out() -> None:
     assert done.stdout == "True False\n", done.stderr
 
 
-def test_weights_that_are_offloaded_one_by_one_make_the_same_pictures(
-    tmp_path: Path, pytestconfig: pytest.Config
+@pytest.mark.parametrize("offload", ["sequential", "encoders"])
+def test_weights_that_are_offloaded_make_the_same_pictures(
+    tmp_path: Path, pytestconfig: pytest.Config, offload: str
 ) -> None:
-    row = 'options = { offload = "sequential" }'
+    row = f'options = {{ offload = "{offload}" }}'
     here, there = (load(tmp_path, pytestconfig, "cuda", one).render(asked()) for one in ("", row))
     for first, second in zip(here, there, strict=True):
         assert first.pixels is not None

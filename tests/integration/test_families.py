@@ -1217,6 +1217,28 @@ def _compiled_by(counter: CompileCounter) -> Callable[..., None]:
     return compile_module
 
 
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux", "klein"])
+def test_encoders_may_wait_in_main_memory(studio: Studio, name: str) -> None:
+    """Bytes stay what they are; of known prompts nothing is encoded, so nothing is moved."""
+    renderer, plain = studio.load(name, 'options = { offload = "encoders" }'), studio.get(name)
+    encoders = renderer.renderer.encoders  # type: ignore[attr-defined]
+    for request in (ask(), ask(RAGGED[2], 2), ask(images=(picture(1),)), ask()):
+        assert same(one(renderer, request), one(plain, request))
+    for encoder in encoders:
+        encoder.forward = None  # whoever encodes again fails
+    assert same(one(renderer, ask(seed=9)), one(plain, ask(seed=9)))
+
+
+def test_an_adapter_of_encoders_that_wait_in_main_memory(studio: Studio) -> None:
+    part = f'[models.sd.adapters.ink]\nrepo = "{studio.part("textlora")}"\n'
+    plain, renderer = (
+        studio.load("sd", parts=part),
+        studio.load("sd", 'options = { offload = "encoders" }', part),
+    )
+    for request in (ask(), adapted("ink"), ask(), adapted("ink")):
+        assert same(one(renderer, request), one(plain, request))
+
+
 def test_offload_needs_a_gpu(studio: Studio) -> None:
     row = 'options = { offload = "model" }'
     if studio.device == "cpu":

@@ -11,6 +11,7 @@ import torch
 from transformers.utils.generic import ModelOutput
 
 from jobs.models.options import Options
+from worker.pipelines.placement import ENCODER
 
 KEPT_BYTES = 256 << 20  # of each encoder, where it is: 60 prompts of FLUX.1, 2 of FLUX.2-klein
 _INPUTS = {"input_ids", "attention_mask"}
@@ -97,11 +98,11 @@ def keep_encoded(
 ) -> list[Encoder]:
     """Have each text encoder of a pipeline remember. adapter: the one that is in use.
 
-    Not with offload, whose hooks replace the forward after each call.
+    Not with an offload whose hooks replace the forward after each call.
     """
-    if options.offload is not None:
+    if options.hooks_calls:
         return []
-    parts = [part for name, part in pipeline.components.items() if name.startswith("text_encoder")]
+    parts = [part for name, part in pipeline.components.items() if name.startswith(ENCODER)]
     encoders = []
     for part in parts:
         if isinstance(part, torch.nn.Module):

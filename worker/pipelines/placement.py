@@ -17,6 +17,8 @@ from jobs.models.options import Options, Quantization
 from jobs.models.table import Model
 from worker.pipelines.compiling import compile_denoiser
 
+ENCODER = "text_encoder"  # how the names of a pipeline's text encoders begin
+
 
 def loading_options(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     """What DiffusionPipeline.from_pretrained gets.
@@ -44,7 +46,12 @@ def place(pipeline: Any, options: Options, device: str) -> None:
         pipeline.to(device)
         return
     with _naming("offload"):
-        if options.offload == "model":
+        if options.offload == "encoders":
+            rest = [name for name in pipeline.components if not name.startswith(ENCODER)]
+            pipeline.enable_group_offload(
+                torch.device(device), offload_type="leaf_level", exclude_modules=rest
+            )
+        elif options.offload == "model":
             pipeline.enable_model_cpu_offload()
         else:
             pipeline.enable_sequential_cpu_offload()

@@ -66,7 +66,7 @@ class Variants:
         where nobody has proven that bytes stay the same.
         """
         options = self.options
-        in_modules = options.offload is not None or options.step_cache is not None
+        in_modules = options.hooks_calls or options.step_cache is not None
         proven = self.family is not GENERIC
         return proven and not in_modules and "callback_on_step_end" in variant.accepted
 
@@ -94,7 +94,7 @@ class Variants:
         except ValueError as error:  # no class, or one that lacks parts
             raise InvalidRequest(field, str(error)) from error
         mark(pipeline, self.options)
-        if self.options.offload:  # its hooks belong to one pipeline
+        if self.options.hooks_calls:  # they belong to one pipeline
             place(pipeline, self.options, self.device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
