@@ -34,6 +34,8 @@ def to_8_bits(images: torch.Tensor, unsafe: list[bool]) -> list[Image]:
     for number, image in enumerate(images):  # one by one: the device's memory may be short
         finite[number] = image.isfinite().all()
         rounded[number] = (image.float() * 255).round()
+    # Waited for here, not where it is stored: a device tells of its errors when somebody waits for
+    # it, and only within the batch are they laid to its charge, halved, watched and timed.
     found: list[Any] = list(rounded.cpu().numpy())
     for number, (is_finite, is_unsafe) in enumerate(zip(finite.tolist(), unsafe, strict=True)):
         if not is_finite:
