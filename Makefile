@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test browser chaos gpu clients monitoring kubernetes check lint types imports clean
+.PHONY: demo test browser chaos gpu clients ray monitoring kubernetes check lint types imports clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,14 @@ gpu: .venv/installed ## on a CUDA machine: all that only a GPU shows, as JSON, i
 
 clients: .venv/installed .venv/clients/installed ## examples of NeMo Data Designer, LangChain and LiteLLM
 	$(BIN)/pytest tests/clients -m clients
+
+# Apart, and alone: all else that Ray Data needs is here already.
+.venv/ray/installed: benchmarks/ray_data.txt .venv/installed
+	$(BIN)/pip install --quiet --no-deps --target .venv/ray --requirement $<
+	touch $@
+
+ray: .venv/ray/installed ## a job beside Ray Data, which does the same
+	PYTHONPATH=$(CURDIR)/.venv/ray $(BIN)/python -m benchmarks.ray_data
 
 # Playwright's own browser is not needed: Debian's is (apt install chromium).
 .venv/browser/installed: pyproject.toml constraints.txt .venv/installed

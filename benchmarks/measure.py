@@ -19,11 +19,12 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 GROUP_ROWS = 100_000  # of a Parquet file
 
 
-def write_manifest(path: Path, lines: int) -> Path:
-    """A manifest of generation lines, each with a custom_id and a prompt."""
+def write_manifest(path: Path, lines: int, seeded: bool = False) -> Path:
+    """A manifest of generation lines, each with a custom_id and a prompt. seeded: and a seed."""
     with path.open("w") as file:
         for i in range(lines):
-            file.write(f'{{"custom_id": "row-{i:07d}", "prompt": "{_prompt(i)}"}}\n')
+            seed = f', "seed": {i}' if seeded else ""
+            file.write(f'{{"custom_id": "row-{i:07d}", "prompt": "{_prompt(i)}"{seed}}}\n')
     return path
 
 
