@@ -9,10 +9,13 @@ from io import BytesIO
 from PIL import Image
 
 from jobs.output import layout
-from jobs.output.dataset import planned, write_summary
+from jobs.output.choices import Chooser
+from jobs.output.dataset import planned, rows_by_shard, write_summary
 from jobs.output.plan import Chunk, Plan, Shard, encode_shard, read_shard, write_plan
 from jobs.output.records import write_part
+from jobs.output.scores import Scoring, write_chosen_by, write_scores, write_scoring
 from jobs.output.storage import Storage
+from jobs.requests import Candidate, Request, Rule
 from tests.samples import KEY, make_plan, make_record, make_request, store_image
 
 
@@ -68,3 +71,56 @@ def _colour(seed: int) -> bytes:
     data = BytesIO()
     Image.new("RGB", (64, 64), (seed % 256, seed // 256 % 256, 128)).save(data, "PNG")
     return data.getvalue()
+
+
+def plan_choosing(storage: Storage, run_id: str, images: int = 12, tries: int = 3) -> Plan:
+    """The plan of a run that takes for each image the first candidate whose `taste` is 0.5 or more:
+    in turn the third, the second, the first, the first; none for the last image."""
+    rule = Rule(1, tries, "", least=(("taste", 0.5),))
+    own = [
+        make_request(
+            tries * image + n,
+            index=image,
+            custom_id=f"image-{image}",
+            prompt=f"scene {image}",
+            job_id=job(tries * image + n),
+            candidate=Candidate(job(tries * image), n, rule),
+        )
+        for n in range(tries)
+        for image in range(images)
+    ]
+    storage.write(layout.shard(run_id, 0), encode_shard(own))
+    starts = range(0, len(own), images)
+    chunks = tuple(Chunk("null", at, at + images, at // images) for at in starts)
+    for place in (layout.manifest, layout.invalid):
+        storage.write(place(run_id), b"")
+    shards = (Shard(len(own), chunks),)
+    plan = make_plan(run_id, {"null": "f"}, shards, chooses=True, scorers=("taste",))
+    write_plan(storage, plan)
+    write_summary(storage, planned(plan))
+    return plan
+
+
+def taste_of(request: Request, images: int = 12) -> float:
+    """What the scorer of such a run gives a candidate."""
+    number = request.candidate.number if request.candidate else 0
+    return 0.0 if request.index == images - 1 else (request.index + number) % 4 / 4
+
+
+def settle_round(storage: Storage, plan: Plan, number: int) -> None:
+    """Store what is needed of a round, with its scores, as workers would."""
+    (known,) = rows_by_shard(storage, plan)
+    chooser = Chooser(storage, plan)
+    needed = {one.job_id for choice in chooser.choose(known) for one in choice.needed}
+    chunk = plan.shards[0].chunks[number]
+    requests = read_shard(storage, plan.run_id, 0)[chunk.start : chunk.stop]
+    some = [one for one in requests if one.job_id in needed]
+    records = [store_image(storage, one, _colour(one.seed)) for one in some]
+    rows = [record.row() for record in records]
+    scoring = Scoring("taste", "1", ("taste",))
+    scores = [(row, {"taste": taste_of(one)}) for row, one in zip(rows, some, strict=True)]
+    place = layout.folder_scores(scoring.key, 0, plan.run_id, 0, f"{number:04d}")
+    write_scores(storage, place, scores)
+    write_chosen_by(storage, plan.run_id, [scoring])
+    write_scoring(storage, scoring)
+    write_part(storage, layout.done_part(plan.run_id, 0, number), records)

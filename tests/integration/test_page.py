@@ -28,7 +28,7 @@ from producer.api.access.keys import create_key
 from producer.api.admission import Access
 from producer.api.application import make_api
 from producer.api.page.board import Board
-from tests.pages import job, plan_run, settle
+from tests.pages import job, plan_choosing, plan_run, settle, settle_round
 from tests.sites import Site
 from tests.support import eventually
 
@@ -320,6 +320,67 @@ def test_pictures_are_sorted_and_chosen_by_any_column(site: Site, page: TestClie
     assert seeds_of(best)[:3] == ["scene 6", "scene 13", "scene 20"]
     assert ">0.8571</p>" in best
     assert shown(where="taste > 0.8 and index < 15") == ["scene 6", "scene 13"]
+
+
+def test_a_run_that_chooses_shows_what_is_chosen(site: Site, page: TestClient) -> None:
+    """Under way the candidates as such; at its end the chosen ones, by the scores that they have,
+    those that were not chosen apart from them, and what none passed for as a failure."""
+    storage = open_storage(str(site.folder / "my-run"))
+    plan = plan_choosing(storage, LOOSE)
+    settle_round(storage, plan, 0)
+    start_run(plan, storage, site.runs, site.dispatcher)
+    path = f"/runs/{LOOSE}"
+
+    def shown(**params: str | int) -> list[str]:
+        return seeds_of(page.get(path, params=params).text)
+
+    live = page.get(path).text
+    assert len(seeds_of(live)) == live.count(">candidate 1</p>") == 12
+    assert "lines 1 to 12<" in live
+    assert shown(where="taste > 0.5") == ["scene 3", "scene 7"]
+    assert shown(by="taste", order="falling")[:3] == ["scene 3", "scene 7", "scene 2"]
+    for number in (1, 2):
+        settle_round(storage, plan, number)
+    summary = write_dataset(storage, plan)
+    assert (summary.done, summary.rejected, summary.rejects) == (11, 1, 12)
+    site.runs.finish(LOOSE, 11, 1)
+    eventually(lambda: ">finished<" in page.get(path).text)
+
+    ended = page.get(path).text
+    assert seeds_of(ended) == [f"scene {n}" for n in range(11)]
+    assert "1 to 11 of 11<" in ended
+    assert "candidate 1<" not in ended
+    assert re.search(r'rows/33">line 12</a> <code>none_passed</code>', ended)
+    failures = page.get(path, params={"show": "failures"}).text
+    assert "none of 3 candidates has taste &gt;= 0.5" in failures
+    assert "1 to 1 of 1<" in failures
+    rejects = page.get(path, params={"show": "rejects"}).text
+    assert seeds_of(rejects).count("scene 11") == 3
+    assert "1 to 12 of 12<" in rejects
+    assert len(shown(show="all")) == 12
+    assert shown(where="taste > 0.5") == ["scene 3", "scene 7"]
+    assert shown(where="candidates == 2") == ["scene 1", "scene 5", "scene 9"]
+    best = page.get(path, params={"by": "taste", "order": "falling"}).text
+    assert seeds_of(best)[:3] == ["scene 3", "scene 7", "scene 0"]
+    assert ">0.75</p>" in best
+    assert re.search(r'rows/2" title="scene 0"', best)  # its third candidate
+
+    # of a run that another has taken over
+    plan_run(storage, RED, 4)
+    taken = page.get(path).text
+    assert ">taste</option>" in taken
+    assert shown(where="taste > 0.5") == ["scene 3", "scene 7"]
+
+
+def test_an_unknown_column_is_refused(site: Site, page: TestClient) -> None:
+    start(site, LOOSE, site.folder / "my-run", settled=1)
+    for where in ("nonsense > 1", "widht > 1 and width > 1"):
+        text = page.get(f"/runs/{LOOSE}", params={"where": where}).text
+        assert "which is no column of the dataset" in text
+        assert re.search(r"Its columns: [^<]* prompt, [^<]* width", text)
+    assert "did you mean &#39;width&#39;?" in text
+    none = page.get(f"/runs/{LOOSE}", params={"where": "guidance_scale > 90"}).text
+    assert "Nothing here matches" in none
 
 
 def test_two_pictures_are_seen_side_by_side(site: Site, page: TestClient) -> None:

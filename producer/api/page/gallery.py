@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from threading import Lock
@@ -28,7 +28,7 @@ from jobs.output.storage import Storage
 from jobs.requests import Request
 from producer.api.wire.threads import in_thread
 
-Shown = Literal["pictures", "failures", "all"]
+Shown = Literal["pictures", "failures", "all", "rejects"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,8 @@ CARD_BYTES = 600  # what a card takes beside its prompt and its message
 @dataclass(frozen=True, slots=True)
 class Card:
     """What is shown of one record. line: of the manifest, from 1; file_name: "" without a picture;
-    route: "model" or "model:adapter"; note: what it is sorted by."""
+    route: "model" or "model:adapter"; note: what it is sorted by; candidate: for its image, from 1,
+    0 for one that is not chosen among others."""
 
     row: int
     line: int
@@ -54,12 +55,14 @@ class Card:
     code: str
     message: str
     note: str = ""
+    candidate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which records are shown, and in which order.
 
+    shown: those of images, of requests without any, both, or of candidates that were not chosen;
     text: what a prompt, a custom_id or a message holds, in any case; where: a condition on columns,
     as of exports; by: a column that they are sorted by, "" for the manifest's order.
     """
@@ -89,8 +92,16 @@ class Wanted:
 
     def takes(self, card: Card) -> bool:
         """Whether a record is one of them."""
-        if self.shown != "all" and bool(card.file_name) is not (self.shown == "pictures"):
+        if not self.shows(bool(card.file_name)):
             return False
+        return self.tells(card)
+
+    def shows(self, done: bool) -> bool:
+        """Whether records with an image are shown, or those without one."""
+        return self.shown == "all" or done is (self.shown == "pictures")
+
+    def tells(self, card: Card) -> bool:
+        """Whether it has the model and the text that are asked for."""
         if self.route and card.route != self.route:
             return False
         text = self.text.casefold()
@@ -235,7 +246,10 @@ def _read_cards(album: Album, shard: int, parts: list[str]) -> list[Card]:
     for record in read_parts(album.storage, parts):
         number = places.get(record["job_id"])
         if number is not None and cards[number] is None:
-            cards[number] = card_of(first + number, requests[number].index + 1, record)
+            request = requests[number]
+            candidate = request.candidate.number + 1 if request.candidate else 0
+            card = card_of(first + number, request.index + 1, record)
+            cards[number] = replace(card, candidate=candidate)
     return [card for card in cards if card]
 
 

@@ -1,8 +1,8 @@
 """A run's records chosen and sorted by their columns: one look through all of them, whose outcome
 is kept as places in the run's files, 20 bytes a record.
 
-A finished run is looked through in its dataset, where the columns of scorers are, one under way in
-its parts.
+A finished run is looked through in its dataset, one under way in its parts, with the columns that
+scorers have by now. Which candidates were chosen for images only the dataset tells.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import heapq
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +25,13 @@ from numpy.typing import NDArray
 from jobs.output import layout
 from jobs.output.dataset import place_of_request, place_of_row
 from jobs.output.plan import read_shard
-from jobs.output.records import Row, read_row
+from jobs.output.records import OWN_COLUMNS, Row, read_row
+from jobs.output.scores import Joiner, read_scorings
 from jobs.output.storage import Storage
-from producer.api.page.gallery import PAGE_ROWS, Album, Found, Wanted, card_of
+from producer.api.page.gallery import PAGE_ROWS, Album, Found, Shown, Wanted, card_of
 from producer.api.wire.errors import RETRY_SECONDS, ApiError
 from producer.api.wire.threads import in_thread
-from producer.upkeep.export.selection import Condition, parse_condition
+from producer.upkeep.export.selection import Condition, parse_condition, unknown_column
 
 PATIENCE_SECONDS = 1.0  # that a visitor waits before being told how far a look is
 FRESH_SECONDS = 30.0  # that what was found of a run under way is shown, though it has more by now
@@ -158,26 +160,37 @@ def look_through(
     Numbers come before texts, and what lacks the column last, in either direction.
 
     Raises:
-        UsageError: the condition cannot be asked of a record. FatalError, TransientError.
+        UsageError: the condition cannot be asked of a record, or names a column that none has.
+        FatalError, TransientError.
     """
-    finished = finished and not album.plan.chooses  # else there are rows that no dataset has
-    files: tuple[str, ...] = (layout.METADATA, layout.ERRORS)
-    if not finished:
+    asked = condition.columns if condition else frozenset[str]()
+    if finished:
+        files = _FILES[wanted.shown] if album.plan.chooses else _FILES["all"]
+        records = _of_dataset(album.storage, files)
+        if album.plan.chooses:
+            records = _numbered(album, records)
+    else:
         files = tuple(path for parts in album.parts.values() for path in parts)
-    records = _of_dataset(album.storage) if finished else _of_parts(album, files)
+        records = _of_parts(album, files, asked | {wanted.by})
     places, keys = bytearray(), _Keys(wanted.by)
+    names = _score_columns(album.storage)
+    unseen = set(asked) - names - OWN_COLUMNS
     for number, (row, file, start, length, record) in enumerate(records):
         if number % TOLD_ROWS == 0:
             tell(row)
-        done = record["status"] == "done"
-        if wanted.shown != "all" and done is not (wanted.shown == "pictures"):
+        if unseen:
+            unseen -= record.keys()
+            names |= record.keys()
+        if wanted.shown != "rejects" and not wanted.shows(record["status"] == "done"):
             continue
-        if (wanted.text or wanted.route) and not wanted.takes(card_of(row, 0, record)):
+        if (wanted.text or wanted.route) and not wanted.tells(card_of(row, 0, record)):
             continue
         if condition and not condition.holds(record):
             continue
         places += np.array((row, file, start, length), _PLACE).tobytes()
         keys.add(record)
+    if unseen and names:
+        raise unknown_column("The condition", min(unseen), names)
     order = keys.order(wanted.falling)
     return Ranking(
         files,
@@ -190,17 +203,40 @@ def look_through(
 _Record = tuple[int, int, int, int, Row]  # its row, its file's number, where there, what it says
 
 
-def _of_dataset(storage: Storage) -> Iterator[_Record]:
-    """The records of a finished run in order: those with a picture and those without, merged."""
-    both = [
-        _lines(storage, path, file) for file, path in enumerate((layout.METADATA, layout.ERRORS))
-    ]
-    merged = heapq.merge(*both, key=lambda one: place_of_row(one[3]))
+_FILES: Mapping[Shown, tuple[str, ...]] = {
+    "pictures": (layout.METADATA,),
+    "failures": (layout.ERRORS,),
+    "rejects": (layout.REJECTS,),
+    "all": (layout.METADATA, layout.ERRORS),
+}
+
+
+def _of_dataset(storage: Storage, files: tuple[str, ...]) -> Iterator[_Record]:
+    """The records of a finished run in order: its files merged."""
+    each = [_lines(storage, path, file) for file, path in enumerate(files)]
+    merged = heapq.merge(*each, key=lambda one: place_of_row(one[3]))
     for row, (file, start, length, record) in enumerate(merged):
         yield row, file, start, length, record
 
 
-def _of_parts(album: Album, files: tuple[str, ...]) -> Iterator[_Record]:
+def _numbered(album: Album, records: Iterator[_Record]) -> Iterator[_Record]:
+    """The same with their rows, where the plan has candidates that no file has."""
+    one = next(records, None)
+    for number, first in enumerate(album.first_rows[:-1]):
+        if one is None:
+            return
+        requests = read_shard(album.storage, album.plan.run_id, number)
+        requests.sort(key=place_of_request)
+        rows = {request.job_id: row for row, request in enumerate(requests, first)}
+        while one and one[4]["index"] <= requests[-1].index:
+            yield rows[one[4]["job_id"]], *one[1:]
+            one = next(records, None)
+
+
+def _of_parts(album: Album, files: tuple[str, ...], columns: Set[str]) -> Iterator[_Record]:
+    """The records of a run under way; with scores if one of these columns is a scorer's."""
+    scored = columns & _score_columns(album.storage)
+    joiner = Joiner(album.storage, album.plan.run_id) if scored else None
     numbers = {path: number for number, path in enumerate(files)}
     for shard, parts in sorted(album.parts.items()):
         found: dict[str, tuple[int, int, int, Row]] = {}
@@ -208,11 +244,17 @@ def _of_parts(album: Album, files: tuple[str, ...]) -> Iterator[_Record]:
             for one in _lines(album.storage, path, numbers[path]):
                 found.setdefault(one[3]["job_id"], one)
         requests = read_shard(album.storage, album.plan.run_id, shard)
-        for row, request in enumerate(
-            sorted(requests, key=place_of_request), album.first_rows[shard]
-        ):
+        requests.sort(key=place_of_request)
+        records = {one.job_id: found[one.job_id][3] for one in requests if one.job_id in found}
+        if joiner:
+            records = dict(zip(records, joiner.join(shard, [*records.values()]), strict=True))
+        for row, request in enumerate(requests, album.first_rows[shard]):
             if request.job_id in found:
-                yield row, *found[request.job_id]
+                yield row, *found[request.job_id][:3], records[request.job_id]
+
+
+def _score_columns(storage: Storage) -> set[str]:
+    return {name for one in read_scorings(storage) for name in one.all_columns}
 
 
 def _lines(storage: Storage, path: str, file: int) -> Iterator[tuple[int, int, int, Row]]:
@@ -274,7 +316,7 @@ def value_of(record: Row, column: str) -> Any:
 
 
 def page_of(
-    storage: Storage, ranking: Ranking, wanted: Wanted, after: int | None, before: int | None
+    album: Album, ranking: Ranking, wanted: Wanted, after: int | None, before: int | None
 ) -> Found:
     """The cards of a ranking from place `after` on, or those that end before place `before`.
 
@@ -284,12 +326,18 @@ def page_of(
     first = max(0, before - PAGE_ROWS) if before is not None else after or 0
     stop = min(ranking.total, first + PAGE_ROWS if before is None else before)
     some = ranking.places[first:stop].tolist()
+    storage = album.storage
     data = storage.read_ranges(
         [(ranking.files[file], start, start + length) for _, file, start, length in some]
     )
+    records = [
+        read_row(line, storage.name(ranking.files[file]))
+        for (_, file, _, _), line in zip(some, data, strict=True)
+    ]
+    if wanted.by and wanted.by not in OWN_COLUMNS and any(wanted.by not in one for one in records):
+        records = _with_scores(album, [row for row, *_ in some], records)
     cards = []
-    for (row, file, _, _), line in zip(some, data, strict=True):
-        record = read_row(line, storage.name(ranking.files[file]))
+    for (row, *_), record in zip(some, records, strict=True):
         value = value_of(record, wanted.by) if wanted.by else None
         cards.append(
             card_of(row, record["index"] + 1, record, "" if value is None else _written(value))
@@ -301,6 +349,13 @@ def page_of(
         total=ranking.total,
         first=first,
     )
+
+
+def _with_scores(album: Album, rows: Sequence[int], records: Sequence[Row]) -> list[Row]:
+    """Records with the scores of their images, which those of parts lack."""
+    joiner = Joiner(album.storage, album.plan.run_id)
+    shards = [bisect_right(album.first_rows, row) - 1 for row in rows]
+    return [joiner.join(n, [one])[0] for n, one in zip(shards, records, strict=True)]
 
 
 def _written(value: Any) -> str:

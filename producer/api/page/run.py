@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -34,7 +34,7 @@ from producer.api.page.visits import PageRoute, UsedPages, Visiting
 from producer.upkeep.export.selection import MAX_CONDITION
 
 FAILURES = 12
-COLUMNS = (  # of records, that one may want to sort by; any other may be named as well
+COLUMNS = (
     "prompt", "custom_id", "model", "adapter", "seed", "width", "height", "num_inference_steps",
     "guidance_scale", "bytes", "status", "code", "seconds_render", "created_at", "device_name",
     "worker",
@@ -48,7 +48,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 class Reading:
     """What storage says of a run. first: no place in it was asked for; summary: None until it has
     finished; failures, invalid: some of the failed requests and of the lines that were left out;
-    scores: the columns of its scorers; found: None for what has to be sorted."""
+    scores: the columns of scorers in its place; found: None for what has to be looked for."""
 
     album: Album
     found: Found | None
@@ -59,6 +59,21 @@ class Reading:
     failures: tuple[Card, ...]
     more_failures: bool
     invalid: list[Row]
+
+    @property
+    def decided(self) -> bool:
+        """Whether images were chosen among candidates: the dataset tells which."""
+        return self.summary is not None and self.album.plan.chooses
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its pictures are candidates, some of which are none of its images."""
+        return self.summary is None and self.album.plan.chooses
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that one may want to sort by; any other may be named as well."""
+        return (*COLUMNS, "candidates") if self.decided else COLUMNS
 
     @property
     def planned(self) -> list[tuple[str, int]]:
@@ -78,8 +93,11 @@ def read_run(
     with ThreadPoolExecutor(2) as beside:  # storage may be far away
         ended, scored = beside.submit(read_summary, storage), beside.submit(read_scorings, storage)
         album = gallery.open(storage, run_id)
-    found = None
-    if wanted.ranked:
+    summary = ended.result()
+    if summary and (summary.run_id != run_id or summary.state != "finished"):
+        summary = None
+    found, decided = None, summary is not None and album.plan.chooses
+    if wanted.ranked or decided:
         pass
     elif after is not None:
         found = album.after(after, wanted)
@@ -87,23 +105,21 @@ def read_run(
         found = album.before(album.plan.requests if before is None else before, wanted)
     else:
         found = album.after(0, wanted)
-    summary = ended.result()
-    if summary and (summary.run_id != run_id or summary.state != "finished"):
-        summary = None
     failed = Found((), None, None)
-    if standing.live:  # its count forgets what failed before it went on
+    if decided:
+        pass
+    elif standing.live:  # its count forgets what failed before it went on
         failed = album.before(album.plan.requests, Wanted("failures"), FAILURES)
     elif standing.progress.failed or standing.progress.state == "cancelled":
         failed = album.after(0, Wanted("failures"), FAILURES)
     invalid = list[Row]()
     if album.plan.invalid:
         invalid = list(islice(read_part(storage, layout.invalid(run_id)), FAILURES))
-    scorings = scored.result() if summary else []
     return Reading(
         album=album,
         found=found,
         first=after is None and before is None,
-        scores=tuple(name for one in scorings for name in one.all_columns),
+        scores=tuple(name for one in scored.result() for name in one.all_columns),
         speed=speed_of(album.plan, album.times),
         summary=summary,
         failures=failed.cards,
@@ -142,18 +158,25 @@ async def run(
     wanted = Wanted(show, q.strip(), model, where.strip(), by, order == "falling")
     reading = await gallery.read(lambda: read_run(standing, gallery, wanted, after, before))
     found, looking, problem = reading.found, None, ""
-    if found is None:
+
+    async def look(wanted: Wanted, after: int | None, before: int | None) -> Found | Looking:
         album = reading.album
+        ranking = await rankings.find(album, reading.summary is not None, wanted)
+        if isinstance(ranking, Looking):
+            return ranking
+        return await gallery.read(lambda: page_of(album, ranking, wanted, after, before))
+
+    if reading.decided and standing.progress.failed:
+        failed = await look(Wanted("failures"), 0, None)
+        if isinstance(failed, Found):
+            reading = replace(reading, failures=failed.cards[:FAILURES])
+            reading = replace(reading, more_failures=len(failed.cards) > FAILURES)
+    if found is None:
         try:
-            ranking = await rankings.find(album, reading.summary is not None, wanted)
-            if isinstance(ranking, Looking):
-                looking = ranking
-            else:
-                found = await gallery.read(
-                    lambda: page_of(album.storage, ranking, wanted, after, before)
-                )
+            seen = await look(wanted, after, before)
+            found, looking = (None, seen) if isinstance(seen, Looking) else (seen, None)
         except UsageError as error:
-            problem = error.message.removeprefix("--where ")
+            problem = str(error).replace("--where ", "")
     if found:  # the browser asks for a few at a time, and storage may be far away
         shown = [card.file_name for card in found.cards if card.file_name]
         thumbnails.prepare(reading.album.storage, shown)
@@ -167,7 +190,6 @@ async def run(
         found=found,
         looking=looking,
         problem=problem,
-        columns=COLUMNS,
         drawn=(WIDTH, HEIGHT),
         wanted=wanted,
         unserved=sorted(set(standing.progress.models) - served) if standing.live else [],

@@ -10,12 +10,12 @@ import ast
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from jobs.errors import UsageError
+from jobs.errors import UsageError, resembling
 from jobs.output.records import Row
 
 MAX_CONDITION = 1000  # characters: no nesting that Python's own stack could not hold
@@ -117,6 +117,14 @@ def split_of(row: Row, splits: tuple[Split, ...]) -> str:
             return split.name
         at -= split.share
     return splits[-1].name
+
+
+def unknown_column(option: str, name: str, names: Set[str]) -> UsageError:
+    """What to say of a column that an option names and no row has; names: those that rows have."""
+    return UsageError(
+        f"{option} names {name!r}, which is no column of the dataset{resembling(name, names)}",
+        f"Its columns: {', '.join(sorted(names)[:60])}.",
+    )
 
 
 def _test(node: ast.expr) -> _Test:

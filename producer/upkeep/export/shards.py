@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import IO
 
-from jobs.errors import FatalError, UsageError, resembling
+from jobs.errors import FatalError, UsageError
 from jobs.formats import FORMATS
 from jobs.output import layout
 from jobs.output.records import INCIDENTAL, Row, read_row
 from jobs.output.storage import Storage
 from producer.upkeep.export.columns import Columns, ColumnSurvey
-from producer.upkeep.export.selection import WHOLE, Condition, Split, split_of
+from producer.upkeep.export.selection import WHOLE, Condition, Split, split_of, unknown_column
 
 ALL = "all"  # columns
 MAX_IMAGES = 10_000  # a shard: a key's last four digits tell them apart
@@ -146,7 +146,7 @@ def survey(lines: IO[bytes], source: Storage, selection: Selection) -> Survey:
             cuts.add(split_of(row, selection.splits), offset, size)
         offset += len(line)
     if unseen:
-        raise _unknown("--where", min(unseen), names)
+        raise unknown_column("--where", min(unseen), names)
     shards = cuts.shards()
     return Survey(
         shards,
@@ -218,12 +218,5 @@ def _left_out(wanted: tuple[str, ...], names: frozenset[str]) -> frozenset[str]:
     if wanted == (ALL,):
         return frozenset()
     if unknown := set(wanted) - names:
-        raise _unknown("--columns", min(unknown), names)
+        raise unknown_column("--columns", min(unknown), names)
     return names - set(wanted) if wanted else INCIDENTAL
-
-
-def _unknown(option: str, name: str, names: Set[str]) -> UsageError:
-    return UsageError(
-        f"{option} names {name!r}, which is no column of the dataset{resembling(name, names)}",
-        f"Its columns: {', '.join(sorted(names)[:60])}.",
-    )
