@@ -26,7 +26,8 @@ class Meter:
         """Count a rendered batch."""
         for one in batch:
             if one.together:
-                self._calls[one.started] = (one.seconds * one.together, one.stack.batch_width)
+                seconds = (one.seconds + one.seconds_lost) * one.together
+                self._calls[one.started] = (seconds, one.stack.batch_width)
                 self.images += one.status == "done"
 
     def effort(self) -> Effort:

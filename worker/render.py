@@ -80,7 +80,7 @@ class Renderer(Protocol):
         """Tokens at a prompt's end that the model does not read."""
 
     def compile_seconds(self) -> float:
-        """What the last call spent on compiling."""
+        """What the last call spent on compiling, also one that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Rendered:
 
     stack: what rendered it; its batch_width counts the padding. seconds: its share of the call, but
     for compiling, of which it has a share as well; started: of the call, in monotonic seconds;
-    together: how many images it made.
+    together: how many requests shared it. seconds_lost: its share of calls before, which failed.
     """
 
     request: Request
@@ -101,6 +101,7 @@ class Rendered:
     message: str = ""
     seconds_load: float = 0.0
     seconds_compile: float = 0.0
+    seconds_lost: float = 0.0
     tokens_cut: int = 0
     started: float = 0.0
     together: int = 0
@@ -121,6 +122,18 @@ def batches(
         same, most = list(group), slots(key)
         for start in range(0, len(same), most):
             yield same[start : start + most]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A pipeline call. seconds, compiling, lost: what each of its requests has a share of."""
+
+    slots: int
+    started: float
+    seconds: float
+    compiling: float
+    together: int
+    lost: float
 
 
 @dataclass
@@ -170,7 +183,7 @@ class BatchRenderer:
             NoRoom: there is no memory for it beside the batch under way.
         """
         good = [one for one in batch if one.problem is None]
-        rendered = iter(self._render(good, interlude, beside) if good else [])
+        rendered = iter(self._render(good, interlude, beside, 0.0) if good else [])
         return [
             next(rendered)
             if one.problem is None
@@ -179,19 +192,22 @@ class BatchRenderer:
         ]
 
     def _render(
-        self, batch: list[Prepared], interlude: Interlude | None, beside: bool
+        self, batch: list[Prepared], interlude: Interlude | None, beside: bool, lost: float
     ) -> list[Rendered]:
+        """lost: what each request has lost in calls that failed."""
         key = batch[0].request.key
         slots = self.slots(key)
         if len(batch) > slots:
-            return self._in_two(batch, slots, interlude, beside)
+            return self._in_two(batch, slots, interlude, beside, lost)
         started = time.monotonic()
         elsewhere = interlude.seconds if interlude else 0.0
         padded = batch + batch[-1:] * (slots - len(batch))
+        images: Sequence[Image] | None = None
+        code = message = ""
         try:
             images = self.renderer.render(padded, interlude or no_pause)
         except InvalidRequest as error:
-            return [self.ended(one, "rejected", error.code, str(error)) for one in batch]
+            images = [Flaw("rejected", error.code, str(error))] * len(batch)
         except ImagemillError:
             raise
         except MemoryError as error:
@@ -201,28 +217,34 @@ class BatchRenderer:
                 job = batch[0].request.job_id
                 log.exception("Request %s failed", job, extra={"job": job})
             code, message = "render_error", f"{type(error).__name__}: {error}"
-        else:
-            seconds = time.monotonic() - started
-            if interlude:
-                seconds -= interlude.seconds - elsewhere
-            compiling = self.renderer.compile_seconds()
-            shares = (seconds - compiling) / len(batch), compiling / len(batch)
-            return self._done(batch, images, slots, started, *shares)
+        seconds = time.monotonic() - started
+        if interlude:
+            seconds -= interlude.seconds - elsewhere
+        compiling = self.renderer.compile_seconds()
+        share = (seconds - compiling) / len(batch)
+        call = _Call(slots, started, share, compiling / len(batch), len(batch), lost)
+        if images is not None:
+            return self._ended(batch, images, call)
         # Not inside of a handler: an error holds on to all that its call had in memory.
         if code == "out_of_memory":
             if beside:
                 raise NoRoom(message)
             if self.make_room() or self.renderer.save_memory(key) or self._narrow(key, slots):
-                return self._render(batch, interlude, beside)
+                return self._render(batch, interlude, beside, lost + share)
         if len(batch) > 1:  # with the same slots: the others' pixels stay what they are
-            return self._in_two(batch, len(batch) // 2, interlude, beside)
-        return [self.ended(batch[0], "failed", code, message, started)]
+            return self._in_two(batch, len(batch) // 2, interlude, beside, lost + share)
+        return self._ended(batch, [Flaw("failed", code, message)], call)
 
     def _in_two(
-        self, batch: list[Prepared], first: int, interlude: Interlude | None, beside: bool
+        self,
+        batch: list[Prepared],
+        first: int,
+        interlude: Interlude | None,
+        beside: bool,
+        lost: float,
     ) -> list[Rendered]:
         parts = batch[:first], batch[first:]
-        return [one for part in parts for one in self._render(part, interlude, beside)]
+        return [one for part in parts for one in self._render(part, interlude, beside, lost)]
 
     def _narrow(self, key: BatchKey, slots: int) -> bool:
         """Halve the slots of such batches for good; False if it is 1 already."""
@@ -232,53 +254,35 @@ class BatchRenderer:
         self._slots[self.call_key(key)] = slots // 2
         return True
 
-    def _done(
-        self,
-        batch: list[Prepared],
-        images: Sequence[Image],
-        slots: int,
-        started: float,
-        share: float,
-        compiling: float,
-    ) -> list[Rendered]:
-        key = batch[0].request.key
-        stack = with_slots(self.renderer.stack_for(key), slots)
-        return [
+    def _ended(self, batch: list[Prepared], images: Sequence[Image], call: _Call) -> list[Rendered]:
+        """What became of the requests of one call."""
+        stack = with_slots(self.renderer.stack_for(batch[0].request.key), call.slots)
+        ended = [
             Rendered(
                 one.request,
                 stack,
-                share,
-                pixels,
+                call.seconds,
                 seconds_load=one.seconds,
-                seconds_compile=compiling,
-                tokens_cut=self.renderer.tokens_cut(one.request.prompt),
-                started=started,
-                together=len(batch),
+                seconds_compile=call.compiling,
+                seconds_lost=call.lost,
+                started=call.started,
+                together=call.together,
             )
-            if not isinstance(pixels, Flaw)
-            else self.ended(one, pixels.status, pixels.code, pixels.message, started)
-            for one, pixels in zip(batch, images, strict=False)
+            for one in batch
+        ]
+        return [
+            replace(one, status=image.status, code=image.code, message=image.message[:500])
+            if isinstance(image, Flaw)
+            else replace(one, pixels=image, tokens_cut=self.renderer.tokens_cut(one.request.prompt))
+            for one, image in zip(ended, images, strict=False)  # padding is dropped
         ]
 
-    def ended(
-        self,
-        one: Prepared,
-        status: RecordStatus,
-        code: str,
-        message: str,
-        started: float | None = None,
-    ) -> Rendered:
-        """A request that gets no image. started: when its call did, if there was one."""
+    def ended(self, one: Prepared, status: RecordStatus, code: str, message: str) -> Rendered:
+        """A request that gets no image, and that no call was made for."""
         key = one.request.key
         stack = with_slots(self.renderer.stack_for(key), self.slots(key))
-        seconds = 0.0 if started is None else time.monotonic() - started
-        failure = Rendered(one.request, stack, seconds, None, status, code, message[:500])
-        return replace(
-            failure,
-            seconds_load=one.seconds,
-            started=started or 0.0,
-            together=0 if started is None else 1,
-        )
+        failure = Rendered(one.request, stack, 0.0, None, status, code, message[:500])
+        return replace(failure, seconds_load=one.seconds)
 
 
 @cache

@@ -82,6 +82,7 @@ class Shelf:
                 load=round(one.seconds_load, 6),
                 compile=round(one.seconds_compile, 6),
                 render=round(one.seconds, 6),
+                lost=round(one.seconds_lost, 6),
                 encode=round(encoded - started, 6),
                 store=round(stored - encoded, 6),
                 started=round(one.started, 6),

@@ -39,7 +39,7 @@ class Summary:
     """What run.json holds.
 
     unreachable: rejected ones whose inputs could not be fetched, so that another try may succeed;
-    stacks: what rendered how many images; device_seconds: render time summed over devices;
+    stacks: what rendered how many images; device_seconds: of pipeline calls, summed over devices;
     device_span: from each device's first pipeline call to the end of its last, summed;
     device_slots: what all calls had room for; the other seconds are summed over images; invalid:
     lines that --skip-invalid left out; unscored: scorers that failed, as the plan names them, and
@@ -338,7 +338,7 @@ class _Tally:
             self.stacks[_stack_of(row if known else {"modes": "", "mark": "", **row})] += 1
             self.seconds["load"] += row["seconds_load"]
             self.seconds["compile"] += row.get("seconds_compile", 0.0)
-            self.seconds["render"] += row["seconds_render"]
+            self.seconds["render"] += row["seconds_render"] + row.get("seconds_lost", 0.0)
             self.seconds["encode"] += row["seconds_encode"]
             self.seconds["store"] += row["seconds_store"]
             at = row["created_at"]

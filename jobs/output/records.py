@@ -80,6 +80,7 @@ class Row(TypedDict, total=False):
     seconds_load: float
     seconds_compile: float
     seconds_render: float
+    seconds_lost: float
     seconds_encode: float
     seconds_store: float
     batch_started: float
@@ -95,7 +96,7 @@ OWN_COLUMNS = frozenset((*Row.__annotations__, "image", "key", "signed_sha256"))
 INCIDENTAL = frozenset(
     (
         "worker", "attempt", "created_at", "batch_started", "batch_images", "seconds_load",
-        "seconds_compile", "seconds_render", "seconds_encode", "seconds_store",
+        "seconds_compile", "seconds_render", "seconds_lost", "seconds_encode", "seconds_store",
     )
 )  # fmt: skip
 
@@ -131,16 +132,19 @@ STACK_FIELDS = tuple(one.name for one in fields(Stack))
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of each stage. `render` is the pipeline call's time divided by its images.
+    """Seconds of each stage. `render` is the pipeline call's time divided by its requests.
 
     compile: that torch.compile took within the call, divided likewise; `render` is without it.
-    started: of that call, in seconds of its host's monotonic clock; images: how many it made. So
-    it ended at started + images * (compile + render). Both are 0 where there was none.
+    lost: the request's share of calls before that one, which failed and were made again with fewer
+    requests. started: of the last call, in seconds of its host's monotonic clock; images: how many
+    requests shared it. So it ended at started + images * (compile + render). Both are 0 where there
+    was none.
     """
 
     load: float = 0.0
     compile: float = 0.0
     render: float = 0.0
+    lost: float = 0.0
     encode: float = 0.0
     store: float = 0.0
     started: float = 0.0
@@ -219,6 +223,7 @@ class Record:
             "seconds_load": self.timings.load,
             "seconds_compile": self.timings.compile,
             "seconds_render": self.timings.render,
+            "seconds_lost": self.timings.lost,
             "seconds_encode": self.timings.encode,
             "seconds_store": self.timings.store,
             "batch_started": self.timings.started,

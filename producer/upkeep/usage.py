@@ -39,7 +39,7 @@ class Usage:
 
     def add(self, row: Row) -> None:
         """Count one record."""
-        self.device_seconds += row["seconds_render"]
+        self.device_seconds += row["seconds_render"] + row.get("seconds_lost", 0.0)
         self.images += row["status"] == "done"
         self.rejected += row["status"] == "rejected"
         self.failed += row["status"] == "failed"

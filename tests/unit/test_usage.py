@@ -38,7 +38,12 @@ def done(number: int, size: int = 100) -> dict[str, object]:
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     part(tmp_path, "a/first", "00000.0000.done.jsonl", done(0), done(1), {})
-    part(tmp_path, "a/first", "00000.0001.abc.jsonl", {"status": "failed", "seconds_render": 9.0})
+    part(
+        tmp_path,
+        "a/first",
+        "00000.0001.abc.jsonl",
+        {"status": "failed", "seconds_render": 7.0, "seconds_lost": 2.0},
+    )
     part(tmp_path, "a/second", "00000.reused.0000.jsonl", done(0), done(1))
     part(
         tmp_path, TEAM, "00000.0000.done.jsonl",

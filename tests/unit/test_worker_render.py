@@ -15,6 +15,7 @@ from jobs.output.records import Stack
 from jobs.requests import BatchKey
 from tests.samples import KEY, STACK, make_key, make_request
 from worker.inputs import Prepared
+from worker.meter import Meter
 from worker.render import NON_FINITE, NSFW, BatchRenderer, Flaw, Image, Pause, Pixels, batches
 
 
@@ -115,6 +116,53 @@ def test_a_request_too_big_for_the_device_fails_alone() -> None:
     rendered = BatchRenderer(Fake(fault)).render(prepared(1, 2))
     assert [one.code for one in rendered] == ["out_of_memory", "out_of_memory"]
     assert all(one.pixels is None for one in rendered)
+
+
+class Metered(Fake):
+    """A device that meters itself: `seconds` of each call go by, whatever becomes of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 2.0) -> None:
+        super().__init__()
+        self.seconds, self.clock = seconds, 100.0
+        self.flaws: dict[int, Flaw | Exception] = {}
+        monkeypatch.setattr("worker.render.time.monotonic", lambda: self.clock)
+
+    def render(self, batch: list[Prepared], pause: Pause) -> list[Image]:
+        images: list[Image] = list(super().render(batch, pause))
+        self.clock += self.seconds
+        for place, one in enumerate(batch):
+            match self.flaws.get(one.request.seed):
+                case Flaw() as flaw:
+                    images[place] = flaw
+                case Exception() as error:
+                    raise error
+        return images
+
+    @property
+    def metered(self) -> float:
+        return len(self.calls) * self.seconds
+
+
+@pytest.mark.parametrize(
+    ("flaw", "calls"),
+    [
+        (NSFW, 1),
+        (InvalidRequest("prompt", "not so"), 1),
+        (RuntimeError("a bad prompt"), 5),  # 1234, 12, 34, 3, 4
+        (MemoryError("no"), 5),  # the slots are halved twice: 1234, 12, 34, 3, 4
+    ],
+)
+def test_all_seconds_of_the_device_are_on_record(
+    flaw: Flaw | Exception, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Metered(monkeypatch)
+    device.flaws[3] = flaw
+    rendered = BatchRenderer(device).render(prepared(1, 2, 3, 4))
+    assert len(device.calls) == calls
+    assert sum(one.seconds + one.seconds_lost for one in rendered) == pytest.approx(device.metered)
+    meter = Meter()
+    meter.note(rendered)
+    assert meter.effort().seconds == pytest.approx(device.metered)
 
 
 def test_other_models_go_before_the_width_does() -> None:

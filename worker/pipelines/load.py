@@ -78,6 +78,7 @@ class PipelineRenderer:
             MemoryError: the device has too little memory for so many at once.
             InvalidRequest: the pipeline does not take what the requests ask for.
         """
+        self._compile_seconds = 0.0
         key = batch[0].request.key
         check(self.variants.family, key)
         variant = self.variants.get(key)
@@ -85,9 +86,11 @@ class PipelineRenderer:
         with compile_clock() as clock:
             if self.variants.can_pause(variant):
                 call["callback_on_step_end"] = self._pausing(key, pause, clock)
-            with self.embedded.each(guidance_each(batch)):
-                made = self._call(variant, key, call)
-        self._compile_seconds = clock.seconds
+            try:
+                with self.embedded.each(guidance_each(batch)):
+                    made = self._call(variant, key, call)
+            finally:
+                self._compile_seconds = clock.seconds
         pixels = as_channels_last(made.images)
         if pixels.shape[1:3] != (key.height, key.width):
             height, width = pixels.shape[1:3]
@@ -172,7 +175,7 @@ class PipelineRenderer:
         return self._stacks[name]
 
     def compile_seconds(self) -> float:
-        """Of the last call: how long torch compiled."""
+        """Of the last call, also one that failed: how long torch compiled."""
         return self._compile_seconds
 
     def tokens_cut(self, prompt: str) -> int:
