@@ -19,6 +19,7 @@ from jobs.errors import FatalError, ImagemillError, TransientError
 from jobs.output.storage import open_storage
 from jobs.requests import Request
 from jobs.traces import span
+from worker.accounts import Accounts
 from worker.faults import Unfit
 from worker.interludes import NoRoom
 from worker.render import Rendered
@@ -76,8 +77,9 @@ def _serve(shop: Workshop, models: Collection[str], beside: bool) -> bool:
     with ExitStack() as claim:
         claim.enter_context(shop.claims.keep(calls))
         answers = Answers(
-            shop.claims, shop.executor, shop.call_flow, shop.put, shop.name, calls, claim
-        )
+            shop.claims, shop.executor, shop.call_flow, shop.put, shop.name, calls, claim,
+            shop.accounts,
+        )  # fmt: skip
         try:
             model, storage = calls[0].request.key.model, open_storage(calls[0].out)
             renderer = partial(shop.renderers.get, model)
@@ -118,7 +120,8 @@ def within(request: Request, slots: int) -> Request:
 class Answers:
     """Stores the images of calls, each in a thread, and answers whoever waits for it.
 
-    flow: taken for each batch until it is answered; claim: what keeps the calls, until then.
+    flow: taken for each batch until it is answered; claim: what keeps the calls, until then;
+    accounts: what they used.
     """
 
     claims: Claims
@@ -128,6 +131,7 @@ class Answers:
     worker: str
     calls: Sequence[Call]
     claim: ExitStack
+    accounts: Accounts
 
     def take(self, batch: list[Rendered]) -> None:
         """Begin to answer every call of the batch; waits while too many are under way."""
@@ -162,8 +166,10 @@ class Answers:
             (record,) = self.put(shelf, [(one, call.path)])
         except Exception as error:  # of whatever kind: the others have their images
             _note(f"Call {call.id}", error)
+            self.accounts.note(call, one, "failed", 0)
             self._fail(call, error)
         else:
+            self.accounts.note(call, one, record.status, record.bytes)
             self.claims.answer(call, record.row())
 
     def _fail(self, call: Call, error: Exception) -> None:

@@ -26,6 +26,7 @@ from jobs.children import die_with_parent
 from jobs.errors import ImagemillError
 from jobs.logs import PROCESS_TEXT, about, log_to_stderr
 from jobs.settings import load_settings
+from worker.accounts import WRITE_SECONDS
 from worker.counts import REPORT_SECONDS
 from worker.process.pool import MOST_HELD, STOP, Word
 from worker.storehouse import Storehouse
@@ -107,9 +108,13 @@ def work(connection: Connection, worker: Worker) -> None:
     storehouse = Storehouse(connection, worker.device)  # it forks, so it comes before all threads
     shop = make_workshop(worker, storehouse.put, storehouse.score)
     traces.set_up(settings.traces, "imagemill-worker")
-    with heartbeat("counts", REPORT_SECONDS, shop.report):
+    with (
+        heartbeat("counts", REPORT_SECONDS, shop.report),
+        heartbeat("accounts of calls", WRITE_SECONDS, shop.accounts.write),
+    ):
         Device(shop, connection).serve()
         shop.settle()
+    shop.accounts.write()
     with suppress(redis.RedisError):
         shop.report()
     traces.flush()

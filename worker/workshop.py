@@ -26,6 +26,7 @@ from jobs.models.table import load_models
 from jobs.output.plan import Plan
 from jobs.output.storage import Storage
 from jobs.settings import load_settings
+from worker.accounts import Accounts
 from worker.chunks import LiveRun, Shards, open_run
 from worker.counts import Counts
 from worker.faults import Fitness
@@ -55,8 +56,8 @@ class Workshop:
     and call_flow the same of calls; at_work: chunks that have begun; pace: seconds a request, by
     model, of the last batch; clock: when the device was last at work; unfed: until when (monotonic
     seconds) others come before a run that could not be fed; pause_seconds: before a message that
-    met a passing fault goes back; counts: what it did, reported to counters; stopping: set when it
-    is to end after its batch.
+    met a passing fault goes back; counts: what it did, reported to counters; accounts: what calls
+    used, written to storage; stopping: set when it is to end after its batch.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Workshop:
     stores: frozenset[str]
     counts: Counts
     counters: Counters
+    accounts: Accounts = field(default_factory=Accounts)
     device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "device"))
     decoding: Decoding = field(default_factory=Decoding)
     flow: Semaphore = field(default_factory=lambda: Semaphore(IN_FLIGHT))

@@ -118,7 +118,9 @@ def prioritize(
 def usage(
     locations: Annotated[
         list[str],
-        typer.Argument(metavar="URI", help="Outputs of runs, or what lies above them."),
+        typer.Argument(
+            metavar="URI", help="Outputs of runs, stores of facades, or what lies above them."
+        ),
     ],
     by: Annotated[Sorting, typer.Option(help="What a line is about.")] = "model",
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
@@ -126,7 +128,7 @@ def usage(
 ) -> None:
     """Tell who used how much: device seconds, images, failures, bytes, from storage alone.
 
-    A run's team is its --team, a batch's that of its key.
+    A run's team is its --team, that of a batch or a call its key's.
     """
     from producer.report.console import show_json
     from producer.report.usage import show_csv, show_usage
@@ -134,7 +136,7 @@ def usage(
 
     found = used(locations, by)
     if as_json:
-        show_json(found)
+        show_json([one.row() for one in found])
     elif as_csv:
         show_csv(found)
     else:

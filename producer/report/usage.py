@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -13,20 +12,22 @@ from rich.text import Text
 from producer.report.console import new_table, show
 
 if TYPE_CHECKING:
-    from producer.upkeep.usage import Usage
+    from producer.upkeep.usage import Line
 
 
-def show_usage(by: str, found: Sequence[Usage]) -> None:
+def show_usage(by: str, found: Sequence[Line]) -> None:
     """A table of what was used."""
     table = new_table(by, "device seconds", "images", "rejected", "failed", "bytes")
     for one in found:
-        counts = [f"{count:,}" for count in (one.images, one.rejected, one.failed, one.bytes)]
-        table.add_row(Text(one.name), f"{one.device_seconds:,.1f}", *counts)
+        used = one.usage
+        counts = [f"{count:,}" for count in (used.images, used.rejected, used.failed, used.bytes)]
+        table.add_row(Text(one.name), f"{used.device_seconds:,.1f}", *counts)
     show(table)
 
 
-def show_csv(found: Sequence[Usage]) -> None:
+def show_csv(found: Sequence[Line]) -> None:
     """The same as CSV on stdout."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["name", "device_seconds", "images", "rejected", "failed", "bytes"])
-    writer.writerows(astuple(one) for one in found)
+    columns = ("name", "device_seconds", "images", "rejected", "failed", "bytes")
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(one.row() for one in found)

@@ -1,14 +1,14 @@
-"""Who used how much: summed up from the records in storage, so that a wiped broker loses nothing.
+"""Who used how much: from storage alone, so that a wiped broker loses nothing.
 
-Counts work, not results: what was rendered twice counts twice, and a record that a run took over
-from an earlier one does not count again.
+Of runs it sums up the records that workers have written, of calls what workers have summed up
+themselves. A record that a run took over from an earlier one does not count again.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from jobs.errors import UsageError
@@ -17,73 +17,72 @@ from jobs.output import layout
 from jobs.output.plan import read_plan
 from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage, open_storage
+from jobs.output.usage import FOLDER, Usage, read_calls
 from jobs.teams import OPEN_TEAM
 
 Sorting = Literal["team", "model", "run", "day"]
 
 DEEPEST = 6  # folders below a location in which outputs are looked for
+CALLS = "calls"  # stands for a run, of what was rendered for callers that waited
 _NO_OUTPUTS = {"images", "files", "parts"}
 
 
-@dataclass(slots=True)
-class Usage:
-    """What one team, model, run or day used. device_seconds: of pipeline calls, summed over
-    devices; bytes: of images that were stored."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one team, model, run or day used."""
 
     name: str
-    device_seconds: float = 0.0
-    images: int = 0
-    rejected: int = 0
-    failed: int = 0
-    bytes: int = 0
+    usage: Usage
 
-    def add(self, row: Row) -> None:
-        """Count one record."""
-        self.device_seconds += row["seconds_render"] + row.get("seconds_lost", 0.0)
-        self.images += row["status"] == "done"
-        self.rejected += row["status"] == "rejected"
-        self.failed += row["status"] == "failed"
-        self.bytes += row.get("bytes", 0)
+    def row(self) -> dict[str, str | int | float]:
+        """By column."""
+        seconds = round(self.usage.device_seconds, 3)
+        return {"name": self.name, **asdict(self.usage), "device_seconds": seconds}
 
 
-def used(locations: Sequence[str], by: Sorting) -> list[Usage]:
-    """What the runs used whose outputs lie at or below these locations, most first; days in order.
+def used(locations: Sequence[str], by: Sorting) -> list[Line]:
+    """What was used by the runs whose outputs, and the calls whose stores lie at or below these
+    locations, most first; days in order.
 
     Raises:
-        UsageError: no run's output lies there.
+        UsageError: neither lies there.
         TransientError, FatalError: an output cannot be read.
     """
-    found: defaultdict[str, Usage] = defaultdict(lambda: Usage(""))
-    uris = sorted({one.uri for start in locations for one in outputs(open_storage(start))})
-    if not uris:
+    found: defaultdict[str, Usage] = defaultdict(Usage)
+    places = {one.uri: one for start in locations for one in _places(open_storage(start), DEEPEST)}
+    if not places:
         raise UsageError(
-            f"no run's output lies at or below {', '.join(locations)}",
-            f"Name outputs, or what lies at most {DEEPEST} folders above them.",
+            f"no run's output and no facade's store lies at or below {', '.join(locations)}",
+            f"Name such, or what lies at most {DEEPEST} folders above them.",
         )
-    for uri in uris:
-        storage = open_storage(uri)
+    for _, storage in sorted(places.items()):
         for run_id in filter(RUN_ID.fullmatch, storage.folders("_run")):
             team = _team(storage, run_id) if by == "team" else ""
             for row in _records(storage, run_id):
-                name = team or _name(by, run_id, row)
-                found[name].name = name
-                found[name].add(row)
-    for one in found.values():
-        one.device_seconds = round(one.device_seconds, 3)
+                found[team or _name(by, run_id, row)].note_row(row)
+        for day, calls in read_calls(storage):
+            names = {"team": calls.team, "model": calls.model, "run": CALLS, "day": day}
+            found[names[by]].add(calls.usage)
+    lines = [Line(name, usage) for name, usage in found.items()]
     if by == "day":
-        return sorted(found.values(), key=lambda one: one.name)
-    return sorted(found.values(), key=lambda one: (-one.device_seconds, one.name))
+        return sorted(lines, key=lambda one: one.name)
+    return sorted(lines, key=lambda one: (-one.usage.device_seconds, one.name))
 
 
-def outputs(storage: Storage, deepest: int = DEEPEST) -> Iterator[Storage]:
-    """The outputs of runs at or below a location; what lies below one of them is not looked at."""
+def _places(storage: Storage, deepest: int) -> Iterator[Storage]:
+    """Outputs of runs, and stores of facades; below the former nothing is looked for."""
     folders = storage.folders("")
     if "_run" in folders:
         yield storage
-    elif deepest:
+        return
+    skipped = _NO_OUTPUTS
+    if FOLDER in folders:
+        yield storage
+        skipped = skipped | {"calls"}  # their images
+    if deepest:
         for name in folders:
-            if name not in _NO_OUTPUTS and not name.startswith((".", "_")):
-                yield from outputs(open_storage(storage.name(name)), deepest - 1)
+            if name not in skipped and not name.startswith((".", "_")):
+                yield from _places(open_storage(storage.name(name)), deepest - 1)
 
 
 def _records(storage: Storage, run_id: str) -> Iterator[Row]:
