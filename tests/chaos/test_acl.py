@@ -32,7 +32,9 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     valkey = Valkey(tmp_path, aof=False)
     valkey.start()
     admin = connect(Settings(broker=valkey.url))
-    rules = [line for line in GUIDE.read_text().splitlines() if line.startswith("ACL SETUSER")]
+    rules = [
+        line for line in GUIDE.read_text().splitlines() if line.startswith("ACL SETUSER imagemill-")
+    ]
     assert len(rules) == 2
     for rule in rules:
         admin.execute_command(*rule.split())

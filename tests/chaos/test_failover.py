@@ -10,19 +10,26 @@ from pathlib import Path
 import pytest
 import redis
 
-from jobs.broker.connection import connect_async
+from jobs.broker.connection import connect, connect_async
 from jobs.settings import Settings
 from tests.chaos.ledger import Ledger
-from tests.chaos.servers import Group, Valkey
+from tests.chaos.servers import ASKING, Group, Tls, Valkey
 from tests.sites import MODELS, Site
 from tests.support import eventually
 
 SEEDS = list(range(400))
+GUIDE = Path(__file__).parents[2] / "docs/14-security.md"
 
 
 @pytest.fixture
-def group(tmp_path: Path) -> Iterator[Group]:
-    group = Group(tmp_path, "secret")
+def tls() -> bool:
+    """Whether all is encrypted."""
+    return False
+
+
+@pytest.fixture
+def group(tmp_path: Path, tls: bool) -> Iterator[Group]:
+    group = Group(tmp_path, "secret", Tls.make(tmp_path) if tls else None)
     try:
         group.start()
         yield group
@@ -76,6 +83,20 @@ def test_primary_killed(group: Group, site: Site, ledger: Ledger, times: int) ->
         group.revive(fail_over(group, site, ledger))
     site.wait("run", 90)
     ledger.check(site, "run", seeds)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("tls", [True])
+def test_primary_killed_with_tls(group: Group, site: Site, ledger: Ledger) -> None:
+    """the same by TLS, with ACL users of servers and of sentinels."""
+    assert site.settings.broker.startswith("sentinels://")
+    assert f">SECRET {ASKING}\n" in GUIDE.read_text()
+    test_primary_killed(group, site, ledger, 2)
+    plain = site.settings.model_copy(update={"broker": site.settings.broker.partition("&ssl")[0]})
+    with pytest.raises(
+        redis.exceptions.ConnectionError, match=r"CERTIFICATE_VERIFY_FAILED|No master"
+    ):
+        connect(plain).ping()
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(8, marks=pytest.mark.chaos)])
