@@ -154,7 +154,7 @@ class Simulation:
         self.spells.append(Spell(job, start, end))
 
         def store() -> None:
-            shop.runs.spend(run_id, Effort(seconds))
+            shop.runs.spend(run_id, job.model, Effort(seconds))
             shop.turns.settle(run_id, seconds)
             shop.runs.attempts.complete(run_id, shard * SHARD_CHUNKS + chunk, 1, 0)
 
@@ -229,6 +229,11 @@ def two_models(simulation: Simulation, seconds: float) -> str:
     return f"{simulation.loads} loads, devices busy {busy:.1%}, {shares(spells, 'a', seconds)}"
 
 
+def score_nothing(*_: object) -> dict[str, str]:
+    """No run asks for scores."""
+    return {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=8)
@@ -244,7 +249,8 @@ def main() -> None:
                 Worker(name=f"d{n}", models=MODELS, device="cpu", host="host", pid=n)
                 for n in range(number)
             ]
-            return Simulation([make_workshop(one, Shelf.put_all) for one in workers], folder, warm)
+            shops = [make_workshop(one, Shelf.put_all, score_nothing) for one in workers]
+            return Simulation(shops, folder, warm)
 
         lines = []
         for number in (options.devices, 1):
