@@ -51,8 +51,8 @@ ray: .venv/ray/installed ## a job beside Ray Data, which does the same
 browser: .venv/browser/installed ## the page in Chromium, which must be installed
 	$(BIN)/pytest tests/browser -m browser
 
-monitoring: .venv/installed ## alert rules and metrics, checked by promtool (apt install prometheus)
-	$(BIN)/pytest tests/unit/test_metrics.py -m 'promtool or not promtool'
+monitoring: .venv/installed ## metrics, alerts and dashboard, by a real Prometheus (apt install prometheus)
+	$(BIN)/pytest tests/unit/test_metrics.py tests/integration/test_monitoring.py -m 'promtool or not promtool'
 
 # ScaledObject is KEDA's, and kustomization.yaml is no object.
 kubernetes: .venv/installed ## configs/kubernetes, checked by the schemas of Kubernetes
