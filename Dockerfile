@@ -24,7 +24,7 @@ RUN apt-get update \
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir jobs producer worker configs \
- && pip install --no-cache-dir --constraint constraints.txt . \
+ && pip install --no-cache-dir --constraint constraints.txt '.[traces]' \
  && pip uninstall --yes imagemill
 COPY jobs jobs
 COPY producer producer

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 from jobs.errors import UsageError
 
-DELAY_MILLISECONDS = 500  # until spans are sent: `imagemill run` kills workers when all is stored
+DELAY_MILLISECONDS = 500  # until spans are sent
+FLUSH_SECONDS = 2.0  # a process that ends does not wait longer for a collector
 
 _SDK = "opentelemetry.sdk.trace"  # imported where traces are on, and nowhere else
 _NAME = "imagemill"
@@ -41,7 +43,10 @@ def set_up(collector: str | None, service: str) -> None:
         ) from error
     from opentelemetry import trace
 
-    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    # At exit the SDK would wait for as long as an export may take; `flush` does not.
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": service}), shutdown_on_exit=False
+    )
     exporter = OTLPSpanExporter(endpoint=f"{collector.rstrip('/')}/v1/traces")
     batches = BatchSpanProcessor(exporter, schedule_delay_millis=DELAY_MILLISECONDS)
     provider.add_span_processor(batches)
@@ -49,12 +54,16 @@ def set_up(collector: str | None, service: str) -> None:
 
 
 def flush() -> None:
-    """Send what is left, before a process ends without a word."""
+    """Send what is left, before a process ends; waits for FLUSH_SECONDS at most."""
     if _SDK in sys.modules:
         from opentelemetry import trace
 
         provider: Any = trace.get_tracer_provider()
-        provider.force_flush(2000)
+        # In a thread: force_flush takes a timeout and heeds none (open-telemetry/
+        # opentelemetry-python#4568).
+        flushing = Thread(target=provider.force_flush, name="traces", daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_SECONDS)
 
 
 @contextmanager

@@ -58,6 +58,7 @@ def run_server(
     # Uvicorn raises the signal again after it has stopped; that is how a server ends.
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+    traces.flush()
     if server.failure:
         raise server.failure
 

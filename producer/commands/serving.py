@@ -83,6 +83,7 @@ def up(
                     say("Another imagemill up works on this store: its broker is used")
                 children.serve(served)
                 run_server(children.settings, host, port, insecure, children.check)
+                children.stop()  # they store their batches, and write what calls used
             return
         except HostLeft as left:
             say(f"{left.message}; this one goes on with a broker of its own")

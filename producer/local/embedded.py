@@ -161,7 +161,9 @@ def embedded(settings: Settings, crew: Crew) -> Iterator[Embedded]:
 
 @contextmanager
 def manned(site: S) -> Iterator[S]:
-    """The site once its broker answers; at the end its workers are stopped, and all is ended.
+    """The site once its broker answers; at the end all is ended.
+
+    Interrupted, workers are stopped before.
 
     Raises:
         FatalError: the broker does not answer.
@@ -169,6 +171,8 @@ def manned(site: S) -> Iterator[S]:
     try:
         _wait_for(site)
         yield site
+        if site.settings.traces:
+            site.stop()  # they send their last spans
     except KeyboardInterrupt:
         # Only now a batch under way is worth waiting for.
         site.stop()

@@ -2,75 +2,30 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from jobs import traces
 from jobs.errors import UsageError
+from tests.collector import Collector, collecting
 from tests.facades import make_premises, stop
-from tests.support import eventually
+from tests.support import Cli, circles, eventually
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 STAGES = {"inputs", "load", "render", "encode", "store"}
 
 
-@dataclass
-class Collector:
-    """url: where it listens; spans: what it got, with the service that each is of."""
-
-    url: str = ""
-    spans: list[tuple[str, Span]] = field(default_factory=list)
-
-    def take(self, body: bytes) -> None:
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            (service,) = (
-                one.value.string_value
-                for one in resource.resource.attributes
-                if one.key == "service.name"
-            )
-            self.spans += [(service, span) for some in resource.scope_spans for span in some.spans]
-
-    def named(self, name: str) -> list[Span]:
-        return [span for _, span in self.spans if span.name == name]
-
-    def below(self, parent: Span) -> set[str]:
-        return {span.name for _, span in self.spans if span.parent_span_id == parent.span_id}
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    found = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            is_small = self.headers.get("Content-Encoding") == "gzip"
-            found.take(gzip.decompress(body) if is_small else body)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with collecting() as found:
+        yield found
 
 
 @pytest.fixture
@@ -115,6 +70,46 @@ def test_a_chunk_is_a_trace(url: str, collector: Collector) -> None:
     assert {one.key for one in chunk.attributes} == {"run", "shard", "chunk"}
     assert eventually(lambda: collector.below(chunk) == STAGES | {"end"})
     assert "secret" not in str(collector.spans)
+
+
+def test_the_last_spans_of_a_run_are_sent(
+    cli: Cli, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEMILL_TRACES", collector.url)
+    cli("run", cli.manifest(*circles(8)), "--out", "out", "--model", "null")
+    (chunk,) = collector.named("chunk")  # without waiting: `run` has ended
+    assert collector.below(chunk) == STAGES | {"end"}
+
+
+def test_those_of_a_facade_and_its_worker_are_sent(tmp_path: Path, collector: Collector) -> None:
+    premises = make_premises(tmp_path)
+    process, url = premises.serve("up", "--models", "null", IMAGEMILL_TRACES=collector.url)
+    httpx.post(f"{url}/v1/images/generations", json={"prompt": "a circle"}, timeout=60)
+    stop(process, premises.log("up"))
+    assert collector.named("call")
+    (calls,) = collector.named("calls")
+    assert collector.below(calls) == STAGES
+
+
+def test_a_collector_that_does_not_answer_holds_nobody_up() -> None:
+    code = """
+import sys, time
+from jobs import traces
+traces.set_up(sys.argv[1], "here")
+with traces.span("a"):
+    pass
+started = time.monotonic()
+traces.flush()
+print(time.monotonic() - started)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    waited = float(done.stdout)
+    assert traces.FLUSH_SECONDS <= waited < traces.FLUSH_SECONDS + 2
 
 
 def test_nothing_is_made_where_nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from packaging.utils import canonicalize_name
 
 from jobs.output.storage import open_storage
 from tests.chaos.servers import Valkey, free_port
+from tests.collector import collecting
 from tests.conftest import CREDENTIALS
 from tests.support import eventually
 
@@ -108,7 +109,11 @@ class Machine:
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         service = COMPOSE["services"][name]
-        given = {key: self.here(value) for key, value in service["environment"].items()}
+        given = {
+            key: self.here(os.environ[key] if value is None else value)
+            for key, value in service["environment"].items()
+            if value is not None or key in os.environ
+        }
         assert not any("${" in value for value in given.values())
         secrets = self.folder / f"secrets-of-{name}"
         secrets.mkdir()
@@ -181,8 +186,18 @@ def machine(bucket: str, tmp_path: Path) -> Iterator[Machine]:
     broker.stop()
 
 
-def test_a_manifest_and_a_call_go_through(machine: Machine) -> None:
+def test_a_manifest_and_a_call_go_through(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert {"torch", "diffusers", "celery"} <= lacking()
+    with collecting() as collector:
+        monkeypatch.setenv("IMAGEMILL_TRACES", collector.url)
+        go_through(machine)
+        traced = {"imagemill-facade", "imagemill-worker"}
+        eventually(lambda: {service for service, _ in collector.spans} == traced)
+
+
+def go_through(machine: Machine) -> None:
     storage = open_storage("s3://imagemill")
     storage.write(
         "schedules.toml",

@@ -68,7 +68,10 @@ def test_compose_is_of_its_specification() -> None:
 
 def test_the_image_without_torch_has_the_same_packages_else() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    assert set(project["dependency-groups"]["producer"]) < set(project["project"]["dependencies"])
+    lean = set(project["dependency-groups"]["producer"])
+    traces = set(project["project"]["optional-dependencies"]["traces"])
+    assert traces < lean < traces | set(project["project"]["dependencies"])
+    assert "'.[traces]'" in (ROOT / "Dockerfile").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", OURS)
