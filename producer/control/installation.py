@@ -42,7 +42,8 @@ class Installation:
         except redis.RedisError as error:
             raise TransientError(
                 f"broker {without_password(self.url)} cannot be reached: {error}",
-                "Start it, or check --broker. Without one, imagemill run brings its own.",
+                "Start it, or check --broker. Without one, imagemill run brings its own; the same "
+                "command again goes on, and tries again what failed.",
             ) from error
 
     def admit(self, plan: Plan) -> None:

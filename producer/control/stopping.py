@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jobs.errors import UsageError
-from jobs.output.dataset import planned, read_summary, write_summary
+from jobs.output.dataset import planned, write_summary
 from jobs.output.plan import read_plan, write_plan
 from jobs.output.storage import Storage, open_storage
 from jobs.teams import Priority
@@ -30,10 +30,13 @@ def pause(name: str, known: Installation) -> Status:
     name: its id or its output location.
 
     Raises:
-        UsageError: the broker does not know the run, or it has finished.
+        UsageError: the broker does not know the run, or it has ended.
     """
     run_id, out = _unfinished(name, known)
     with known.reached():
+        progress = known.runs.progress(run_id)
+        if progress and progress.state == "cancelled":
+            raise UsageError(f"run {run_id} was cancelled: {out}", "imagemill resume has it go on.")
         known.runs.pause(run_id, f"imagemill pause stopped it.\nimagemill resume {out} goes on.")
     return look(run_id, known)
 
@@ -64,16 +67,13 @@ def resume(name: str, known: Installation) -> Status:
     """Send what is left of a run again, from storage alone; also after Redis was wiped.
 
     Raises:
-        UsageError: there is no such run, or it has finished.
+        UsageError: there is no such run, it has finished, or another has its place.
         TransientError: the broker cannot be reached.
     """
-    out = known_progress(name, known).out if is_run_id(name) else name
-    storage = open_storage(out)
-    run_id = name if is_run_id(name) else stored_run(storage)
-    summary = read_summary(storage)
-    if summary and summary.run_id == run_id and summary.state == "finished":
+    run_id, storage = _standing(name, known)
+    if stored_summary(storage, run_id).state == "finished":
         raise UsageError(
-            f"run {run_id} has finished already: {out}",
+            f"run {run_id} has finished already: {storage.uri}",
             "If requests failed, imagemill retry renders them again.",
         )
     known.ping()
@@ -81,7 +81,7 @@ def resume(name: str, known: Installation) -> Status:
     write_summary(storage, planned(plan))  # it may have been cancelled
     with known.reached():
         launch(plan, storage, known.runs, known.dispatcher)
-    return look(out, known)
+    return look(run_id, known)
 
 
 def retry(name: str, known: Installation) -> Status:
@@ -90,22 +90,17 @@ def retry(name: str, known: Installation) -> Status:
     name: the id of the finished run, or its output location. Returns the new run's status.
 
     Raises:
-        UsageError: there is no such run, it has not finished, or nothing is worth another try.
+        UsageError: there is no such run, it has not finished, another has its place, or nothing is
+            worth another try.
         QuotaExceeded: its team has not enough left.
         TransientError: the broker cannot be reached.
     """
-    out = known_progress(name, known).out if is_run_id(name) else name
-    storage = open_storage(out)
-    newest = stored_run(storage)
-    run_id = name if is_run_id(name) else newest
-    if run_id != newest:
-        raise UsageError(
-            f"run {newest} has taken {out} over since",
-            f"imagemill status {newest} tells how far it is.",
-        )
-    summary = stored_summary(storage, run_id)
+    run_id, storage = _standing(name, known)
+    summary, out = stored_summary(storage, run_id), storage.uri
     if summary.state != "finished":
         raise UsageError(f"run {run_id} has not finished: {out}", "imagemill resume has it go on.")
+    if not summary.without_image and not summary.unscored:
+        raise UsageError(f"run {run_id} has an image of every request: {out}", "Nothing to retry.")
     if not summary.worth_trying_again:
         raise UsageError(
             f"run {run_id} has no request that may succeed when it is tried again: {out}",
@@ -133,6 +128,23 @@ def prioritize(name: str, priority: Priority, known: Installation) -> Status:
     with known.reached():
         known.runs.set_priority(run_id, priority)
     return look(run_id, known)
+
+
+def _standing(name: str, known: Installation) -> tuple[str, Storage]:
+    """The id of a run, and its output location, which no other run has taken over since.
+
+    Raises:
+        UsageError: one has; or there is no such run.
+        TransientError: an id was given and the broker cannot be reached.
+    """
+    storage = open_storage(known_progress(name, known).out if is_run_id(name) else name)
+    newest = stored_run(storage)
+    if is_run_id(name) and name != newest:
+        raise UsageError(
+            f"run {newest} has taken {storage.uri} over since",
+            f"imagemill status {newest} tells how far it is.",
+        )
+    return newest, storage
 
 
 def _unfinished(name: str, known: Installation) -> tuple[str, str]:

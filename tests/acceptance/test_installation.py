@@ -79,6 +79,7 @@ def test_cancelled_run_resumes(installed: Cli) -> None:
     eventually(lambda: installed.json("status", run_id)["done"], 60)
     assert installed.json("cancel", run_id)["state"] == "cancelled"
     assert "was cancelled" in installed("watch", "out", code=1).stderr
+    assert "was cancelled" in installed("pause", "out", code=2).stderr
     stopped = installed.json("status", "out")
     assert stopped["state"] == "cancelled"
     assert stopped["done"] < REQUESTS
@@ -112,7 +113,9 @@ def test_what_failed_is_retried_without_its_manifest(
     assert retried["run_id"] != failed["run_id"]
     assert installed.json("watch", "out")["summary"]["done"] == 4
     assert "has taken" in installed("retry", failed["run_id"], code=2).stderr
-    assert "no request that may succeed" in installed("retry", "out", code=2).stderr
+    assert "has taken" in installed("resume", failed["run_id"], code=2).stderr
+    assert len(rows(installed.folder / "out" / "metadata.jsonl")) == 4
+    assert "has an image of every request" in installed("retry", "out", code=2).stderr
 
 
 def test_run_survives_a_wiped_broker(installed: Cli, broker: str) -> None:
