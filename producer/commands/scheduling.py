@@ -204,7 +204,11 @@ def inbox(
     model: options.Model = None,
     seed: options.Seed = 0,
     format: options.Format = "jpeg",
+    n: options.Images = 1,
     map: options.Columns = None,
+    keep: options.Keep = None,
+    score: options.Scorers = None,
+    choose: options.Choose = None,
     skip_invalid: options.SkipInvalid = False,
     team: options.Team = OPEN_TEAM,
     priority: options.Rank = "normal",
@@ -242,7 +246,17 @@ def inbox(
     table = replace(load_models(settings.models), closed=True)
     wanted = replace(
         options.planned(
-            settings, table, model, map, None, seed=seed, format=format, skip_invalid=skip_invalid
+            settings,
+            table,
+            model,
+            map,
+            keep,
+            score,
+            choose,
+            seed=seed,
+            format=format,
+            skip_invalid=skip_invalid,
+            n=n,
         ),
         local_files=False,
     )

@@ -28,7 +28,6 @@ from jobs.output.dataset import now, planned, read_summary, write_summary
 from jobs.output.plan import read_plan
 from jobs.output.storage import open_storage
 from producer.control.installation import Installation
-from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, launch, prepare
 from producer.schedules.journal import End, EndState, Fire, Journal, Opened, Pause, end_of
 from producer.schedules.news import News
@@ -52,11 +51,7 @@ class Firing:
     def job(self, schedule: Schedule, nominal: str) -> Job:
         """What is submitted for a nominal time. Schedule and time set it apart from all others."""
         moment = moment_of(nominal)
-        seed, model = schedule.seed_at(moment), schedule.model
-        options = PlanOptions(
-            seed, model, schedule.format, None, schedule.skip_invalid, True, self.stores,
-            columns=schedule.columns,
-        )  # fmt: skip
+        options = schedule.options_at(moment, self.stores)
         manifest, out = schedule.manifest_at(moment), schedule.out_at(moment)
         occasion = f"{schedule.name} {nominal}"
         return Job(manifest, out, self.table, options, occasion, schedule.team, schedule.priority)

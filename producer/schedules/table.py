@@ -34,10 +34,13 @@ from pydantic_core import ErrorDetails
 from jobs.errors import InvalidRequest, UsageError, plain, resembling
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
+from jobs.output.scorers import scorers_of
 from jobs.output.storage import open_file
 from jobs.requests import Seed
 from jobs.teams import OPEN_TEAM, TEAM, Priority
-from producer.planning.tables import columns_of
+from producer.planning.recipes import MAX_IMAGES, Choosing
+from producer.planning.resolution import PlanOptions
+from producer.planning.tables import columns_of, kept_columns
 from producer.schedules.templates import check_template, fill
 from producer.schedules.times import Cron, wall_clock
 
@@ -74,11 +77,10 @@ class Schedule(BaseModel):
     """One row of the schedules file.
 
     name: of the row; cron: five fields, read in `timezone`; manifest, out: URIs with placeholders
-    (producer.schedules.templates); model, format, skip_invalid, map: as `imagemill submit` takes
-    them;
-    seed: of every run, or "nominal" for the Unix time of the nominal time.
-    overlap: what becomes of a nominal time while an earlier run goes on; catchup: which nominal
-    times that nobody was there for are made up, if they are no older than catchup_window.
+    (producer.schedules.templates); model, format, skip_invalid, n, map, keep, score, choose: as
+    `imagemill submit` takes them; seed: of every run, or "nominal" for the Unix time of the nominal
+    time. overlap: what becomes of a nominal time while an earlier run goes on; catchup: which
+    nominal times that nobody was there for are made up, if they are no older than catchup_window.
     pause_after_failures: so many failures in a row pause the schedule; None: it is never paused.
     team, priority: of its runs.
     """
@@ -93,7 +95,11 @@ class Schedule(BaseModel):
     model: str | None = None
     format: ImageFormat = "jpeg"
     skip_invalid: bool = False
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
     map: dict[str, str] = {}
+    keep: list[str] = []
+    score: list[str] = []
+    choose: Choosing | None = None
     seed: Seed | Literal["nominal"] = 0
     overlap: Overlap = "skip"
     catchup: Catchup = "last"
@@ -117,6 +123,21 @@ class Schedule(BaseModel):
             raise ValueError(str(error)) from error
         return columns
 
+    @field_validator("keep", "score", "choose")
+    @classmethod
+    def check_option(cls, value: Any, info: ValidationInfo) -> Any:
+        try:
+            match info.field_name:
+                case "keep":
+                    kept_columns(value)
+                case "score":
+                    scorers_of(value)
+                case _ if value and value.rule is None:
+                    raise ValueError("says nothing to choose by")
+        except (UsageError, InvalidRequest) as error:
+            raise ValueError(str(error)) from error
+        return value
+
     @model_validator(mode="after")
     def check_out(self) -> Self:
         """Refuse an output location that two runs would share."""
@@ -130,10 +151,21 @@ class Schedule(BaseModel):
         """Its nominal times."""
         return Cron(self.cron, self.timezone)
 
-    @property
-    def columns(self) -> tuple[tuple[str, str], ...]:
-        """Of a table that stand for fields, sorted."""
-        return tuple(sorted(self.map.items()))
+    def options_at(self, nominal: datetime, stores: tuple[str, ...]) -> PlanOptions:
+        """How the manifest of a nominal time is read. stores: see PlanOptions."""
+        return PlanOptions(
+            seed=self.seed_at(nominal),
+            model=self.model,
+            format=self.format,
+            skip_invalid=self.skip_invalid,
+            local_files=True,
+            stores=stores,
+            n=self.n,
+            columns=tuple(sorted(self.map.items())),
+            keep=kept_columns(self.keep),
+            scorers=scorers_of(self.score),
+            rule=self.choose.rule if self.choose else None,
+        )
 
     def local(self, moment: datetime) -> datetime:
         """A moment as the schedule's time zone writes it."""

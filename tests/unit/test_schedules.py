@@ -12,6 +12,7 @@ import pytest
 from jobs.errors import UsageError
 from jobs.models.table import load_models
 from jobs.output.storage import open_storage
+from jobs.requests import Rule
 from jobs.settings import Settings
 from producer.control.installation import installation
 from producer.planning.resolution import PlanOptions
@@ -204,6 +205,10 @@ out = "out/{date}"
         ("cron", 'catchup_window = "400d"\ncron', "a.catchup_window: must be at most 366d"),
         ("cron", "pause_after_failures = 0\ncron", "a.pause_after_failures: input should be"),
         ("cron", 'map = { promt = "text" }\ncron', "a.map: --map promt=text: names no field"),
+        ("cron", 'keep = ["seed"]\ncron', "a.keep: --keep seed: "),
+        ("cron", 'score = ["beauty"]\ncron', "a.score: no scorer is called 'beauty'"),
+        ("cron", "choose = { best_of = 2 }\ncron", "a.choose: by: is required"),
+        ("cron", "choose = { best_of = 1 }\ncron", "a.choose: says nothing to choose by"),
         ("cron", 'name = "b"\ncron', "a.name: the name is that of the table"),
         ("cron", 'model = "nope"\ncron', "a.model: unknown model 'nope'"),
         ("[schedules.a]", "[schedules]\n[other]", "other: unknown field"),
@@ -221,12 +226,18 @@ def test_a_wrong_file_names_file_schedule_and_field(
     assert complaint in refused.value.message
 
 
-def test_a_schedule_names_the_columns_of_a_table(tmp_path: Path) -> None:
+def test_a_schedule_submits_with_the_options_of_submit(tmp_path: Path) -> None:
     file = tmp_path / "schedules.toml"
-    file.write_text(GOOD + 'map = { seed = "n", prompt = "caption" }\n')
+    file.write_text(
+        GOOD
+        + 'map = { seed = "n", prompt = "caption" }\nkeep = ["topic"]\nscore = ["statistics"]\n'
+        + "n = 2\nchoose = { min = { sharpness = 9 }, max_tries = 3 }\n"
+    )
     firing = Firing(installation(Settings()), load_models(), (), lambda _: None)
     options = firing.job(load_schedules(str(file)).get("a"), key(NOON)).options
     assert options.columns == (("prompt", "caption"), ("seed", "n"))
+    assert (options.n, options.keep, options.scorers) == (2, ("topic",), ("statistics",))
+    assert options.rule == Rule(1, 3, "", (("sharpness", 9.0),), ())
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
