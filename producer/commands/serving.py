@@ -64,6 +64,7 @@ def up(
     log_format: options.LogFormat = None,
 ) -> None:
     """Start all on this machine, until Ctrl-C: private broker, workers, HTTP facade."""
+    from jobs.broker.connection import without_password
     from jobs.models.table import load_models
     from producer.api.server import check_exposure, run_server
     from producer.local.embedded import Crew
@@ -82,6 +83,7 @@ def up(
                 if isinstance(children, Guest):
                     say("Another imagemill up works on this store: its broker is used")
                 children.serve(served)
+                say(f"Its broker: --broker {without_password(children.settings.broker)}")
                 run_server(children.settings, host, port, insecure, children.check)
                 children.stop()  # they store their batches, and write what calls used
             return
