@@ -329,7 +329,8 @@ def finalize(shop: Workshop, make_way: MakeWay, run_id: str, epoch: int) -> None
             if left and begin_round(run.plan, run.storage, shop.runs, shop.dispatcher):
                 return
         summary = write_dataset(run.storage, run.plan, problems)
-        shop.runs.finish(run_id, summary.done, summary.failed + summary.rejected)
+        lacking = "\n".join(f"no scores of {name}: {why}" for name, why in problems.items())
+        shop.runs.finish(run_id, summary.done, summary.failed + summary.rejected, lacking)
         log.info("Run %s finished: %d images", run_id, summary.done)
 
 

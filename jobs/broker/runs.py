@@ -196,10 +196,11 @@ class Runs:
             pipe.hincrby(key, "device_images", effort.images)
             pipe.execute()
 
-    def finish(self, run_id: str, done: int, failed: int) -> None:
-        """The dataset is written: set the final counts."""
+    def finish(self, run_id: str, done: int, failed: int, problem: str = "") -> None:
+        """The dataset is written: set the final counts, and what it lacks but images."""
         self.client.hset(
-            self._key(run_id), mapping={"state": "finished", "done": done, "failed": failed}
+            self._key(run_id),
+            mapping={"state": "finished", "done": done, "failed": failed, "problem": problem},
         )
 
     def forget(self, run_id: str) -> None:

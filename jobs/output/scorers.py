@@ -16,6 +16,7 @@ _OWN = {
     "clip": "worker.scoring.clip:ClipScore",
     "shapes": "worker.scoring.shapes:Shapes",
 }
+_WEIGHTS = {"clip": "openai/clip-vit-large-patch14"}  # such as; the user names them
 # Of each image by itself: what hangs on all of them comes too late to choose by.
 _COLUMNS = {
     "statistics": ("blank", "contrast", "brightness", "saturation", "colourfulness", "sharpness"),
@@ -44,12 +45,17 @@ def scorers_of(given: Iterable[str] | None) -> tuple[str, ...]:
     weights with their whole paths.
 
     Raises:
-        UsageError: there is no such scorer, or it is named twice.
+        UsageError: there is no such scorer, it lacks weights, or it is named twice.
     """
     found: dict[str, str] = {}
     for one in given or ():
         name, _, weights = one.partition("=")
         find_scorer(name)
+        if name in _WEIGHTS and not weights:
+            example = f"{name}={_WEIGHTS[name]}"
+            raise UsageError(
+                f"scorer {name} needs weights", f"Name a folder or a repository: {example}"
+            )
         if name in found:
             raise UsageError(f"scorer {name} is named twice", "Its columns can be there once.")
         folder = Path(weights)

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
-from jobs.errors import InvalidRequest, UsageError, resembling
+from jobs.errors import InvalidRequest, UsageError, plain, resembling
 from jobs.ids import COLUMN, draw, short_digest
 from jobs.output.plan import MAX_ROUNDS
 from jobs.requests import MAX_CUSTOM_ID, STRICT, Body, Prompt, Rule
@@ -79,9 +79,13 @@ class Choosing(BaseModel):
         Raises:
             InvalidRequest: fields that belong together are not.
         """
-        if (self.by is None) != ((self.best_of or 1) == 1):
-            reason = "is required: the column by which best_of chooses" if self.best_of else ""
-            raise InvalidRequest("by", reason or "belongs to a best_of of 2 or more")
+        if self.by is None and (self.best_of or 1) > 1:
+            raise InvalidRequest("by", "is required: the column by which best_of chooses")
+        if self.by is not None and (self.best_of or 1) == 1:
+            raise InvalidRequest("by", "belongs to a best_of of 2 or more")
+        for name, bound in (self.min or {}).items():
+            if bound > (other := (self.max or {}).get(name, bound)):
+                raise InvalidRequest(f"min.{name}", f"is above its max, {other:g}: nothing passes")
         if self.max_tries is not None and not (self.min or self.max):
             raise InvalidRequest("max_tries", "belongs to bounds: min, max")
         wanted = self.best_of or 1
@@ -275,7 +279,10 @@ def rule_of(text: str | None) -> Rule | None:
     except ValidationError as wrong:
         error = wrong.errors(include_url=False)[0]
         where = ".".join(map(str, error["loc"]))
-        reason = f"{where}: {error['msg']}" if where else error["msg"]
+        said = plain(error["msg"])
+        if error["type"] == "extra_forbidden":
+            said = f"unknown field{resembling(where, Choosing.model_fields)}"
+        reason = f"{where}: {said}" if where else said
         raise UsageError(f"--choose: {reason}", f"For example: {example}.") from wrong
     except InvalidRequest as error:
         raise UsageError(f"--choose: {error}", f"For example: {example}.") from error

@@ -231,3 +231,17 @@ def test_options_choose_for_lines_that_do_not_say(tmp_path: Path) -> None:
 def test_options_that_choose_nothing_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--choose"):
         rule_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"best_of": 1, "by": "clip"}', "by: belongs to a best_of of 2 or more"),
+        ('{"best_of": 2}', "by: is required"),
+        ('{"bestof": 2, "by": "clip"}', "bestof: unknown field; did you mean 'best_of'"),
+        ('{"min": {"clip": 0.9}, "max": {"clip": 0.1}}', "min.clip: is above its max, 0.1"),
+    ],
+)
+def test_what_is_wrong_with_a_choice_is_said(text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        rule_of(text)

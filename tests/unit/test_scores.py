@@ -17,6 +17,7 @@ from jobs.errors import FatalError, UsageError
 from jobs.output import layout
 from jobs.output.dataset import read_summary, write_dataset
 from jobs.output.records import Row
+from jobs.output.scorers import scorers_of
 from jobs.output.scores import Scoring
 from jobs.output.storage import open_storage
 from tests.datasets import make_run
@@ -261,3 +262,5 @@ def test_scorers_are_found_by_name() -> None:
         make_scorer("statistics", "some/repo", "cpu")
     with pytest.raises(UsageError, match="scorer clip needs weights"):
         make_scorer("clip", "", "cpu")
+    with pytest.raises(UsageError, match="scorer clip needs weights"):
+        scorers_of(["statistics", "clip"])

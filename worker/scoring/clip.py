@@ -27,8 +27,7 @@ class ClipScore:
         if not weights:
             raise UsageError(
                 "scorer clip needs weights",
-                "Name a CLIP model's folder or repository: "
-                "--with clip=openai/clip-vit-large-patch14",
+                "Name a folder or a repository: clip=openai/clip-vit-large-patch14",
             )
         folder = Path(weights)
         commit = "main" if folder.is_dir() else commit_of(weights, None)
