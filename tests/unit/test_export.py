@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from datasets import Image, load_dataset
 
 from jobs.errors import FatalError, ImagemillError, UsageError
+from jobs.output.dataset import read_summary, write_summary
 from jobs.output.images import AHEAD_BYTES, READERS, ImageReader
 from jobs.output.storage import Storage, open_storage
 from producer.upkeep.export.job import Outcome, export
@@ -393,6 +395,20 @@ def test_a_target_that_holds_something_else_is_refused(out: str, tmp_path: Path)
     (to / "export.json").write_text("[]")
     with pytest.raises(UsageError, match=r"export\.json is not ours"):
         write(out, str(to), "parquet")
+
+
+def test_a_card_tells_that_images_were_chosen(out: str, tmp_path: Path) -> None:
+    make_dataset(out, 4)
+    card = tmp_path / "to" / "README.md"
+    write(out, str(card.parent), "parquet")
+    assert "chosen" not in card.read_text()
+    storage = open_storage(out)
+    summary = read_summary(storage)
+    assert summary
+    write_summary(storage, replace(summary, rejects=3))
+    card.unlink()
+    write(out, str(card.parent), "parquet")
+    assert "Of 7 images that the run made, 3 were not chosen" in card.read_text()
 
 
 def test_a_card_that_is_there_stays(out: str, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def _body(found: Survey, summary: Summary, order: Order, with_sheet: bool) -> st
             f"{found.images:,} images ({found.bytes:,} bytes) in {len(found.shards):,} shards, "
             f"rendered with imagemill as run `{summary.run_id}`.{selected}",
             "Every image is synthetic.",
+            *_choices(summary),
             "",
             *([f"![Some of the images]({SHEET})", ""] if with_sheet else []),
             "| split | images |",
@@ -71,11 +72,25 @@ def _body(found: Survey, summary: Summary, order: Order, with_sheet: bool) -> st
             "float64 holds.",
             "Where the manifest gave none, it is 53 bits of the BLAKE2b hash of `custom_id` (or of "
             f"the request, where it has none), salted with the run's seed, {summary.seed}.",
+            *(
+                ["That of a further candidate follows from the first one's."]
+                if summary.rejects
+                else []
+            ),
             "With `prompt`, the parameters and the stack in a row's columns its image can be "
             "rendered again, byte by byte on the same stack; `sha256` is that of the image's file.",
             "",
         ]
     )
+
+
+def _choices(summary: Summary) -> list[str]:
+    if not summary.rejects:
+        return []
+    return [
+        f"Of {summary.done + summary.rejects:,} images that the run made, {summary.rejects:,} were "
+        "not chosen, by their scores: `candidates` tells of how many an image is the chosen one."
+    ]
 
 
 def _credentials(order: Order) -> list[str]:
