@@ -6,9 +6,10 @@ BIN := .venv/bin
 .PHONY: demo test browser chaos gpu clients ray monitoring kubernetes check lint types imports clean
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo 'Installing into .venv, which takes minutes: torch alone is large.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	# Apart: where it is installed, diffusers imports it at every start, which takes a second.
+# Apart: where it is installed, diffusers imports it at every start, which takes a second.
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target .venv/torchao torchao
 	touch $@
 
