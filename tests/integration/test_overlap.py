@@ -110,7 +110,7 @@ def black() -> str:
 def test_the_first_inputs_are_read_while_the_device_is_busy(
     site: Site, shop: Workshop, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With what lies before: the chunk before, the model that loads. Decoded they are later."""
+    """But not decoded, which belongs to the chunk's own attempt."""
     fetched, decoded = list[str](), list[str]()
     asked, is_free = Event(), Event()
     load = Loader._load
@@ -126,7 +126,8 @@ def test_the_first_inputs_are_read_while_the_device_is_busy(
 
     monkeypatch.setattr(Loader, "_fetch", fetch)
     monkeypatch.setattr(Loader, "_load", decode)
-    shop.device.submit(is_free.wait, SECONDS)
+    shop.device.submit(shop.renderers.get, "shapes").result()  # however long that takes
+    shop.device.submit(is_free.wait, 3 * SECONDS)
     image = "https://example.com/a.png"
     plan = site.plan("run", "shapes", list(range(8)), chunk=8, image=image)
     epoch = site.runs.open(plan, str(site.folder / "run"), [])
@@ -134,7 +135,7 @@ def test_the_first_inputs_are_read_while_the_device_is_busy(
     assert asked.wait(SECONDS)
     assert decoded == []
     is_free.set()
-    done.result(3 * SECONDS)  # the model is loaded as well
+    done.result(SECONDS)
     assert fetched == decoded == [image] * 2  # of two batches: the first did not read it again
     assert len(site.records("run")) == 8
 
