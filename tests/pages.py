@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from io import BytesIO
 
@@ -107,16 +107,19 @@ def taste_of(request: Request, images: int = 12) -> float:
     return 0.0 if request.index == images - 1 else (request.index + number) % 4 / 4
 
 
-def settle_round(storage: Storage, plan: Plan, number: int) -> None:
-    """Store what is needed of a round, with its scores, as workers would."""
+def settle_round(storage: Storage, plan: Plan, number: int, failed: Collection[int] = ()) -> None:
+    """Store what is needed of a round, with its scores, as workers would. failed: lines."""
     (known,) = rows_by_shard(storage, plan)
     chooser = Chooser(storage, plan)
     needed = {one.job_id for choice in chooser.choose(known) for one in choice.needed}
     chunk = plan.shards[0].chunks[number]
     requests = read_shard(storage, plan.run_id, 0)[chunk.start : chunk.stop]
     some = [one for one in requests if one.job_id in needed]
+    lost = [one for one in some if one.index in failed]
+    some = [one for one in some if one.index not in failed]
     records = [store_image(storage, one, _colour(one.seed)) for one in some]
     rows = [record.row() for record in records]
+    records += [make_record(one, status="failed", code="c", message="m") for one in lost]
     scoring = Scoring("taste", "1", ("taste",))
     scores = [(row, {"taste": taste_of(one)}) for row, one in zip(rows, some, strict=True)]
     place = layout.folder_scores(scoring.key, 0, plan.run_id, 0, f"{number:04d}")

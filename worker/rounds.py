@@ -22,11 +22,12 @@ def begin_round(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher
         redis.RedisError: Redis is away.
     """
     done = chunks_done(storage, plan)
-    settled = needed = 0
+    images = failed = needed = 0
     chunks: dict[Place, bool] = {}  # those that are left: whether anything of them is needed
     chooser = Chooser(storage, plan)
     for number, known in enumerate(rows_by_shard(storage, plan)):
-        settled += sum(row is not None for _, row in known)
+        images += sum(row is not None and row["status"] == "done" for _, row in known)
+        failed += sum(row is not None and row["status"] != "done" for _, row in known)
         wanted = {one.job_id for choice in chooser.choose(known) for one in choice.needed}
         needed += len(wanted)
         left = [i for i in range(len(plan.shards[number].chunks)) if (number, i) not in done]
@@ -43,5 +44,5 @@ def begin_round(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher
             write_part(storage, layout.done_part(plan.run_id, shard, i), [])
     if first is None:
         return False
-    start_run(plan, storage, runs, dispatcher, (settled + needed, settled))
+    start_run(plan, storage, runs, dispatcher, (images + failed + needed, images, failed))
     return True

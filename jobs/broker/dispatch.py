@@ -62,7 +62,7 @@ def start_run(
     storage: Storage,
     runs: Runs,
     dispatcher: Dispatcher,
-    counts: tuple[int, int] | None = None,
+    counts: tuple[int, int, int] | None = None,
 ) -> int | None:
     """Make a planned run live and send its feeds; also the whole of `resume`.
 

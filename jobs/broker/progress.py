@@ -44,11 +44,14 @@ class Effort:
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Counts of one run. `done` and `failed` cover all requests, those of earlier tries included.
+    Of a run that chooses they are of candidates, as many as are known to be needed, until it has
+    finished, then of images.
 
     problem: why the run is paused, and what to do; empty if it was not. retries: attempts at
     chunks beyond the first; deaths: those among the attempts that no worker has ended; suspects:
     requests that may have killed a worker; models: what the run needs workers for; effort: of the
-    chunks that are complete; costs: of these the device seconds by model.
+    chunks that are complete; costs: of these the device seconds by model; begun_at: when it was
+    made live last, in Unix seconds, 0 if that is not known.
     """
 
     run_id: str
@@ -69,10 +72,17 @@ class Progress:
     team: str = OPEN_TEAM
     priority: Priority = "normal"
     costs: dict[str, float] = field(default_factory=dict)
+    chooses: bool = False
+    begun_at: float = 0.0
 
     @property
     def settled(self) -> int:
         return self.done + self.failed
+
+    @property
+    def choosing(self) -> bool:
+        """Whether scores decide now which candidates come next, if any."""
+        return self.chooses and self.state == "running" and not self.pending
 
     @property
     def pending(self) -> int:
@@ -122,4 +132,6 @@ def read(run_id: str, answers: Sequence[Any]) -> Progress | None:
             for name, value in text.items()
             if name.startswith(COST)
         },
+        chooses=text.get("chooses") == "1",
+        begun_at=float(text.get("begun_at", 0)),
     )

@@ -43,18 +43,20 @@ class Runs:
         out: str,
         chunks_done: Iterable[tuple[int, int]],
         last: int | None = None,
-        counts: tuple[int, int] | None = None,
+        counts: tuple[int, int, int] | None = None,
     ) -> int:
         """Make a run live (again) and return its new epoch; messages of older epochs are void.
 
         chunks_done: (chunk number, requests) of every chunk that storage says is complete; last:
-        the round that it is in, whose end is that of the epoch; counts: requests, and how many of
-        them have a record, where not all of the rounds' rows are needed.
+        the round that it is in, whose end is that of the epoch; counts: requests, how many of them
+        have an image, and how many a record without one, where not all of the rounds' rows are
+        needed.
         """
         key = self._key(plan.run_id)
         done = dict(chunks_done)
         rounds = range(MAX_ROUNDS if last is None else last + 1)
-        requests, settled = counts or (plan.until(last), plan.until(-1) + sum(done.values()))
+        settled = plan.until(-1) + sum(done.values())
+        requests, images, failed = counts or (plan.until(last), settled, 0)
         with self.client.pipeline() as pipe:
             # Not from 0: messages of before a wiped Redis must be void as well.
             pipe.hsetnx(key, "epoch", int(time.time()))
@@ -68,8 +70,10 @@ class Runs:
                     "state": "running",
                     "requests": requests,
                     "chunks": plan.chunks_of(rounds),
-                    "done": settled,
-                    "failed": 0,
+                    "done": images,
+                    "failed": failed,
+                    "chooses": int(plan.chooses),
+                    "begun_at": time.time(),
                     "problem": "",
                     "team": plan.team,
                     "priority": plan.priority,
@@ -197,10 +201,18 @@ class Runs:
             pipe.execute()
 
     def finish(self, run_id: str, done: int, failed: int, problem: str = "") -> None:
-        """The dataset is written: set the final counts, and what it lacks but images."""
+        """The dataset is written: set the final counts, of images, not of candidates for them, and
+        what it lacks but images."""
+        requests = done + failed
         self.client.hset(
             self._key(run_id),
-            mapping={"state": "finished", "done": done, "failed": failed, "problem": problem},
+            mapping={
+                "state": "finished",
+                "requests": requests,
+                "done": done,
+                "failed": failed,
+                "problem": problem,
+            },
         )
 
     def forget(self, run_id: str) -> None:

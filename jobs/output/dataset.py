@@ -89,9 +89,14 @@ class Summary:
         return self.failed + self.rejected + self.invalid
 
     @property
+    def retriable(self) -> int:
+        """Requests without an image that may get one when they are tried again."""
+        return self.failed + self.unreachable
+
+    @property
     def worth_trying_again(self) -> bool:
         """Whether a request may get the image, or an image the scores, that it has not."""
-        return bool(self.failed or self.unreachable or self.unscored)
+        return bool(self.retriable or self.unscored)
 
     @property
     def seconds(self) -> float:

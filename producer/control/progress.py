@@ -198,6 +198,8 @@ class _Lines:
 
 
 def _stage(progress: Progress, rate: float | None) -> str:
+    if progress.choosing:
+        return "Choosing"
     if not progress.pending:
         return "Writing the dataset"
     return "Waiting for a worker" if rate is None else "Rendering"

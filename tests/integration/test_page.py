@@ -31,6 +31,7 @@ from producer.api.page.board import Board
 from tests.pages import job, plan_choosing, plan_run, settle, settle_round
 from tests.sites import Site
 from tests.support import eventually
+from worker.rounds import begin_round
 
 HOST = "http://127.0.0.1:8000"
 RED, LOOSE = "0000000000aa", "0000000000bb"  # a batch of team red, a run of nobody in particular
@@ -179,6 +180,21 @@ def test_the_board_shows_the_runs_that_are_asked_for(site: Site, page: TestClien
     ]:  # fmt: skip
         text = page.get("/", params=query).text
         assert [n for n in range(8) if f">run-{n}<" in text] == list(shown), query
+
+
+def test_runs_of_one_place_are_told_apart(site: Site, page: TestClient) -> None:
+    """By when they began and their ids; what failed in one that was taken over is no matter now."""
+    for run_id in (LOOSE, RED):
+        start(site, run_id, site.folder / "my-run", settled=2)
+        site.runs.finish(run_id, 3, 1)
+    eventually(lambda: RED in page.get("/").text)
+    newer, older = re.findall("(?s)<article.*?</article>", page.get("/").text)
+    assert '<span class="bad">1 failed' in newer
+    assert RED in newer
+    assert "taken over" not in newer
+    assert "<span>1 failed" in older
+    assert re.search(rf"20\d\d-\d\d-\d\d \d\d:\d\d UTC · {LOOSE}", older)
+    assert ">taken over<" in older
 
 
 def test_a_team_sees_its_own_runs_alone(site: Site, settings: Settings) -> None:
@@ -334,7 +350,9 @@ def test_a_run_that_chooses_shows_what_is_chosen(site: Site, page: TestClient) -
     def shown(**params: str | int) -> list[str]:
         return seeds_of(page.get(path, params=params).text)
 
+    assert "candidate 1 of at most 3" in page.get(f"{path}/rows/0").text
     live = page.get(path).text
+    assert ">Candidates</dt><dd>12<small> of 24<" in live
     assert len(seeds_of(live)) == live.count(">candidate 1</p>") == 12
     assert "lines 1 to 12<" in live
     assert shown(where="taste > 0.5") == ["scene 3", "scene 7"]
@@ -365,11 +383,40 @@ def test_a_run_that_chooses_shows_what_is_chosen(site: Site, page: TestClient) -
     assert ">0.75</p>" in best
     assert re.search(r'rows/2" title="scene 0"', best)  # its third candidate
 
+    assert ">Images</dt><dd>11<small> of 12<" in ended
+    assert site.progress(LOOSE).requests == 12  # images, no candidates
+    reject, taken, none = (page.get(f"{path}/rows/{n}").text for n in (0, 2, 33))
+    assert "candidate 1 of 3, not chosen" in reject
+    assert "<dt>taste</dt><dd><code>0.0</code>" in reject
+    assert "candidate 3 of 3, chosen" in taken
+    assert "<dt>candidates</dt><dd><code>3</code>" in taken
+    assert "candidate 1 of 3, not chosen: none of 3 candidates has taste" in none
+    assert "/retry" not in ended
+    assert ": 0 of 12 requests" in page.get(f"{path}/retry").text
+
     # of a run that another has taken over
     plan_run(storage, RED, 4)
     taken = page.get(path).text
+    assert f'Taken over by run <a href="../runs/{RED}"' in taken
     assert ">taste</option>" in taken
     assert shown(where="taste > 0.5") == ["scene 3", "scene 7"]
+
+
+def test_a_round_of_candidates_is_counted_with_those_before(site: Site, page: TestClient) -> None:
+    storage = open_storage(str(site.folder / "my-run"))
+    plan = plan_choosing(storage, LOOSE)
+    start_run(plan, storage, site.runs, site.dispatcher)
+    settle_round(storage, plan, 0, failed=[2, 3])
+    site.runs.client.hset(f"{site.runs.prefix}run:{LOOSE}", "done", 12)
+    eventually(lambda: ">choosing</dd>" in page.get("/").text)
+    assert "<progress" in page.get("/").text
+    assert (
+        ' value="' not in re.findall("<progress.*?>", page.get("/").text)[0]
+    )  # how many none knows
+    assert begin_round(plan, storage, site.runs, site.dispatcher)
+    now = site.progress(LOOSE)
+    assert (now.requests, now.done, now.failed) == (21, 10, 2)
+    assert not now.choosing
 
 
 def test_an_unknown_column_is_refused(site: Site, page: TestClient) -> None:

@@ -10,6 +10,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from jobs.errors import UsageError
+from jobs.output.dataset import read_summary
+from jobs.output.storage import open_storage
 from jobs.teams import PRIORITIES
 from producer.api.page.board import Board
 from producer.api.page.parameters import RunId, UsedBoard, small_form
@@ -62,7 +64,10 @@ async def confirm(
 ) -> Response:
     """Whether it is meant."""
     standing = await board.run(run_id, visitor)
-    return pages.show(request, "confirm.html", run=standing, act=act)
+    summary = None
+    if act == "retry":
+        summary = await in_thread(read_summary, open_storage(standing.progress.out))
+    return pages.show(request, "confirm.html", run=standing, act=act, summary=summary)
 
 
 @router.post("/runs/{run_id}/{act}")

@@ -7,7 +7,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from anyio import CapacityLimiter
@@ -29,13 +29,14 @@ _BATCH = re.compile(r"(?P<team>[A-Za-z0-9_-]+)/(?P<batch>[A-Za-z0-9_-]+)/out")
 @dataclass(frozen=True, slots=True)
 class Standing:
     """One run. team: whose it is; batch: whether it renders one of /openai/v1/batches; rate: images
-    a second, None where nobody knows."""
+    a second, None where nobody knows; heir: the run that has taken its place over, "" for none."""
 
     progress: Progress
     team: str
     name: str
     batch: bool
     rate: float | None
+    heir: str = ""
 
     @property
     def live(self) -> bool:
@@ -118,8 +119,15 @@ class Board:
                 self._looked = time.monotonic()
                 paces = {one.run_id: self._paces.get(one.run_id, Pace()) for one in found}
                 self._paces = paces
+                latest = dict[str, str]()  # of each place, as the newest come first
                 self._found = [
-                    self._standing(one, paces[one.run_id].rate(one.settled)) for one in found
+                    replace(
+                        self._standing(one, paces[one.run_id].rate(one.settled)),
+                        heir=""
+                        if latest.setdefault(one.out, one.run_id) == one.run_id
+                        else latest[one.out],
+                    )
+                    for one in found
                 ]
         return [one for one in self._found if visitor.sees(one.team)]
 

@@ -21,6 +21,7 @@ from cachetools import LRUCache
 
 from jobs.errors import InvalidRequest
 from jobs.output import layout
+from jobs.output.choices import Known
 from jobs.output.dataset import place_of_request, rows_of_shard
 from jobs.output.plan import Plan, read_plan, read_shard
 from jobs.output.records import Row, group_parts, parts_by_lines, read_parts
@@ -200,10 +201,25 @@ class Album:
         """
         if not 0 <= row < self.plan.requests:
             raise InvalidRequest("", f"there is no row {row} in the run", "not_found")
-        shard = bisect_right(self.first_rows, row) - 1
+        shard = self.shard(row)
         rows = rows_of_shard(self.storage, self.plan, shard, self.parts.get(shard, []))
         number = row - self.first_rows[shard]
         return rows[number] if number < len(rows) else (None, None)
+
+    def shard(self, row: int) -> int:
+        """The shard that a row is of."""
+        return bisect_right(self.first_rows, row) - 1
+
+    def candidates(self, row: int, image: str) -> dict[int, Known]:
+        """Row → the candidates for the image of a row, by number; image: its first one's job id."""
+        shard = self.shard(row)
+        rows = rows_of_shard(self.storage, self.plan, shard, self.parts.get(shard, []))
+        found = [
+            (one[0].candidate.number, number, one)
+            for number, one in enumerate(rows, self.first_rows[shard])
+            if one[0].candidate and one[0].candidate.image == image
+        ]
+        return {number: one for _, number, one in sorted(found, key=lambda some: some[:2])}
 
     def record(self, row: int) -> tuple[Request, Row]:
         """One request and its record. Raises InvalidRequest, code not_found, if there is none."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
+from jobs.output.choices import Chooser, Known
 from jobs.output.records import Row
+from jobs.output.scores import Joiner
 from jobs.output.storage import open_storage
 from jobs.requests import Request
 from producer.api.admission import Access
-from producer.api.page.gallery import Card, Wanted
+from producer.api.page.gallery import Album, Card, Wanted
 from producer.api.page.parameters import RowNumber, RunId, UsedBoard, UsedGallery
 from producer.api.page.reproduction import curl, manifest_line
 from producer.api.page.visits import PageRoute, UsedPages, Visiting
@@ -22,10 +25,16 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One record, with those on either side, if there are any."""
+    """One record with its scores, and those on either side, if there are any.
+
+    candidates: number → row of those that were rendered for its image, without others none; choice:
+    what became of it among them.
+    """
 
     request: Request
     record: Row
+    candidates: Mapping[int, int]
+    choice: str
     before: tuple[Card, ...]
     after: tuple[Card, ...]
 
@@ -46,9 +55,19 @@ async def row(
     def read() -> Entry:
         album = gallery.open(open_storage(standing.progress.out), run_id)
         wanted, record = album.record(row)
+        (record,) = Joiner(album.storage, run_id).join(album.shard(row), [record])
+        known = album.candidates(row, wanted.candidate.image) if wanted.candidate else {}
+        choice = ""
+        if known and standing.progress.state == "finished":
+            record, choice = chosen(album, record, [*known.values()])
+        candidates = {
+            one.candidate.number + 1: number
+            for number, (one, there) in known.items()
+            if there and one.candidate
+        }
         before = album.before(row, Wanted("all"), 1).cards
         after = album.after(row + 1, Wanted("all"), 1).cards
-        return Entry(wanted, record, before, after)
+        return Entry(wanted, record, candidates, choice, before, after)
 
     entry = await gallery.read(read)
     others = [one for one in await board.runs(visitor) if one.progress.run_id != run_id]
@@ -64,3 +83,16 @@ async def row(
         line=manifest_line(entry.request, entry.record["batch_width"]),
         curl=curl(entry.request, base, not access.is_open),
     )
+
+
+def chosen(album: Album, record: Row, candidates: Sequence[Known]) -> tuple[Row, str]:
+    """The record of a candidate of a finished run, as its dataset has it, and what became of it."""
+    (choice,) = Chooser(album.storage, album.plan).choose(candidates)
+    one = choice.chosen
+    if one is None:  # scored anew, or not at all
+        return record, ""
+    if one.get("code") == "none_passed":
+        return record, f"not chosen: {one['message']}"
+    if one["job_id"] != record["job_id"]:
+        return record, "not chosen"
+    return record | {"candidates": one["candidates"]}, "chosen"

@@ -48,7 +48,8 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 class Reading:
     """What storage says of a run. first: no place in it was asked for; summary: None until it has
     finished; failures, invalid: some of the failed requests and of the lines that were left out;
-    scores: the columns of scorers in its place; found: None for what has to be looked for."""
+    scores: the columns of scorers in its place; found: None for what has to be looked for; heir:
+    the run that has taken its place over, "" for none."""
 
     album: Album
     found: Found | None
@@ -59,6 +60,7 @@ class Reading:
     failures: tuple[Card, ...]
     more_failures: bool
     invalid: list[Row]
+    heir: str
 
     @property
     def decided(self) -> bool:
@@ -93,7 +95,7 @@ def read_run(
     with ThreadPoolExecutor(2) as beside:  # storage may be far away
         ended, scored = beside.submit(read_summary, storage), beside.submit(read_scorings, storage)
         album = gallery.open(storage, run_id)
-    summary = ended.result()
+    latest = summary = ended.result()
     if summary and (summary.run_id != run_id or summary.state != "finished"):
         summary = None
     found, decided = None, summary is not None and album.plan.chooses
@@ -125,6 +127,7 @@ def read_run(
         failures=failed.cards,
         more_failures=(failed.before or failed.after) is not None,
         invalid=invalid,
+        heir=latest.run_id if latest and latest.run_id != run_id else "",
     )
 
 
