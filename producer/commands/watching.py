@@ -130,10 +130,13 @@ def usage(
 
     A run's team is its --team, that of a batch or a call its key's.
     """
+    from jobs.errors import UsageError
     from producer.report.console import show_json
     from producer.report.usage import show_csv, show_usage
     from producer.upkeep.usage import used
 
+    if as_csv and as_json:
+        raise UsageError("--csv and --json exclude each other", "Give one of them.")
     found = used(locations, by)
     if as_json:
         show_json([one.row() for one in found])

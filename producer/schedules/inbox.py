@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
+from pathlib import Path
 
 import orjson
 from pydantic import ValidationError
@@ -101,6 +102,11 @@ class Inbox:
             raise UsageError(
                 f"--out {self.out}: all manifests would write to one place",
                 "Put {name} into it: it stands for the manifest's name.",
+            )
+        place = self.storage.local_root
+        if place is not None and not Path(place).is_dir():  # object stores know no empty folders
+            raise UsageError(
+                f"inbox {self.storage.uri} is no folder", "Make it (mkdir -p), or check the path."
             )
 
     def watch(self, every: float) -> None:

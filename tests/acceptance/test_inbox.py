@@ -34,6 +34,7 @@ def test_an_inbox_from_the_shell(cli: Cli, broker: str, monkeypatch: pytest.Monk
     assert (cli.folder / "in/rejected/second.jsonl").is_file()
     assert cli.json("status", "out/first")["requests"] == 3
     assert "Put {name} into it" in cli("inbox", "in", "--out", "o", code=2).stderr
+    assert "nowhere is no folder" in cli("inbox", "nowhere", "--out", "o/{name}", code=2).stderr
     wrong = ("inbox", "in", "--out", "o/{name}", "--model", "nope")
     assert "unknown model" in cli(*wrong, code=2).stderr
 

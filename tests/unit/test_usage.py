@@ -103,6 +103,11 @@ def test_csv(runs: Path) -> None:
     ]
 
 
+def test_csv_or_json() -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        CliRunner().invoke(make_cli(), ["usage", ".", "--csv", "--json"], catch_exceptions=False)
+
+
 def test_a_table_without_more_words(runs: Path) -> None:
     shown = CliRunner().invoke(make_cli(), ["usage", str(runs), "--by", "day"])
     (line,) = (one for one in shown.stdout.splitlines() if "2026-03-02" in one)
