@@ -183,6 +183,7 @@ def lost(metered: list[dict[str, Any]], killed: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.timeout(600)  # a busy machine starts twenty processes slowly
 def test_usage_is_what_the_devices_meter(site: Site, broker: str) -> None:
     """Within 2 %: teams, models, failures, rounds, calls between steps, and batches.
 
