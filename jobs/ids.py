@@ -22,17 +22,28 @@ DERIVED_SEED_BITS = 53  # exact in JSON readers that keep numbers as doubles
 SEEDS = 2**64  # as many as torch.Generator.manual_seed takes
 
 
-def seed_deriver(run_seed: int) -> Callable[[bytes], int]:
-    """What derives a seed in [0, 2**53) for each request, given what stands for it: its custom_id
-    or content."""
+def name_hasher(run_seed: int) -> Callable[[bytes], int]:
+    """What gives 64 bits for what stands for a request, its custom_id or content. From them its
+    seed is derived."""
     begun = blake2b(digest_size=8, salt=run_seed.to_bytes(16, "little"), person=b"seed")
 
-    def derive(name: bytes) -> int:
+    def hash_name(name: bytes) -> int:
         digest = begun.copy()
         digest.update(name)
-        return int.from_bytes(digest.digest(), "little") >> (64 - DERIVED_SEED_BITS)
+        return int.from_bytes(digest.digest(), "little")
 
-    return derive
+    return hash_name
+
+
+def derived_seed(hashed: int) -> int:
+    """The seed in [0, 2**53) that follows from a name's hash."""
+    return hashed >> (64 - DERIVED_SEED_BITS)
+
+
+def seed_deriver(run_seed: int) -> Callable[[bytes], int]:
+    """What derives a seed for each request, given what stands for it."""
+    hash_name = name_hasher(run_seed)
+    return lambda name: derived_seed(hash_name(name))
 
 
 def draw(run_seed: int, image: str, name: str) -> float:

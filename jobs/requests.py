@@ -6,8 +6,10 @@ out. A request is the same thing with nothing left open: every default filled in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +21,7 @@ Task = Literal["generate", "edit", "inpaint"]
 MAX_PROMPT = 32_768  # characters
 MAX_CUSTOM_ID = 512  # characters
 MAX_INPUTS = 16  # images that one request may carry
+KEYS_KEPT = 16_384  # of which a process remembers what it knows
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]  # which a schema's number says exactly: it is a float
@@ -99,6 +102,10 @@ class BatchKey:
     inputs: int = 0
     slots: Annotated[int, Field(ge=0)] = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Equal ones that other processes send are one object, which compares in no time."""
+        return _known_key, _values(self)
+
     @property
     def route(self) -> str:
         """ "model" or "model:adapter", as a user writes it."""
@@ -107,6 +114,14 @@ class BatchKey:
     def slots_within(self, width: int) -> int:
         """The slots of a call, of a worker whose model has room for `width` requests."""
         return min(self.slots or width, width)
+
+
+_values = attrgetter(*(one.name for one in fields(BatchKey)))
+
+
+@lru_cache(KEYS_KEPT)
+def _known_key(*values: Any) -> BatchKey:
+    return BatchKey(*values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +182,10 @@ class Request(NamedTuple):
     images: tuple[str, ...] = ()
     control_images: tuple[str, ...] = ()
     candidate: Candidate | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its class would, in half the time: planners send many to each other."""
+        return Request, tuple(self)
 
     @property
     def round(self) -> int:

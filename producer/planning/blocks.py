@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
 from itertools import chain, count, groupby, islice
 from multiprocessing import get_context
 from operator import attrgetter
@@ -31,7 +32,7 @@ from producer.planning.carrying import Carrier
 from producer.planning.chunks import Calls, collect
 from producer.planning.grouping import Group, Grouper, in_order
 from producer.planning.intake import Intake, local_folder
-from producer.planning.manifest import Block, Line, parse_line, read_blocks
+from producer.planning.manifest import Block, Line, parse_block, read_blocks
 from producer.planning.rates import Rates
 from producer.planning.recipes import MAX_IMAGES, PLACEHOLDER, Recipe, as_recipe
 from producer.planning.repeats import Hashes, Repeats
@@ -102,26 +103,36 @@ class Planner:
     refused: dict[str, str] = field(default_factory=dict)
     carries: bool = False
 
-    @property
+    @cached_property
     def grouper(self) -> Grouper:
         return Grouper(self.table, self.rates)
 
+    @cached_property
+    def _resolver(self) -> Resolver:
+        return Resolver(self.table, self.options, self.fingerprints, self.intake)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what it remembers of lines."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
         """Plan one block without the lines whose numbers are excluded."""
-        resolver = Resolver(self.table, self.options, self.fingerprints, self.intake)
+        resolver = self._resolver
+        resolver.forget()
         n, rule = self.options.n, self.options.rule
         errors = list(block.errors)
-        # By the identity of their key, and their round.
-        rows: defaultdict[tuple[int, int], list[Request]] = defaultdict(list)
+        # By the identity of their key, and their round if they are candidates.
+        rows: defaultdict[tuple[int, int | None], list[Request]] = defaultdict(list)
+        identities: list[int] = []
+        numbers: list[int] = []
         missing: set[str] = set()
         lines = images = 0
         keeps = False
         doubts: dict[int, LineError] = {}
         found: Sequence[Request]
-        for number, raw in block.numbered():
+        for number, line in parse_block(block):
             if number in exclude:
                 continue
-            line = parse_line(number, raw)
             if isinstance(line, list):
                 errors += line
                 continue
@@ -132,9 +143,16 @@ class Planner:
                     images += len(found)
                     if images > SHARD_LINES and lines:
                         return PlannedBlock(images=_count(block, n, rule))
+                    identities += [resolver.identity(one) for one in found]
+                    numbers += [number] * len(found)
                 else:
-                    slots = line.slots or 0
-                    found = (resolver.resolve(number - 1, line.task, line.body, name, slots=slots),)
+                    hashed = resolver.hash_name(name.encode()) if name else None
+                    request = resolver.resolve(
+                        number - 1, line.task, line.body, name, 0, line.slots or 0, hashed
+                    )
+                    found = (request,)
+                    identities.append(hashed or resolver.identity(request))
+                    numbers.append(number)
             except InvalidRequest as error:
                 errors.append(LineError(number, name, error.field, error.reason))
             except UnknownFingerprint as unknown:
@@ -146,14 +164,14 @@ class Planner:
                 lines += 1
                 keeps |= bool(line.keep)
                 for request in found:
-                    rows[id(request.key), request.round].append(request)
-                    if number not in doubts and (doubt := _doubt(request)):
+                    rows[id(request.key), request.candidate and request.round].append(request)
+                    if (doubt := _doubt(request)) and number not in doubts:
                         doubts[number] = LineError(number, name, *doubt)
         if missing:
             return PlannedBlock(errors=errors, missing=frozenset(missing))
         grouper = self.grouper
         groups, left = grouper.gather(rows.values()), list[Group]()
-        chooses = any(one.candidate is not None for some in rows.values() for one in some)
+        chooses = any(candidates is not None for _, candidates in rows)
         if self.carries and not chooses:  # an image's candidates are looked for in one shard
             divided = [grouper.divide(group) for group in groups]
             groups = [full for full, _ in divided if full[1]]
@@ -164,6 +182,7 @@ class Planner:
         return replace(
             planned, raw=block.gzipped(), errors=errors, lines=lines, keeps=keeps,
             doubts=[*doubts.values()], chooses=chooses,
+            identities=np.array(identities, np.uint64), numbers=np.array(numbers, np.int64),
         )  # fmt: skip
 
     def learn(self, route: str) -> None:
@@ -226,8 +245,7 @@ def _doubt(request: Request) -> tuple[str, str] | None:
 def _count(block: Block, n: int, rule: Rule | None) -> dict[int, int]:
     """The images of each line; 1 of one that is refused."""
     counts: dict[int, int] = {}
-    for number, raw in block.numbered():
-        line = parse_line(number, raw)
+    for number, line in parse_block(block):
         if isinstance(line, list):
             continue
         try:
@@ -240,38 +258,21 @@ def _count(block: Block, n: int, rule: Rule | None) -> dict[int, int]:
 
 
 def _planned(groups: list[Group], left: list[Group], grouper: Grouper) -> PlannedBlock:
-    """A block of lines whose requests are these. left: those that are in no call of it."""
+    """A shard of these requests. left: those that are in no call of it."""
     rows = _rows([*groups, *left])
-    # A custom_id identifies its line; without one the whole request does, its seed included. So it
-    # does for further candidates.
-    identities = b"".join(
-        blake2b(request.custom_id.encode(), digest_size=8).digest()
-        if request.custom_id and not (request.candidate and request.candidate.number)
-        else bytes.fromhex(request.job_id[:16])
-        for request in rows
-    )
     return PlannedBlock(
         shard=encode_shard(rows),
         calls=grouper.calls(groups),
         groups=_count_keys(groups),
         left=left,
-        identities=np.frombuffer(identities, np.uint64),
         jobs=_jobs(rows),
-        numbers=np.array([request.index + 1 for request in rows], np.int64),
     )
 
 
 def _carried(groups: list[Group], homes: frozenset[int], grouper: Grouper) -> PlannedBlock:
     """A shard of what earlier ones, numbered `homes`, left over."""
-    rows = _rows(groups)
-    return PlannedBlock(
-        shard=encode_shard(rows),
-        calls=grouper.calls(groups),
-        groups=_count_keys(groups),
-        jobs=_jobs(rows),
-        carried=len(rows),
-        homes=homes,
-    )
+    planned = _planned(groups, [], grouper)
+    return replace(planned, carried=len(planned.jobs), homes=homes)
 
 
 def _rows(groups: Sequence[Group]) -> list[Request]:
@@ -286,7 +287,7 @@ def _count_keys(groups: Sequence[Group]) -> Counter[BatchKey]:
     """The requests of each key that are surely needed."""
     found: Counter[BatchKey] = Counter()
     for key, some in groupby(_rows(groups), attrgetter("key")):
-        found[key] += sum(not one.round for one in some)
+        found[key] += sum(not (one.candidate and one.round) for one in some)
     return found
 
 
@@ -400,6 +401,10 @@ def _in_process(planner: Planner, blocks: list[Block]) -> Iterator[tuple[Block, 
 def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
     workers = min(os.cpu_count() or 1, 4)
     cutter, pending = _Cutter(), deque[tuple[Block, Future[PlannedBlock]]]()
+
+    def submit(block: Block) -> Future[PlannedBlock]:
+        return pool.submit(_plan, pickle.dumps(planner), block)
+
     # Spawned: storage clients and their threads do not survive a fork.
     # Garbage is collected after blocks that leave some, not among millions of live objects.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_child) as pool:
@@ -409,13 +414,13 @@ def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Bl
             result = future.result()
             if result.images:
                 for part in reversed(cutter.cut(block, result.images)):
-                    pending.appendleft((part, pool.submit(_plan, planner, part)))
+                    pending.appendleft((part, submit(part)))
             else:
                 yield block, result
 
         try:
             for block in blocks:
-                pending.append((block, pool.submit(_plan, planner, block)))
+                pending.append((block, submit(block)))
                 while len(pending) > 2 * workers:
                     yield from settle()
             while pending:
@@ -424,8 +429,15 @@ def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Bl
             pool.shutdown(cancel_futures=True)
 
 
-def _plan(planner: Planner, block: Block) -> PlannedBlock:
-    planned = planner.plan(block)
+@lru_cache(maxsize=1)
+def _unpacked(planner: bytes) -> Planner:
+    """Another one only when it was told something: so it still knows what it has found out."""
+    found: Planner = pickle.loads(planner)
+    return found
+
+
+def _plan(planner: bytes, block: Block) -> PlannedBlock:
+    planned = _unpacked(planner).plan(block)
     if planned.errors:  # exceptions are cycles; requests are none
         gc.collect()
     return planned

@@ -6,18 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from heapq import nsmallest
 from itertools import groupby
 from operator import attrgetter
 
 from jobs.models.families import family_named
 from jobs.models.table import ModelTable
-from jobs.requests import BatchKey, Request
+from jobs.requests import KEYS_KEPT, BatchKey, Request
 from producer.planning.chunks import Calls, collect
 from producer.planning.rates import Rates, estimate
 from producer.planning.slots import fit
-
-KEYS_KEPT = 4096  # with other slots
 
 Group = tuple[BatchKey, list[Request]]  # and what all of these share, the slots of their calls
 
@@ -33,7 +30,7 @@ class Grouper:
         """Requests by what those of one call share, given lists of one batch key and round each."""
         together: defaultdict[tuple[BatchKey, int], list[Request]] = defaultdict(list)
         for same in rows:
-            key = family_named(self.table.get(same[0].key.model).family).call_key(same[0].key)
+            key = _call_key(same[0].key, self.table.get(same[0].key.model).family)
             together[key, same[0].round] += same
         return [(key, requests) for (key, _), requests in together.items()]
 
@@ -47,9 +44,12 @@ class Grouper:
         The same requests are left over in whatever order they stand.
         """
         key, requests = group
-        left = nsmallest(len(requests) % self.width(key), requests, attrgetter("job_id"))
-        if not left:
-            return group, (key, left)
+        count = len(requests) % self.width(key)
+        if not count:
+            return group, (key, [])
+        left = sorted(requests, key=attrgetter("job_id"))[:count]
+        if count == len(requests):
+            return (key, []), (key, left)
         others = {one.job_id for one in left}
         return (key, [one for one in requests if one.job_id not in others]), (key, left)
 
@@ -95,6 +95,11 @@ class Grouper:
 
 
 @lru_cache(KEYS_KEPT)
+def _call_key(key: BatchKey, family: str) -> BatchKey:
+    return family_named(family).call_key(key)
+
+
+@lru_cache(KEYS_KEPT)
 def _with_slots(key: BatchKey, slots: int) -> BatchKey:
     return replace(key, slots=slots)
 
@@ -106,7 +111,12 @@ def in_order(groups: Iterable[Group]) -> list[Group]:
 
 def _place(group: Group) -> tuple[int, str, str, str]:
     number, key = _round_and_key(group)
-    return number, key.model, key.adapter, repr(key)
+    return number, key.model, key.adapter, _text(key)
+
+
+@lru_cache(KEYS_KEPT)
+def _text(key: BatchKey) -> str:
+    return repr(key)
 
 
 def _round_and_key(group: Group) -> tuple[int, BatchKey]:

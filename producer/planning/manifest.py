@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import file_digest
 from io import BufferedReader, BytesIO, RawIOBase
 from json import JSONDecodeError
@@ -196,7 +195,15 @@ def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
             check_marks(raw)
         except ValueError as reason:
             return [LineError(number, "", "", _json_reason(raw, reason))]
-    return parse_plain(raw) or parse_checked(number, raw)
+    plain = parse_plain((raw,))
+    return plain[0] if plain else parse_checked(number, raw)
+
+
+def parse_block(block: Block) -> Iterator[tuple[int, Line | list[LineError]]]:
+    """The number of each line that is not blank, and what parse_line gives of it."""
+    if block.lines and (plain := parse_plain(block.lines)):
+        return enumerate(plain, block.first)
+    return ((number, parse_line(number, raw)) for number, raw in block.numbered())
 
 
 def parse_checked(number: int, raw: bytes) -> _Checked | list[LineError]:
@@ -332,7 +339,7 @@ def read_blocks(
     most = max(1, SHARD_LINES // n)
     with _open(uri) as stream:
         block, size, requests = Block(1), 0, 0
-        lines = iter(partial(stream.readline, max_line + 1), b"")
+        lines = _lines(stream, max_line)
         if kind_of(uri):
             lines = table_lines(stream, uri, columns or {}, keep)
         elif keep:
@@ -361,6 +368,15 @@ def read_blocks(
                 block, size = Block(block.first + len(block.lines)), 0
         if block.lines:
             yield block
+
+
+def _lines(stream: IO[bytes], most: int) -> Iterator[bytes]:
+    """All lines; those of more than `most` bytes may come in pieces of which the first has more."""
+    while piece := stream.read(READ_BYTES):  # in a third of the time of a readline each
+        lines = BytesIO(piece).readlines()
+        if not lines[-1].endswith(b"\n"):
+            lines[-1] += stream.readline(max(0, most + 1 - len(lines[-1])))
+        yield from lines
 
 
 def _begins_array(raw: bytes) -> bool:

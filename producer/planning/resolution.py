@@ -9,15 +9,26 @@ from operator import attrgetter
 from typing import Any
 
 import orjson
+from msgspec.structs import astuple
 
 from jobs.errors import InvalidRequest
 from jobs.formats import ImageFormat, format_named
-from jobs.ids import job_identifier, seed_deriver
+from jobs.ids import derived_seed, job_identifier, name_hasher, seed_deriver
 from jobs.models.table import Model, ModelTable
 from jobs.output.scorers import columns_lacking
-from jobs.requests import BatchKey, Body, Candidate, ImageInput, Input, Request, Rule, Task
+from jobs.requests import (
+    KEYS_KEPT,
+    BatchKey,
+    Body,
+    Candidate,
+    ImageInput,
+    Input,
+    Request,
+    Rule,
+    Task,
+)
 from producer.planning.intake import Intake
-from producer.planning.plain import PlainBody
+from producer.planning.plain import PARAMETERS, PlainBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +69,7 @@ class UnknownFingerprint(Exception):
 
 
 # What of a body decides its batch key, besides what of it there is at all.
-_parameters = attrgetter(
-    "model", "num_inference_steps", "guidance_scale", "response_format", "width", "height",
-    "strength",
-)  # fmt: skip
+_parameters = attrgetter(*PlainBody.__struct_fields__[PARAMETERS])
 _OF_THE_IMAGE = tuple(one.name for one in fields(BatchKey) if one.name != "slots")
 # …, their canonical form, and what gives the job ids of requests that begin with it
 _Key = tuple[BatchKey, ImageFormat, bytes, Callable[[bytes], str]]
@@ -70,7 +78,7 @@ _Inputs = tuple[tuple[str, ...], tuple[str, ...]]  # images (a mask is the last)
 
 @dataclass(frozen=True)
 class Resolver:
-    """Turns bodies into requests. Equal batch keys of one resolver are one object.
+    """Turns bodies into requests. Equal batch keys are one object, until it forgets.
 
     intake: what takes inputs in; without one they stay as they are.
     """
@@ -89,47 +97,65 @@ class Resolver:
     )
 
     @cached_property
-    def _seed(self) -> Callable[[bytes], int]:
-        return seed_deriver(self.options.seed)
+    def hash_name(self) -> Callable[[bytes], int]:
+        """See jobs.ids.name_hasher; of its run."""
+        return name_hasher(self.options.seed)
 
     def resolve(
-        self, index: int, task: Task, body: AnyBody, custom_id: str, number: int = 0, slots: int = 0
+        self,
+        index: int,
+        task: Task,
+        body: AnyBody,
+        custom_id: str,
+        number: int = 0,
+        slots: int = 0,
+        hashed: int | None = None,
     ) -> Request:
         """The request that a body stands for.
 
         index: of its line, from 0; number: of the image among the line's that differ only in their
-        seeds, from 0, which the custom_id tells already; slots: see BatchKey.
+        seeds, from 0, which the custom_id tells already; slots: see BatchKey; hashed: of the
+        custom_id, by hash_name, if it is known.
 
         Raises:
             InvalidRequest: the model does not take what the body asks for.
             UnknownFingerprint: see there.
         """
-        images = _references(body.image) if body.image else ()
-        controls = _references(body.control_images) if body.control_images else ()
-        if body.mask_image:
-            task, images = _masked(task, images, body.mask_image)
-        weights = body.controlnet_weights
-        parameters = (
-            task, slots, len(images), len(controls), body.negative_prompt is None,
-            weights if weights is None else tuple(weights), _parameters(body),
-        )  # fmt: skip
+        images: tuple[str, ...] = ()
+        controls: tuple[str, ...] = ()
+        parameters: tuple[Any, ...]
+        if isinstance(body, PlainBody):
+            parameters = slots, body.negative_prompt is None, astuple(body)[PARAMETERS]
+        else:
+            images = _references(body.image) if body.image else ()
+            controls = _references(body.control_images) if body.control_images else ()
+            if body.mask_image:
+                task, images = _masked(task, images, body.mask_image)
+            weights = body.controlnet_weights
+            parameters = (
+                task, slots, len(images), len(controls), body.negative_prompt is None,
+                weights if weights is None else tuple(weights), _parameters(body),
+            )  # fmt: skip
         found = self._keys.get(parameters)
         if found is None:
             inputs = len(images) - (task == "inpaint")
             found = self._make_key(task, body, inputs, len(controls), slots)
             self._keys[parameters] = found
         key, image_format, content, job_id = found
-        if key.task != task:  # a model that edits takes control images as its inputs
-            images, controls = controls, ()
-        if self.intake and (images or controls):
-            images, controls = self._take(self.intake, task, (images, controls))
+        if images or controls:
+            if key.task != task:  # a model that edits takes control images as its inputs
+                images, controls = controls, ()
+            if self.intake:
+                images, controls = self._take(self.intake, task, (images, controls))
 
         negative = body.negative_prompt or ""
         seed = body.seed
         if seed is None:
-            asked = (body.prompt, negative, images, controls)
-            name = custom_id.encode() or content + orjson.dumps(asked) + _suffix(number)
-            seed = self._seed(name)
+            if hashed is None:
+                asked = (body.prompt, negative, images, controls)
+                name = custom_id.encode() or content + orjson.dumps(asked) + _suffix(number)
+                hashed = self.hash_name(name)
+            seed = derived_seed(hashed)
         # The weights' fingerprint, in `content`, stands for the model, whatever its name.
         identity = (custom_id, seed, body.prompt, negative, images, controls)
         # As its class would, in less than half the time.
@@ -137,6 +163,20 @@ class Resolver:
             index, custom_id, key, body.prompt, negative, seed, image_format,
             job_id(orjson.dumps(identity)), images, controls, None,
         ))  # fmt: skip
+
+    def identity(self, request: Request) -> int:
+        """64 bits that no two requests of a manifest may share."""
+        # A custom_id identifies its line; without one the whole request does, its seed included. So
+        # it does for further candidates.
+        if request.custom_id and not (request.candidate and request.candidate.number):
+            return self.hash_name(request.custom_id.encode())
+        return int(request.job_id[:16], 16)
+
+    def forget(self) -> None:
+        """Forget what kinds of bodies there were, if they are many."""
+        if len(self._keys) > KEYS_KEPT:
+            for known in (self._keys, self._interned, self._identifiers):
+                known.clear()
 
     def candidates(self, first: Request, rule: Rule) -> Iterator[Request]:
         """All the candidates for an image, the first of them the request that it is without others.

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
+from io import BytesIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.requests import MAX_PROMPT, Body
-from producer.planning.manifest import BareLine, BatchLine, parse_checked, parse_line
-from producer.planning.plain import PlainBatchLine, PlainBody, PlainLine, parse_plain
+from producer.planning.manifest import (
+    BareLine,
+    BatchLine,
+    Block,
+    parse_block,
+    parse_checked,
+    parse_line,
+)
+from producer.planning.plain import PARAMETERS, PlainBatchLine, PlainBody, PlainLine, parse_plain
 
 TEXTS = (
     '""', '"a"', '"a: b"', r'"\": \" :"', r'"\u0000"', r'"\ud83d\ude00"', r'"\ud800"', '"\x7f"',
@@ -71,11 +80,11 @@ def said(line: PlainLine | PlainBatchLine | BareLine | BatchLine) -> tuple[objec
 
 def check(raw: bytes) -> bool:
     """Whether a line is plain; then both ways must read it alike."""
-    plain = parse_plain(raw)
+    plain = parse_plain((raw,))
     if plain is not None:
         checked = parse_checked(1, raw)
         assert isinstance(checked, BareLine | BatchLine), checked
-        assert said(plain) == said(checked)
+        assert [said(line) for line in plain] == [said(checked)]
     return plain is not None
 
 
@@ -150,8 +159,41 @@ def test_what_most_manifests_hold_is_plain(line: dict[str, object]) -> None:
     assert said(plain) == said(checked)
 
 
+WHOLE = (
+    b'{"prompt": "a", "keep": {"b": 1}}\n', b'{"prompt": "a: b", "seed": 1}\n',
+    b'{"prompt": "c", "width": 64}\n',
+    b'{"custom_id": "x", "method": "POST", "url": "/v1/images/generations", '
+    b'"body": {"prompt": "a"}}\n',
+)  # fmt: skip
+BROKEN = (
+    b"\n", b'{"prompt": "a"} {"prompt": "b"}\n', b'{"prompt": "a"}{"prompt": "b"}\n', b"{\n",
+    b'"prompt": "b"}\n', b'{"prompt": "a", "prompt": "b"}\n', b'{"prompt": "a}\n', b'{b"}\n',
+    b'{"prompt": "a", "seed": null}\n', b'{"prompt": "a", "seed": 18446744073709551616}\n',
+    b'{"prompt": "a"}\r\n', b'{"prompt": "a", "image": "x"}\n', b'{"prompt": "a", "n": 2}\n',
+    b'{"method": "POST", "body": {"prompt": "a"}\n', b'{"prompt": "a"},\n', b'[{"prompt": "a"}]\n',
+)  # fmt: skip
+whole = st.lists(st.sampled_from(WHOLE[:-1])) | st.lists(st.sampled_from(WHOLE))
+
+
+@settings(max_examples=500)
+@given(whole, st.lists(st.sampled_from(BROKEN) | lines(), max_size=2), st.randoms())
+def test_lines_of_a_block_read_as_each_alone(
+    plain: list[bytes], others: list[bytes], rng: random.Random
+) -> None:
+    raw = rng.sample([*plain, *others], len(plain) + len(others))
+    text = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in raw)
+    block = Block(3, BytesIO(text).readlines())
+    assert list(parse_block(block)) == [(n, parse_line(n, one)) for n, one in block.numbered()]
+
+
+def test_a_plain_block_is_read_at_once() -> None:
+    for one in WHOLE:
+        assert len(parse_plain((one,) * 3) or ()) == 3
+
+
 def test_a_plain_body_has_the_fields_that_a_body_has() -> None:
     names: Sequence[str] = PlainBody.__struct_fields__
     lacks = set(Body.model_fields) - set(names)
+    assert set(names[PARAMETERS]) == set(names) - {"prompt", "negative_prompt", "seed"}
     assert lacks == {"image", "control_images", "controlnet_weights", "mask_image"}
     assert all(getattr(PlainBody, name) is None for name in lacks)
