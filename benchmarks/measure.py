@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -88,6 +89,12 @@ def batches(rows: Iterable[Mapping[str, Any]]) -> Spans:
 def gaps(devices: Spans) -> list[float]:
     """Seconds between two batches of one device."""
     return [two[0] - one[1] for some in devices.values() for one, two in pairwise(some)]
+
+
+def processor_seconds() -> float:
+    """Of this process and of those of its children that have ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in usages)
 
 
 def hardware() -> str:

@@ -1,10 +1,15 @@
 """What mixed manifests cost the device: the demo model, one run each.
 
     python -m benchmarks.mixes [--images 256] [--rounds 1]
+    python -m benchmarks.mixes --plan 1000000
 
-useful ÷ slots: images made, of those that the pipeline calls had room for. work: pixels times steps
-a second of the pipeline calls, so it compares manifests by what they make of a device's time.
+useful ÷ slots: images made, of those that the pipeline calls had room for. of full calls: images
+a second of the pipeline calls, ÷ those of a manifest that has as many lines of each of the same
+keys as fill calls: only what is padded or narrow counts, not how large the images are. limit: the
+same, of the calls that cost least if each key had its own (producer/planning/slots.py).
 job ÷ script: the same random guidance, by a script that renders and saves one at a time.
+
+--plan: planned only, so many lines of each, and of 100 adapters.
 """
 
 from __future__ import annotations
@@ -13,16 +18,35 @@ import argparse
 import json
 import random
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.measure import COLOURS, SHAPES, imagemill, rate, report, rows, spread
+from benchmarks.measure import (
+    COLOURS,
+    SHAPES,
+    imagemill,
+    processor_seconds,
+    rate,
+    report,
+    rows,
+    spread,
+)
 from benchmarks.throughput import loop_rate
 from jobs.models.table import load_models
 from jobs.settings import load_settings
+from producer.planning.resolution import PlanOptions
+from producer.planning.slots import cost, fit
+from producer.planning.submission import Job, identify, prepare
 
 SIDES = (40, 48, 56, 64, 72)
+ADAPTERS = 100
+
+Mix = Callable[[int], dict[str, Any]]  # the fields of line i, besides its custom_id and prompt
 
 
 def one_key(_: int) -> dict[str, Any]:
@@ -44,12 +68,21 @@ def guidance(i: int) -> dict[str, Any]:
     return {"guidance_scale": round(random.Random(i).uniform(1, 7), 3)}
 
 
+def adapters(i: int) -> dict[str, Any]:
+    return {"model": f"shapes:{i % ADAPTERS}"}
+
+
 def models(i: int) -> dict[str, Any]:
-    """Two models, line by line."""
+    """With and without an adapter, line by line."""
     return {} if i % 2 else {"model": "shapes:outline"}
 
 
-def manifest(path: Path, images: int, mix: Callable[[int], dict[str, Any]]) -> Path:
+def two(i: int) -> dict[str, Any]:
+    """Two models, line by line."""
+    return {} if i % 2 else {"model": "null"}
+
+
+def manifest(path: Path, images: int, mix: Mix) -> Path:
     with path.open("w") as file:
         for i in range(images):
             colour, shape = COLOURS[i % len(COLOURS)], SHAPES[i // len(COLOURS) % len(SHAPES)]
@@ -70,46 +103,117 @@ def spent(records: list[dict[str, Any]]) -> tuple[float, int]:
     return sum(one for one, _ in calls.values()), sum(slots for _, slots in calls.values())
 
 
+def counted(mix: Mix, images: int) -> Counter[str]:
+    """The lines of each kind."""
+    return Counter(json.dumps(mix(i)) for i in range(images))
+
+
+def full(mix: Mix, images: int, width: int) -> tuple[Mix, int]:
+    """The same kinds of lines, so often each that they fill calls, and how many lines these are."""
+    kinds = [json.loads(kind) for kind in counted(mix, images)]
+    return lambda i: kinds[i // width], len(kinds) * width
+
+
+def limit(mix: Mix, images: int, width: int) -> float:
+    """Device time of full calls ÷ that of the calls that cost least, each of one kind of lines."""
+    least = 0.0
+    for count in counted(mix, images).values():
+        rest = fit(count % width, width) if count % width else ()
+        least += count // width * cost(width, width) + sum(cost(slots, width) for slots in rest)
+    return images * cost(width, width) / width / least
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--plan", type=int, metavar="LINES")
     options = parser.parse_args()
+    if options.plan:
+        plan_all(options.plan, options.rounds)
+    else:
+        render_all(options.images, options.rounds)
+
+
+def plan_all(lines: int, rounds: int) -> None:
+    mixes: dict[str, Mix] = {"one key": one_key, "40 sizes x 3 step counts": buckets}
+    mixes |= {"a guidance a line": guidance, "100 adapters": adapters, "two models": two}
+    table = load_models()
+    shapes = table.get("shapes")
+    (outline,) = shapes.adapters.values()
+    named = {str(i): outline for i in range(ADAPTERS)}
+    changed = {"shapes": shapes.model_copy(update={"adapters": named})}
+    table = replace(table, models={**table.models, **changed})
+    pace: dict[str, list[float]] = {name: [] for name in mixes}
+    processor: dict[str, list[float]] = {name: [] for name in mixes}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(rounds):
+            for name, mix in mixes.items():
+                path = manifest(Path(folder) / "manifest.jsonl", lines, mix)
+                job = Job(str(path), f"{folder}/{i}-{name}", table, PlanOptions(model="shapes"))
+                started, before = time.perf_counter(), processor_seconds()
+                plan = prepare(identify(job), lambda _: None)
+                pace[name].append(lines / (time.perf_counter() - started))
+                processor[name].append((processor_seconds() - before) / lines * 1e6)
+                assert plan.requests == lines
+    report(
+        f"Mixed manifests, {lines} lines each, planned",
+        [
+            f"{name:28} {median(pace[name]):,.0f} lines/s, ÷ one key's "
+            f"{median(pace[name]) / median(pace['one key']):.2f}, "
+            f"{median(processor[name]):.2f} µs of a core a line"
+            for name in mixes
+        ],
+    )
+
+
+def render_all(images: int, rounds: int) -> None:
     table = load_models(load_settings().models)
     model = table.get("shapes")
-    mixes = {"one key": one_key, "40 sizes x 3 step counts": buckets, "groups of five": fives}
-    mixes |= {"a guidance a line": guidance, "with and without an adapter": models}
+    width = model.batch_width
+    mixes: dict[str, tuple[Mix, int]] = {
+        "one key": (one_key, images),
+        "40 sizes x 3 step counts": (buckets, images),
+        "5 x 4 sizes x 2 step counts": (fives, images),
+        "the same in groups of five": (fives, 192),
+        "a guidance a line": (guidance, images),
+        "with and without an adapter": (models, images),
+    }
     useful: dict[str, list[float]] = {name: [] for name in mixes}
-    pace: dict[str, list[float]] = {name: [] for name in mixes}
+    share: dict[str, list[float]] = {name: [] for name in mixes}
     against_script: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(options.rounds):
-            base = 0.0
-            for name, mix in mixes.items():
-                lines = 192 if mix is fives else options.images
-                path = manifest(Path(folder) / "manifest.jsonl", lines, mix)
-                out = Path(folder) / f"{i}-{name.replace(' ', '-')}"
-                imagemill(
-                    "run", str(path), "--out", str(out), "--quiet", "--model", "shapes",
-                    "--devices", "cpu",
-                )  # fmt: skip
-                records = rows(out)
-                seconds, slots = spent(records)
+        path = Path(folder) / "manifest.jsonl"
+
+        def run(name: str, mix: Mix, lines: int) -> tuple[list[dict[str, Any]], float, int]:
+            """Rows, and the seconds and slots of all pipeline calls."""
+            out = Path(folder) / name
+            imagemill(
+                "run", str(manifest(path, lines, mix)), "--out", str(out), "--quiet",
+                "--model", "shapes", "--devices", "cpu",
+            )  # fmt: skip
+            return (records := rows(out)), *spent(records)
+
+        for i in range(rounds):
+            fair, whole, _ = run(f"{i}-full", *full(fives, 192, width))
+            for name, (mix, lines) in mixes.items():
+                records, seconds, slots = run(f"{i}-{name}", mix, lines)
                 useful[name].append(len(records) / slots)
-                work = sum(r["width"] * r["height"] * r["num_inference_steps"] for r in records)
-                base = base or work / seconds
-                pace[name].append(work / seconds / base)
+                if mix is fives:
+                    share[name].append(lines / seconds / (len(fair) / whole))
                 if mix is guidance:
+                    manifest(path, lines, mix)
                     saved = Path(folder) / f"saved{i}"
                     saved.mkdir()
                     alone = loop_rate(path, model, Path(table.source(model)), 1, str(saved), "cpu")
                     against_script.append(rate(records, 1) / alone)
     report(
-        f"Mixed manifests, shapes, {options.images} images each",
-        [
-            f"{name:28} useful ÷ slots {spread(useful[name])}   "
-            f"work a device second ÷ one key's {spread(pace[name])}"
+        f"Mixed manifests, shapes, {images} images each",
+        [f"{name:28} useful ÷ slots {spread(some)}" for name, some in useful.items()]
+        + [
+            f"{name:28} of full calls {spread(share[name])}, limit {limit(*mixes[name], width):.3f}"
             for name in mixes
+            if share[name]
         ]
         + [f"a guidance a line: job ÷ script {spread(against_script)}"],
     )

@@ -10,7 +10,6 @@ processes a line, and the peak memory of the planning process and of all its pro
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from threading import Event, Thread
 
 import psutil
 
-from benchmarks.measure import report, write_manifest, write_table
+from benchmarks.measure import processor_seconds, report, write_manifest, write_table
 from jobs.models.table import load_models
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
@@ -47,13 +46,13 @@ def main() -> None:
         writer.start()  # whose memory is not to be measured
         writer.join()
         job = Job(str(manifest), f"{name}/out", load_models(), options)
-        before = _processor_seconds()
+        before = processor_seconds()
         with _peak_memory() as peak:
             started = time.perf_counter()
             plan = prepare(identify(job), lambda _: None)
             seconds = time.perf_counter() - started
     assert plan.requests == lines
-    spent = _processor_seconds() - before
+    spent = processor_seconds() - before
     report(
         f"Planning {lines} {'rows of Parquet' if given.rows == 'parquet' else 'lines'}",
         [
@@ -63,11 +62,6 @@ def main() -> None:
             f"{max(whole for _, whole in peak) >> 20} MB",
         ],
     )
-
-
-def _processor_seconds() -> float:
-    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in usages)
 
 
 @contextmanager
