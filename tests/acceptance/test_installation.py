@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,6 +117,59 @@ def test_what_failed_is_retried_without_its_manifest(
     assert "has taken" in installed("resume", failed["run_id"], code=2).stderr
     assert len(rows(installed.folder / "out" / "metadata.jsonl")) == 4
     assert "has an image of every request" in installed("retry", "out", code=2).stderr
+
+
+def test_what_was_chosen_stays_when_what_failed_is_retried(
+    installed: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    (installed.folder / "models.toml").write_text(
+        'default = "null"\n[models.null]\nrepo = "null:"\nsize = [64, 64]\n'
+        'takes = ["generate", "edit"]\n'
+    )
+    monkeypatch.setenv("IMAGEMILL_MODELS", str(installed.folder / "models.toml"))
+    request.getfixturevalue("worker")
+    picture = BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    digest = sha256(picture.getvalue()).hexdigest()
+    best: dict[str, object] = {"best_of": 2, "by": "brightness"}
+    least: dict[str, object] = {"min": {"brightness": 130}, "max_tries": 8}
+    lines = [
+        {"prompt": f"p {n}", "custom_id": f"{n}{name}", **rule} | image
+        for n in range(4)
+        for name, rule in (("best", best), ("least", least), ("plain", {}))
+        for image in ({"image": f"sha256:{digest}"} if n == 2 else {},)
+    ]
+    manifest = installed.manifest(*lines)
+    given = ("--model", "null", "--score", "statistics", "--wait")
+    installed("submit", manifest, "--out", "out", *given, code=1)
+    before = chosen(installed.folder / "out")
+    assert {name for name in before if name.startswith("2")} == set()
+    inputs = installed.folder / "out" / "_inputs"
+    inputs.mkdir(exist_ok=True)
+    (inputs / digest).write_bytes(picture.getvalue())
+    installed("retry", "out")
+    installed("watch", "out")
+    after = chosen(installed.folder / "out")
+    assert before.items() <= after.items()
+    # The images that failed are chosen as if they never had.
+    fresh = installed.folder / "calm" / "_inputs"
+    fresh.mkdir(parents=True)
+    (fresh / digest).write_bytes(picture.getvalue())
+    installed("submit", manifest, "--out", "calm", *given)
+    assert chosen(installed.folder / "calm") == after
+    assert list(after) == [str(line["custom_id"]) for line in lines]
+
+
+def chosen(out: Path) -> dict[str, tuple[object, ...]]:
+    """What is known of each image that was chosen, and of its rejects."""
+    rejects = rows(out / "rejects.jsonl")
+    return {
+        row["custom_id"]: (
+            row["sha256"], row["brightness"], row.get("candidates"),
+            *(one.get("sha256") for one in rejects if one["custom_id"] == row["custom_id"]),
+        )
+        for row in rows(out / "metadata.jsonl")
+    }  # fmt: skip
 
 
 def test_run_survives_a_wiped_broker(installed: Cli, broker: str) -> None:
