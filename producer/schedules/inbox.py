@@ -92,8 +92,6 @@ class Inbox:
     _problems: dict[str, str] = field(default_factory=dict)  # what was told last of those that wait
 
     def __post_init__(self) -> None:
-        if self.storage.local_root is not None and not self.storage.exists(""):
-            raise UsageError(f"there is no folder {self.storage.uri}", "Make it, or correct it.")
         try:
             check_template(self.out)
         except ValueError as error:

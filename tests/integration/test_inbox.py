@@ -64,7 +64,6 @@ class Post:
 @pytest.fixture
 def post(site: Site) -> Post:
     (site.folder / "inbox").mkdir()
-    (site.folder / "inbox").mkdir()
     return Post(site, open_storage(f"{site.folder}/inbox"))
 
 
