@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 
@@ -164,7 +164,12 @@ def _batches(
     if kind == ".parquet":
         table = parquet.ParquetFile(file)
         chosen = _choose(table.schema_arrow.names, columns, keep, uri)
-        batches = table.iter_batches(ROWS, columns=[*{*chosen.values(), *keep}])
+        asked = [*{*chosen.values(), *keep}]
+        # By groups: in one go, a reader keeps 6 MB of each million rows until its end.
+        batches = chain.from_iterable(
+            table.iter_batches(ROWS, row_groups=[group], columns=asked)
+            for group in range(table.num_row_groups)
+        )
     elif kind == ".arrow":
         header, batches = _arrow(file)
         chosen = _choose(header, columns, keep, uri)
