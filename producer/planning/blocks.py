@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -39,7 +40,7 @@ from producer.planning.repeats import Hashes, Repeats
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
-PARALLEL_BLOCKS = 4  # below this a manifest is planned faster than a process starts
+ALONE_SECONDS = 0.3  # that planning has taken before other processes are started
 MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
 
 NO_RATES: Rates = {}
@@ -314,20 +315,15 @@ def plan_blocks(
     """
     each = options.n * (options.rule.tries if options.rule else 1)
     blocks = read_blocks(manifest, options.limit, each, dict(options.columns), options.keep)
-    head = list(islice(blocks, PARALLEL_BLOCKS))
+    head = list(islice(blocks, 2))
     folder = local_folder(manifest) if options.local_files else None
     intake = Intake(storage, folder, frozenset(options.stores))
     planner = Planner(table, options, fingerprints, intake, rates, carries=len(head) > 1)
-    if head:  # so that the other processes know the fingerprints that most manifests need
+    if head:
         _learn_fingerprints(planner, head[0])
     repeats, is_empty = Repeats(), True
     carrier, homes, shards = Carrier(planner.grouper), dict[str, int](), count()
-    planned = (
-        _in_parallel(planner, chain(head, blocks))
-        if len(head) == PARALLEL_BLOCKS
-        else _in_process(planner, head)
-    )
-    for block, result in planned:
+    for block, result in _plan_each(planner, chain(head, blocks)):
         if result.missing:
             result = _learn_fingerprints(planner, block)
         again = np.unique(result.numbers[repeats.add(result.identities)])
@@ -387,39 +383,51 @@ class _Cutter:
         return list(block.cut(images))
 
 
-def _in_process(planner: Planner, blocks: list[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
-    cutter, pending = _Cutter(), deque(blocks)
-    while pending:
-        block = pending.popleft()
-        result = planner.plan(block)
+def _plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
+    """Plan blocks in their order: here, and in other processes as soon as these have started, which
+    takes longer than most manifests do."""
+    cutter, started = _Cutter(), time.monotonic()
+
+    def plan_here(block: Block) -> Iterator[tuple[Block, PlannedBlock]]:
+        parts = deque([block])
+        while parts:
+            part = parts.popleft()
+            result = planner.plan(part)
+            if result.images:
+                parts.extendleft(reversed(cutter.cut(part, result.images)))
+            else:
+                yield part, result
+
+    for block in blocks:
+        yield from plan_here(block)
+        if time.monotonic() - started > ALONE_SECONDS:
+            break
+    if (following := next(blocks, None)) is None:
+        return
+
+    def settle() -> Iterator[tuple[Block, PlannedBlock]]:
+        block, future = pending.popleft()
+        result = future.result()
         if result.images:
-            pending.extendleft(reversed(cutter.cut(block, result.images)))
+            for part in reversed(cutter.cut(block, result.images)):
+                pending.appendleft((part, submit(part)))
         else:
             yield block, result
-
-
-def _in_parallel(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
-    workers = min(os.cpu_count() or 1, 4)
-    cutter, pending = _Cutter(), deque[tuple[Block, Future[PlannedBlock]]]()
 
     def submit(block: Block) -> Future[PlannedBlock]:
         return pool.submit(_plan, pickle.dumps(planner), block)
 
+    workers = min(os.cpu_count() or 1, 4)
+    pending = deque[tuple[Block, Future[PlannedBlock]]]()
     # Spawned: storage clients and their threads do not survive a fork.
     # Garbage is collected after blocks that leave some, not among millions of live objects.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_child) as pool:
-
-        def settle() -> Iterator[tuple[Block, PlannedBlock]]:
-            block, future = pending.popleft()
-            result = future.result()
-            if result.images:
-                for part in reversed(cutter.cut(block, result.images)):
-                    pending.appendleft((part, submit(part)))
-            else:
-                yield block, result
-
         try:
-            for block in blocks:
+            starting = [pool.submit(os.getpid) for _ in range(workers)]  # done once they have
+            for block in chain((following,), blocks):
+                if not any(one.done() for one in starting):
+                    yield from plan_here(block)
+                    continue
                 pending.append((block, submit(block)))
                 while len(pending) > 2 * workers:
                     yield from settle()

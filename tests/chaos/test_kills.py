@@ -96,7 +96,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few lines make several shards, of which some hold what others left over."""
     for module in (manifest, carrying):
         monkeypatch.setattr(module, "SHARD_LINES", BLOCK)
-    monkeypatch.setattr(blocks, "PARALLEL_BLOCKS", 1000)  # other processes would have large ones
+    monkeypatch.setattr(blocks, "ALONE_SECONDS", 1000)  # other processes would have large ones
 
 
 def choosing(site: Site, run_id: str) -> Plan:

@@ -91,7 +91,7 @@ def render(storage: Storage, plan: Plan) -> int:
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (manifest, carrying):
         monkeypatch.setattr(module, "SHARD_LINES", LINES)
-    monkeypatch.setattr(blocks, "PARALLEL_BLOCKS", 1000)  # other processes would have large ones
+    monkeypatch.setattr(blocks, "ALONE_SECONDS", 1000)  # other processes would have large ones
 
 
 def test_each_request_is_in_one_call_and_calls_are_full(tmp_path: Path) -> None:

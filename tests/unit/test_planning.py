@@ -2,6 +2,7 @@
 
 import json
 import random
+from concurrent.futures import Future, ProcessPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from jobs.errors import InvalidRequest
 from jobs.models.table import ModelTable, load_models
 from jobs.requests import Request
+from producer.planning import blocks
 from producer.planning.blocks import PlannedBlock, plan_blocks
 from producer.planning.manifest import parse_line
 from producer.planning.resolution import PlanOptions, Resolver
@@ -108,12 +110,28 @@ def test_calls_cover_all_rows_and_hold_one_model(tmp_path: Path) -> None:
     assert stops[-1] == sum(block.groups.values()) == 3000
 
 
-def test_parallel_planning_gives_what_planning_in_process_gives(tmp_path: Path) -> None:
+def test_parallel_planning_gives_what_planning_in_process_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [{"custom_id": f"row {i}", "prompt": f"p{i}"} for i in range(20_000)]
-    together = plan(tmp_path / "m", lines)
-    alone = plan(tmp_path / "m", lines, limit=5000)
-    assert sum(block.requests for block in together) == 20_000
-    assert together[0].shard == alone[0].shard
+    monkeypatch.setattr(blocks, "ALONE_SECONDS", 1000)
+    alone = plan(tmp_path / "m", lines)
+    asked: list[Future[Any]] = []
+
+    class Pool(ProcessPoolExecutor):
+        def submit(self, *args: Any, **named: Any) -> Future[Any]:
+            asked.append(super().submit(*args, **named))
+            return asked[-1]
+
+    monkeypatch.setattr(blocks, "ALONE_SECONDS", 0)
+    monkeypatch.setattr(blocks, "ProcessPoolExecutor", Pool)
+    together = []
+    for block in plan_blocks(str(tmp_path / "m"), TABLE, PlanOptions(), dict(FINGERPRINTS)):
+        together.append(block)
+        if asked:
+            asked[0].result(60)  # which the next block then need not wait for
+    assert [block.shard for block in together] == [block.shard for block in alone]
+    assert sum(isinstance(future.result(), PlannedBlock) for future in asked) == 3
 
 
 def test_the_order_of_lines_changes_no_job_id(tmp_path: Path) -> None:
