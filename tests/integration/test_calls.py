@@ -27,6 +27,7 @@ from jobs.errors import FatalError
 from jobs.settings import Settings
 from tests.samples import make_key, make_request
 from tests.support import eventually
+from worker.accounts import Accounts
 from worker.calls import serve_calls
 from worker.faults import Fitness, Unfit
 from worker.render import Rendered
@@ -229,6 +230,7 @@ def test_whatever_is_wrong_with_a_call_is_its_callers_to_hear(
         loader=broken if where == "loader" else lambda *_: SimpleNamespace(load=lambda _: None),
         call_inputs=None,
         call_flow=Semaphore(),
+        accounts=Accounts(),
         stage=SimpleNamespace(run=broken if where == "stage" else run),
     )
     put(replace(make_call("a"), out="nowhere://x" if where == "store" else str(tmp_path)))
@@ -259,6 +261,7 @@ def test_a_call_that_this_worker_cannot_render_goes_to_another(
         call_inputs=None,
         renderers=SimpleNamespace(get=lambda _: None),
         call_flow=Semaphore(),
+        accounts=Accounts(),
         stage=SimpleNamespace(run=broken),
         executor=None,
         put=None,
