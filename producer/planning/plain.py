@@ -92,10 +92,12 @@ _AROUND = len(PlainBatchLine.__struct_fields__)  # keys of a line around those o
 def parse_plain(lines: Sequence[bytes]) -> Sequence[PlainLine] | Sequence[PlainBatchLine] | None:
     """The requests of lines, if all are plain and of one form, and the JSON of none gives a key
     twice, or something as null."""
+    if sum(map(len, lines)) > MOST * len(lines):
+        return None
     text = b"".join(lines)
     # No JSON goes on so after a line's end: then each line begins with a value, and so many values
     # are one a line.
-    if len(text) > MOST * len(lines) or text.count(b"}\n{") != len(lines) - 1:
+    if text.count(b"}\n{") != len(lines) - 1:
         return None
     found: Sequence[PlainLine] | Sequence[PlainBatchLine]
     try:

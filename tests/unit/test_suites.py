@@ -13,6 +13,7 @@ from PIL import Image
 
 from jobs.errors import UsageError
 from producer.planning.manifest import BareLine, BareRecipe, parse_line
+from producer.planning.plain import PlainLine
 from producer.planning.presets import PRESETS, SuiteName, manifest_lines
 from producer.upkeep.export.layouts import LaidOut, lay_out
 from producer.upkeep.export.selection import parse_condition
@@ -48,7 +49,7 @@ def test_a_suites_file_is_a_manifest(tmp_path: Path, suite: SuiteName) -> None:
     lines = []
     for number, raw in enumerate(manifest_lines(suite, [file])):
         line = parse_line(number, raw)
-        assert isinstance(line, BareLine | BareRecipe), line
+        assert isinstance(line, BareLine | BareRecipe | PlainLine), line
         lines.append(line)
     assert [line.prompt for line in lines] == prompts
     assert len({line.custom_id for line in lines}) == len(lines)
