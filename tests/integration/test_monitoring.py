@@ -45,9 +45,9 @@ class Prometheus:
     since: float
 
     def ask(self, path: str, **query: Any) -> Any:
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=query, timeout=10).json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=query, timeout=10)
+        assert answer.status_code != 400, answer.text
+        return answer.raise_for_status().json()["data"]
 
     def value(self, text: str) -> float:
         """The sum of what an expression has now."""
@@ -117,7 +117,7 @@ def prometheus(premises: Premises, facade: str) -> Iterator[Prometheus]:
 def is_up(prometheus: Prometheus) -> bool:
     try:
         return prometheus.value("up") == 2
-    except httpx.TransportError:
+    except httpx.HTTPError:  # it starts, and says 503 for a moment
         return False
 
 
