@@ -6,17 +6,17 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from jobs.broker.connection import connect
 from jobs.settings import Settings
+from tests.facades import picture
 from tests.support import Cli, circles, eventually, rows
 
+PICTURE = picture(size=(64, 64))
 REQUESTS = 20_000  # many seconds of the null renderer
 
 
@@ -34,6 +34,18 @@ def worker(installed: Cli) -> Iterator[subprocess.Popen[str]]:
     running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=40)
     assert running.returncode == 0, said
+
+
+@pytest.fixture
+def editor(installed: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A worker whose null model edits as well."""
+    table = installed.folder / "models.toml"
+    table.write_text(
+        'default = "null"\n[models.null]\nrepo = "null:"\nsize = [64, 64]\n'
+        'takes = ["generate", "edit"]\n'
+    )
+    monkeypatch.setenv("IMAGEMILL_MODELS", str(table))
+    request.getfixturevalue("worker")
 
 
 @pytest.mark.usefixtures("worker")
@@ -89,18 +101,9 @@ def test_cancelled_run_resumes(installed: Cli) -> None:
     assert len(rows(installed.folder / "out" / "metadata.jsonl")) == REQUESTS
 
 
-def test_what_failed_is_retried_without_its_manifest(
-    installed: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    (installed.folder / "models.toml").write_text(
-        'default = "null"\n[models.null]\nrepo = "null:"\nsize = [64, 64]\n'
-        'takes = ["generate", "edit"]\n'
-    )
-    monkeypatch.setenv("IMAGEMILL_MODELS", str(installed.folder / "models.toml"))
-    request.getfixturevalue("worker")
-    picture = BytesIO()
-    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
-    digest = sha256(picture.getvalue()).hexdigest()
+@pytest.mark.usefixtures("editor")
+def test_what_failed_is_retried_without_its_manifest(installed: Cli) -> None:
+    digest = sha256(PICTURE).hexdigest()
     away = {"prompt": "redder", "custom_id": "late", "image": f"sha256:{digest}"}
     manifest = installed.manifest(*circles(3), away)
     installed("submit", manifest, "--out", "out", "--model", "null", "--wait", code=1)
@@ -109,7 +112,7 @@ def test_what_failed_is_retried_without_its_manifest(
     (installed.folder / manifest).unlink()
     inputs = installed.folder / "out" / "_inputs"
     inputs.mkdir(exist_ok=True)
-    (inputs / digest).write_bytes(picture.getvalue())
+    (inputs / digest).write_bytes(PICTURE)
     retried = installed.json("retry", failed["run_id"])
     assert retried["run_id"] != failed["run_id"]
     assert installed.json("watch", "out")["summary"]["done"] == 4
@@ -119,18 +122,9 @@ def test_what_failed_is_retried_without_its_manifest(
     assert "has an image of every request" in installed("retry", "out", code=2).stderr
 
 
-def test_what_was_chosen_stays_when_what_failed_is_retried(
-    installed: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    (installed.folder / "models.toml").write_text(
-        'default = "null"\n[models.null]\nrepo = "null:"\nsize = [64, 64]\n'
-        'takes = ["generate", "edit"]\n'
-    )
-    monkeypatch.setenv("IMAGEMILL_MODELS", str(installed.folder / "models.toml"))
-    request.getfixturevalue("worker")
-    picture = BytesIO()
-    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
-    digest = sha256(picture.getvalue()).hexdigest()
+@pytest.mark.usefixtures("editor")
+def test_what_was_chosen_stays_when_what_failed_is_retried(installed: Cli) -> None:
+    digest = sha256(PICTURE).hexdigest()
     best: dict[str, object] = {"best_of": 2, "by": "brightness"}
     least: dict[str, object] = {"min": {"brightness": 130}, "max_tries": 8}
     lines = [
@@ -146,7 +140,7 @@ def test_what_was_chosen_stays_when_what_failed_is_retried(
     assert {name for name in before if name.startswith("2")} == set()
     inputs = installed.folder / "out" / "_inputs"
     inputs.mkdir(exist_ok=True)
-    (inputs / digest).write_bytes(picture.getvalue())
+    (inputs / digest).write_bytes(PICTURE)
     installed("retry", "out")
     installed("watch", "out")
     after = chosen(installed.folder / "out")
@@ -154,7 +148,7 @@ def test_what_was_chosen_stays_when_what_failed_is_retried(
     # The images that failed are chosen as if they never had.
     fresh = installed.folder / "calm" / "_inputs"
     fresh.mkdir(parents=True)
-    (fresh / digest).write_bytes(picture.getvalue())
+    (fresh / digest).write_bytes(PICTURE)
     installed("submit", manifest, "--out", "calm", *given)
     assert chosen(installed.folder / "calm") == after
     assert list(after) == [str(line["custom_id"]) for line in lines]
