@@ -35,13 +35,18 @@ class Link:
         self._open.set()
 
     def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)  # or the thread goes on accepting
         self._server.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 near, _ = self._server.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:
+                    near.close()  # as a port does that nobody listens at
+                    continue
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=self._forward, args=(one, other), daemon=True).start()
 
