@@ -142,6 +142,7 @@ class Group:
         primary.options = self._options()
         primary.start()
         self._follow(replica, primary)
+        eventually(lambda: self._is_followed(primary))
         for number in range(3):
             self.ports.append(free_port())
             file = self.folder / f"sentinel-{number}.conf"
@@ -184,14 +185,24 @@ class Group:
         primary.execute_command("CLIENT", "KILL", "TYPE", "replica")
 
     def revive(self, server: Valkey) -> None:
-        """Start a server that was the primary: its successor's replica now."""
+        """Start a server that was the primary, as its successor's replica.
+
+        It may become the primary again: sentinels of a busy machine can lose sight of the other.
+        """
         self._follow(server, self.primary)
+        eventually(lambda: self._is_followed(self.primary))
 
     def _follow(self, server: Valkey, primary: Valkey) -> None:
         server.options = [*self._options(), "--replicaof", f"127.0.0.1 {primary.port}"]
         server.start()
-        client = connect(Settings(broker=server.url))
-        eventually(lambda: client.info("replication").get("master_link_status") == "up")
+
+    def _is_followed(self, primary: Valkey) -> bool:
+        """Whether its replica has all that it has."""
+        try:
+            found = connect(Settings(broker=primary.url)).info("replication")
+        except redis.RedisError:
+            return False
+        return bool(found.get("slave0", {}).get("state") == "online")
 
     def _options(self) -> list[str]:
         return [
