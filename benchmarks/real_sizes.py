@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -59,7 +61,7 @@ class Shape:
     vae: Mapping[str, Any]
     clip: tuple[int, int, int]
     big_clip: tuple[int, int, int]
-    t5: Mapping[str, int]
+    t5: Mapping[str, Any]
     sample: int
 
 
@@ -121,7 +123,7 @@ def build_sdxl(folder: Path, shape: Shape = REAL) -> None:
 def sdxl_unet(shape: Shape = REAL) -> UNet2DConditionModel:
     """SDXL's denoiser."""
     clip, big = shape.clip[0], shape.big_clip[0]
-    return UNet2DConditionModel(
+    made: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=shape.sample,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -131,6 +133,7 @@ def sdxl_unet(shape: Shape = REAL) -> UNet2DConditionModel:
         use_linear_projection=True,
         **shape.unet,
     )
+    return made
 
 
 def build_flux(folder: Path, shape: Shape = REAL) -> None:
@@ -155,7 +158,8 @@ def build_flux(folder: Path, shape: Shape = REAL) -> None:
 
 def flux_transformer(shape: Shape = REAL) -> FluxTransformer2DModel:
     """FLUX.1-dev's denoiser alone, which takes all its time but for a few per cent."""
-    return FluxTransformer2DModel(guidance_embeds=True, **shape.transformer).eval()
+    made: FluxTransformer2DModel = FluxTransformer2DModel(guidance_embeds=True, **shape.transformer)
+    return made.eval()
 
 
 @contextmanager
@@ -172,7 +176,7 @@ def random_weights(device: str, dtype: torch.dtype = torch.bfloat16) -> Iterator
 
 
 def _vae(shape: Shape, channels: int, **options: Any) -> AutoencoderKL:
-    return AutoencoderKL(
+    made: AutoencoderKL = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
@@ -181,10 +185,12 @@ def _vae(shape: Shape, channels: int, **options: Any) -> AutoencoderKL:
         **shape.vae,
         **options,
     )
+    return made
 
 
 def _tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(DEMO_TOKENIZER)
+    read: CLIPTokenizer = CLIPTokenizer.from_pretrained(DEMO_TOKENIZER)
+    return read
 
 
 def _clip(hidden: int, layers: int, heads: int) -> CLIPTextConfig:
@@ -207,7 +213,7 @@ def _bytes() -> PreTrainedTokenizerFast:
     names = ["<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     raw = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw,
         pad_token="<pad>",
         eos_token="</s>",

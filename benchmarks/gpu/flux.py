@@ -8,7 +8,7 @@ from hashlib import sha256
 from statistics import median
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 from benchmarks.gpu.step import Day, Notes, found_by
 from benchmarks.real_sizes import REAL, TINY, flux_transformer, random_weights
@@ -120,18 +120,21 @@ def _wait(day: Day) -> None:
 def _inputs(day: Day, transformer: FluxTransformer2DModel, slots: int) -> Inputs:
     """What FluxPipeline gives it for an image of 1024 x 1024; tiny: 64 x 64. Row n is always the
     same."""
+
+    def placed(values: torch.Tensor) -> torch.Tensor:
+        return values.to(day.device, transformer.dtype)
+
     config, side = transformer.config, 64 if day.is_real else 4
-    kind = {"device": day.device, "dtype": transformer.dtype}
     rows = []
     for number in range(slots):
         noise = torch.Generator("cpu").manual_seed(number)
         shapes = (
-            (side * side, config.in_channels),
-            (TEXT if day.is_real else 8, config.joint_attention_dim),
-            (config.pooled_projection_dim,),
+            (side * side, config["in_channels"]),
+            (TEXT if day.is_real else 8, config["joint_attention_dim"]),
+            (config["pooled_projection_dim"],),
         )
         rows.append([torch.randn(shape, generator=noise) for shape in shapes])
-    latents, text, pooled = (torch.stack(some).to(**kind) for some in zip(*rows, strict=True))
+    latents, text, pooled = (placed(torch.stack(some)) for some in zip(*rows, strict=True))
     ids = torch.zeros(side, side, 3)
     ids[..., 1] += torch.arange(side)[:, None]
     ids[..., 2] += torch.arange(side)[None, :]
@@ -139,10 +142,10 @@ def _inputs(day: Day, transformer: FluxTransformer2DModel, slots: int) -> Inputs
         "hidden_states": latents,
         "encoder_hidden_states": text,
         "pooled_projections": pooled,
-        "timestep": torch.full((slots,), 0.5).to(**kind),
+        "timestep": placed(torch.full((slots,), 0.5)),
         "guidance": torch.full((slots,), 3.5, device=day.device),
-        "img_ids": ids.reshape(-1, 3).to(**kind),
-        "txt_ids": torch.zeros(text.shape[1], 3).to(**kind),
+        "img_ids": placed(ids.reshape(-1, 3)),
+        "txt_ids": placed(torch.zeros(text.shape[1], 3)),
     }
 
 

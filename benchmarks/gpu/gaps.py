@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity
+from torch.profiler import DeviceType, ProfilerActivity
 from torch.profiler import profile as profiler
 
 from benchmarks.gpu.sdxl import key_of, load, prepared, sizes, widths

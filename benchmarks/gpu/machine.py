@@ -42,7 +42,7 @@ def tell_device(day: Day, notes: Notes) -> None:
             memory=about.total_memory,
             capability=f"{about.major}.{about.minor}",
             processors=about.multi_processor_count,
-            cudnn=torch.backends.cudnn.version(),
+            cudnn=torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
             **_limits(),
         )
