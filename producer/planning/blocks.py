@@ -1,295 +1,37 @@
-"""Blocks of manifest lines → plan shards: validate, seed, group, fit into pipeline calls.
+"""A manifest's blocks of lines → all shards of its plan, in the order of the lines.
 
-Long manifests are planned by several processes; the order of the blocks is kept.
+What concerns more than one block is done here: lines that repeat earlier ones are refused, and what
+fills no pipeline call in its block goes on to shards of its own.
 """
 
 from __future__ import annotations
 
-import gc
-import os
-import pickle
-import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
-from itertools import chain, count, groupby, islice
-from multiprocessing import get_context
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, count, islice
 from operator import attrgetter
 
 import numpy as np
-import numpy.typing as npt
 
-from jobs.children import die_with_parent
-from jobs.errors import InvalidRequest, LineError, UsageError
-from jobs.models.fingerprints import commits_of, route_digest
-from jobs.models.hub import NoSuchWeights
+from jobs.errors import LineError
 from jobs.models.table import ModelTable
-from jobs.output.plan import SHARD_LINES, encode_shard
 from jobs.output.storage import Storage
-from jobs.requests import BatchKey, Request, Rule
 from producer.planning.carrying import Carrier
-from producer.planning.chunks import Calls, collect
-from producer.planning.grouping import Group, Grouper, in_order
+from producer.planning.grouping import Group
 from producer.planning.intake import Intake, local_folder
-from producer.planning.manifest import Block, Line, parse_block, read_blocks
+from producer.planning.manifest import Block, read_blocks
+from producer.planning.planner import PlannedBlock, Planner, plan_carried, rows_of
+from producer.planning.processes import plan_each
 from producer.planning.rates import Rates
-from producer.planning.recipes import MAX_IMAGES, PLACEHOLDER, Recipe, as_recipe
-from producer.planning.repeats import Hashes, Repeats
-from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
-
-MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
-ALONE_SECONDS = 0.3  # that planning has taken before other processes are started
-MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
+from producer.planning.repeats import Repeats
+from producer.planning.resolution import PlanOptions
 
 NO_RATES: Rates = {}
 
-
-def _no_hashes() -> Hashes:
-    return np.zeros(0, np.uint64)
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedBlock:
-    """A plan shard: one block of lines, or what earlier ones left over.
-
-    shard: its file; raw: the block's lines, gzipped; calls: that its rows make, as far as they
-    fill some; groups: the requests in these; left: the others, its last rows; numbers and
-    identities: of each request of its lines, the line's from 1, and the first 8 bytes of what
-    identifies it; jobs: the same of each row's job id; lines: how many stand for requests; keeps:
-    whether one of them has columns for the dataset; doubts: what is taken but may not be meant;
-    chooses: whether a line chooses among candidates. What plan_blocks yields has errors and doubts
-    in the order of lines.
-
-    carried: requests of earlier shards, numbered `homes`, that it renders: then it has no others.
-    """
-
-    shard: bytes = b""
-    raw: bytes = b""
-    calls: Calls = field(default_factory=lambda: collect((), ()))
-    groups: Counter[BatchKey] = field(default_factory=Counter)
-    left: Sequence[Group] = ()
-    identities: Hashes = field(default_factory=_no_hashes)
-    jobs: Hashes = field(default_factory=_no_hashes)
-    numbers: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    errors: list[LineError] = field(default_factory=list)
-    missing: frozenset[str] = frozenset()  # models whose fingerprints are needed first
-    images: Mapping[int, int] = field(default_factory=dict)  # too many: those of each line
-    lines: int = 0
-    keeps: bool = False
-    doubts: list[LineError] = field(default_factory=list)
-    chooses: bool = False
-    carried: int = 0
-    homes: frozenset[int] = frozenset()
-
-    @property
-    def requests(self) -> int:
-        return len(self.numbers)
-
-
-@dataclass(frozen=True)
-class Planner:
-    """Plans blocks; can be sent to another process, with what it has learned of models so far.
-
-    rates: what is known of the models' times; refused: models that lines may not name, with the
-    reason; carries: whether what fills no call may be rendered with that of other blocks.
-    """
-
-    table: ModelTable
-    options: PlanOptions
-    fingerprints: dict[str, str]
-    intake: Intake
-    rates: Rates = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    carries: bool = False
-
-    @cached_property
-    def grouper(self) -> Grouper:
-        return Grouper(self.table, self.rates)
-
-    @cached_property
-    def _resolver(self) -> Resolver:
-        return Resolver(self.table, self.options, self.fingerprints, self.intake)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without what it remembers of lines."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
-
-    def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
-        """Plan one block without the lines whose numbers are excluded."""
-        resolver = self._resolver
-        resolver.forget()
-        n, rule = self.options.n, self.options.rule
-        errors = list(block.errors)
-        # By the identity of their key, and their round if they are candidates.
-        rows: defaultdict[tuple[int, int | None], list[Request]] = defaultdict(list)
-        identities: list[int] = []
-        numbers: list[int] = []
-        missing: set[str] = set()
-        lines = images = 0
-        keeps = False
-        doubts: dict[int, LineError] = {}
-        found: Sequence[Request]
-        for number, line in parse_block(block):
-            if number in exclude:
-                continue
-            if isinstance(line, list):
-                errors += line
-                continue
-            name = line.custom_id or ""
-            try:
-                if line.has_recipe or n > 1 or rule:
-                    found = _expand(number, line, resolver)
-                    images += len(found)
-                    if images > SHARD_LINES and lines:
-                        return PlannedBlock(images=_count(block, n, rule))
-                    identities += [resolver.identity(one) for one in found]
-                    numbers += [number] * len(found)
-                else:
-                    hashed = resolver.hash_name(name.encode()) if name else None
-                    request = resolver.resolve(
-                        number - 1, line.task, line.body, name, 0, line.slots or 0, hashed
-                    )
-                    found = (request,)
-                    identities.append(hashed or resolver.identity(request))
-                    numbers.append(number)
-            except InvalidRequest as error:
-                errors.append(LineError(number, name, error.field, error.reason))
-            except UnknownFingerprint as unknown:
-                if reason := self._refusal(unknown.model):
-                    errors.append(LineError(number, name, "model", reason))
-                else:
-                    missing.add(unknown.model)
-            else:
-                lines += 1
-                keeps |= bool(line.keep)
-                for request in found:
-                    rows[id(request.key), request.candidate and request.round].append(request)
-                    if (doubt := _doubt(request)) and number not in doubts:
-                        doubts[number] = LineError(number, name, *doubt)
-        if missing:
-            return PlannedBlock(errors=errors, missing=frozenset(missing))
-        grouper = self.grouper
-        groups, left = grouper.gather(rows.values()), list[Group]()
-        chooses = any(candidates is not None for _, candidates in rows)
-        if self.carries and not chooses:  # an image's candidates are looked for in one shard
-            divided = [grouper.divide(group) for group in groups]
-            groups = [full for full, _ in divided if full[1]]
-            left = [rest for _, rest in divided if rest[1]]
-        else:
-            groups = [fitted for group in groups for fitted in grouper.fit(group)]
-        planned = _planned(in_order(groups), in_order(left), grouper)
-        return replace(
-            planned, raw=block.gzipped(), errors=errors, lines=lines, keeps=keeps,
-            doubts=[*doubts.values()], chooses=chooses,
-            identities=np.array(identities, np.uint64), numbers=np.array(numbers, np.int64),
-        )  # fmt: skip
-
-    def learn(self, route: str) -> None:
-        """Find a model's fingerprint out, or why no line may name it.
-
-        Raises:
-            FatalError: the models table has it, but its weights cannot be identified now.
-        """
-        if self._refusal(route):
-            return
-        try:
-            self.table.commits.update(commits_of(self.table, route))
-            self.fingerprints[route] = route_digest(self.table, route)
-        except NoSuchWeights as error:
-            if self._is_listed(route):
-                raise
-            self.refused[route] = error.message  # whoever wrote the line chose it
-
-    def _refusal(self, route: str) -> str | None:
-        if reason := self.refused.get(route):
-            return reason
-        others = sum(not self._is_listed(known) for known in (*self.refused, *self.fingerprints))
-        if others < MAX_UNLISTED or self._is_listed(route):
-            return None
-        return f"the manifest names more than {MAX_UNLISTED} models that models.toml does not have"
-
-    def _is_listed(self, route: str) -> bool:
-        model = route if route in self.table.models else route.rpartition(":")[0]
-        return model in self.table.models or route == self.options.model
-
-
-def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
-    """All requests of a line, or none if one of them is refused.
-
-    Raises: as Resolver.resolve.
-    """
-    recipe = line.body if isinstance(line.body, Recipe) else as_recipe(line.body)
-    options, slots = resolver.options, line.slots or 0
-    found = [
-        resolver.resolve(number - 1, line.task, image.body, image.custom_id, image.number, slots)
-        for image in recipe.images(line.custom_id or "", options.seed, options.n, options.rule)
-    ]
-    if rule := recipe.rule or options.rule:
-        return [one for first in found for one in resolver.candidates(first, rule)]
-    return found
-
-
-def _doubt(request: Request) -> tuple[str, str] | None:
-    """The field, and what there is about it, of a request that may not be meant; None for most."""
-    prompt, negative = request.prompt, request.negative_prompt
-    if not prompt.strip():
-        return "prompt", "is empty: the model gets no text"
-    if "{{" in prompt and (place := PLACEHOLDER.search(prompt)):
-        return "prompt", f"nothing fills {place[0]}: the model gets it as it stands"
-    if "{{" in negative and (place := PLACEHOLDER.search(negative)):
-        return "negative_prompt", f"nothing fills {place[0]}: the model gets it as it stands"
-    return None
-
-
-def _count(block: Block, n: int, rule: Rule | None) -> dict[int, int]:
-    """The images of each line; 1 of one that is refused."""
-    counts: dict[int, int] = {}
-    for number, line in parse_block(block):
-        if isinstance(line, list):
-            continue
-        try:
-            recipe = line.body if isinstance(line.body, Recipe) else as_recipe(line.body)
-            count = recipe.count(n, rule)
-        except InvalidRequest:
-            count = 1
-        counts[number] = count if count <= MAX_IMAGES else 1
-    return counts
-
-
-def _planned(groups: list[Group], left: list[Group], grouper: Grouper) -> PlannedBlock:
-    """A shard of these requests. left: those that are in no call of it."""
-    rows = _rows([*groups, *left])
-    return PlannedBlock(
-        shard=encode_shard(rows),
-        calls=grouper.calls(groups),
-        groups=_count_keys(groups),
-        left=left,
-        jobs=_jobs(rows),
-    )
-
-
-def _carried(groups: list[Group], homes: frozenset[int], grouper: Grouper) -> PlannedBlock:
-    """A shard of what earlier ones, numbered `homes`, left over."""
-    planned = _planned(groups, [], grouper)
-    return replace(planned, carried=len(planned.jobs), homes=homes)
-
-
-def _rows(groups: Sequence[Group]) -> list[Request]:
-    return list(chain.from_iterable(requests for _, requests in groups))
-
-
-def _jobs(rows: list[Request]) -> Hashes:
-    return np.frombuffer(bytes.fromhex("".join(row.job_id[:16] for row in rows)), np.uint64)
-
-
-def _count_keys(groups: Sequence[Group]) -> Counter[BatchKey]:
-    """The requests of each key that are surely needed."""
-    found: Counter[BatchKey] = Counter()
-    for key, some in groupby(_rows(groups), attrgetter("key")):
-        found[key] += sum(not (one.candidate and one.round) for one in some)
-    return found
+_DUPLICATE = (
+    "repeats an earlier line: custom_ids must be unique, and a line without one must differ from "
+    "all others (give each a custom_id or a seed)"
+)
 
 
 def plan_blocks(
@@ -323,7 +65,7 @@ def plan_blocks(
         _learn_fingerprints(planner, head[0])
     repeats, is_empty = Repeats(), True
     carrier, homes, shards = Carrier(planner.grouper), dict[str, int](), count()
-    for block, result in _plan_each(planner, chain(head, blocks)):
+    for block, result in plan_each(planner, chain(head, blocks)):
         if result.missing:
             result = _learn_fingerprints(planner, block)
         again = np.unique(result.numbers[repeats.add(result.identities)])
@@ -337,18 +79,18 @@ def plan_blocks(
         yield replace(result, left=())
         if result.requests:
             number = next(shards)
-            homes |= {one.job_id: number for one in _rows(result.left)}
+            homes |= {one.job_id: number for one in rows_of(result.left)}
             for groups in carrier.add(result.left):
                 next(shards)
-                yield _carried(groups, _pop(homes, groups), planner.grouper)
+                yield plan_carried(groups, _pop(homes, groups), planner.grouper)
     for groups in carrier.end():
-        yield _carried(groups, _pop(homes, groups), planner.grouper)
+        yield plan_carried(groups, _pop(homes, groups), planner.grouper)
     if is_empty:
         yield PlannedBlock(errors=[LineError(1, "", "", "the manifest is empty")])
 
 
 def _pop(homes: dict[str, int], groups: list[Group]) -> frozenset[int]:
-    return frozenset(homes.pop(one.job_id) for one in _rows(groups))
+    return frozenset(homes.pop(one.job_id) for one in rows_of(groups))
 
 
 def _learn_fingerprints(planner: Planner, block: Block) -> PlannedBlock:
@@ -357,102 +99,3 @@ def _learn_fingerprints(planner: Planner, block: Block) -> PlannedBlock:
         for route in sorted(missing):
             planner.learn(route)
     return result
-
-
-_DUPLICATE = (
-    "repeats an earlier line: custom_ids must be unique, and a line without one must differ from "
-    "all others (give each a custom_id or a seed)"
-)
-
-
-@dataclass
-class _Cutter:
-    """Cuts blocks that stand for too many images, and counts what comes of it."""
-
-    expanded: int = 0
-
-    def cut(self, block: Block, images: Mapping[int, int]) -> list[Block]:
-        """Raises UsageError if there are more than MAX_EXPANDED images by now."""
-        self.expanded += sum(images.values())
-        if self.expanded > MAX_EXPANDED:
-            raise UsageError(
-                f"the lines up to {block.first + len(block.lines) - 1:,} stand for more than "
-                f"{MAX_EXPANDED:,} images, with their n, sweep or zip",
-                "If that is meant, split the manifest.",
-            )
-        return list(block.cut(images))
-
-
-def _plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
-    """Plan blocks in their order: here, and in other processes as soon as these have started, which
-    takes longer than most manifests do."""
-    cutter, started = _Cutter(), time.monotonic()
-
-    def plan_here(block: Block) -> Iterator[tuple[Block, PlannedBlock]]:
-        parts = deque([block])
-        while parts:
-            part = parts.popleft()
-            result = planner.plan(part)
-            if result.images:
-                parts.extendleft(reversed(cutter.cut(part, result.images)))
-            else:
-                yield part, result
-
-    for block in blocks:
-        yield from plan_here(block)
-        if time.monotonic() - started > ALONE_SECONDS:
-            break
-    if (following := next(blocks, None)) is None:
-        return
-
-    def settle() -> Iterator[tuple[Block, PlannedBlock]]:
-        block, future = pending.popleft()
-        result = future.result()
-        if result.images:
-            for part in reversed(cutter.cut(block, result.images)):
-                pending.appendleft((part, submit(part)))
-        else:
-            yield block, result
-
-    def submit(block: Block) -> Future[PlannedBlock]:
-        return pool.submit(_plan, pickle.dumps(planner), block)
-
-    workers = min(os.cpu_count() or 1, 4)
-    pending = deque[tuple[Block, Future[PlannedBlock]]]()
-    # Spawned: storage clients and their threads do not survive a fork.
-    # Garbage is collected after blocks that leave some, not among millions of live objects.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_child) as pool:
-        try:
-            starting = [pool.submit(os.getpid) for _ in range(workers)]  # done once they have
-            for block in chain((following,), blocks):
-                if not any(one.done() for one in starting):
-                    yield from plan_here(block)
-                    continue
-                pending.append((block, submit(block)))
-                while len(pending) > 2 * workers:
-                    yield from settle()
-            while pending:
-                yield from settle()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@lru_cache(maxsize=1)
-def _unpacked(planner: bytes) -> Planner:
-    """Another one only when it was told something: so it still knows what it has found out."""
-    found: Planner = pickle.loads(planner)
-    return found
-
-
-def _plan(planner: bytes, block: Block) -> PlannedBlock:
-    planned = _unpacked(planner).plan(block)
-    if planned.errors:  # exceptions are cycles; requests are none
-        gc.collect()
-    return planned
-
-
-def _begin_child() -> None:
-    """A killed command must leave no process behind that waits for work for ever."""
-    gc.freeze()
-    gc.disable()
-    die_with_parent()

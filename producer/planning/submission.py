@@ -24,10 +24,11 @@ from jobs.output.records import Row, encode_part
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey
 from jobs.teams import OPEN_TEAM, Priority
-from producer.planning.blocks import PlannedBlock, plan_blocks
+from producer.planning.blocks import plan_blocks
 from producer.planning.chunks import Calls, cut
 from producer.planning.generations import next_id
 from producer.planning.manifest import manifest_digest
+from producer.planning.planner import PlannedBlock
 from producer.planning.rates import rates_file, read_rates
 from producer.planning.repeats import Hashes
 from producer.planning.resolution import PlanOptions

@@ -14,7 +14,7 @@ import pytest
 from jobs.output import layout
 from jobs.output.plan import Plan
 from jobs.output.records import read_part
-from producer.planning import blocks, carrying, manifest
+from producer.planning import carrying, manifest, processes
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, prepare
 from tests.chaos.ledger import Ledger
@@ -96,7 +96,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few lines make several shards, of which some hold what others left over."""
     for module in (manifest, carrying):
         monkeypatch.setattr(module, "SHARD_LINES", BLOCK)
-    monkeypatch.setattr(blocks, "ALONE_SECONDS", 1000)  # other processes would have large ones
+    monkeypatch.setattr(processes, "ALONE_SECONDS", 1000)  # other processes would have large ones
 
 
 def choosing(site: Site, run_id: str) -> Plan:

@@ -19,7 +19,7 @@ from jobs.output.plan import Plan, read_shard
 from jobs.output.records import Timings, parts_by_lines, parts_by_shard, write_part
 from jobs.output.storage import Storage
 from jobs.requests import Request
-from producer.planning import blocks, carrying, manifest
+from producer.planning import carrying, manifest, processes
 from producer.planning.carrying import BLOCKS, Carrier
 from producer.planning.generations import plan_next
 from producer.planning.grouping import Grouper
@@ -91,7 +91,7 @@ def render(storage: Storage, plan: Plan) -> int:
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (manifest, carrying):
         monkeypatch.setattr(module, "SHARD_LINES", LINES)
-    monkeypatch.setattr(blocks, "ALONE_SECONDS", 1000)  # other processes would have large ones
+    monkeypatch.setattr(processes, "ALONE_SECONDS", 1000)  # other processes would have large ones
 
 
 def test_each_request_is_in_one_call_and_calls_are_full(tmp_path: Path) -> None:

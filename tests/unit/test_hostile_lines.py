@@ -19,9 +19,10 @@ from jobs.inputs.fetching import MAX_URL
 from jobs.models import fingerprints
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import load_models
-from producer.planning.blocks import MAX_UNLISTED, Planner, plan_blocks
+from producer.planning.blocks import plan_blocks
 from producer.planning.intake import Intake
 from producer.planning.manifest import SHOWN_ERRORS, Block
+from producer.planning.planner import MAX_UNLISTED, Planner
 from producer.planning.resolution import PlanOptions
 
 GOOD = b'{"prompt": "good", "model": "null"}'

@@ -12,9 +12,10 @@ import pytest
 from jobs.errors import InvalidRequest
 from jobs.models.table import ModelTable, load_models
 from jobs.requests import Request
-from producer.planning import blocks
-from producer.planning.blocks import PlannedBlock, plan_blocks
+from producer.planning import processes
+from producer.planning.blocks import plan_blocks
 from producer.planning.manifest import parse_line
+from producer.planning.planner import PlannedBlock
 from producer.planning.resolution import PlanOptions, Resolver
 
 TABLE = load_models()
@@ -114,7 +115,7 @@ def test_parallel_planning_gives_what_planning_in_process_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [{"custom_id": f"row {i}", "prompt": f"p{i}"} for i in range(20_000)]
-    monkeypatch.setattr(blocks, "ALONE_SECONDS", 1000)
+    monkeypatch.setattr(processes, "ALONE_SECONDS", 1000)
     alone = plan(tmp_path / "m", lines)
     asked: list[Future[Any]] = []
 
@@ -123,8 +124,8 @@ def test_parallel_planning_gives_what_planning_in_process_gives(
             asked.append(super().submit(*args, **named))
             return asked[-1]
 
-    monkeypatch.setattr(blocks, "ALONE_SECONDS", 0)
-    monkeypatch.setattr(blocks, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(processes, "ALONE_SECONDS", 0)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Pool)
     together = []
     for block in plan_blocks(str(tmp_path / "m"), TABLE, PlanOptions(), dict(FINGERPRINTS)):
         together.append(block)

@@ -15,8 +15,9 @@ from jobs.models.table import load_models
 from jobs.output.plan import SHARD_LINES, read_shard
 from jobs.output.storage import open_storage
 from jobs.requests import Request
-from producer.planning import blocks
-from producer.planning.blocks import PlannedBlock, plan_blocks
+from producer.planning import processes
+from producer.planning.blocks import plan_blocks
+from producer.planning.planner import PlannedBlock
 from producer.planning.resolution import PlanOptions
 
 # One slot a call, or rows would lie by their slots (test_slots.py) and not as they were planned.
@@ -190,6 +191,6 @@ def test_what_may_not_be_meant_is_told_and_rendered() -> None:
 
 
 def test_an_accident_is_refused_before_it_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "MAX_EXPANDED", 20_000)
+    monkeypatch.setattr(processes, "MAX_EXPANDED", 20_000)
     with pytest.raises(UsageError, match="the lines up to 3 stand for more than 20,000 images"):
         plan(*[{"n": 9_000}] * 3)
