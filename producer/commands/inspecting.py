@@ -13,18 +13,11 @@ from jobs.errors import Exit
 from producer.commands import options
 
 
+@options.spread
 def plan(
     manifest: options.Manifest,
-    model: options.Model = None,
-    seed: options.Seed = 0,
-    format: options.Format = "jpeg",
-    n: options.Images = 1,
-    map: options.Columns = None,
-    keep: options.Keep = None,
-    score: options.Scorers = None,
-    choose: options.Choose = None,
+    requests: options.Requests,
     limit: options.Limit = None,
-    skip_invalid: options.SkipInvalid = False,
     models_file: options.ModelsFile = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -44,20 +37,7 @@ def plan(
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
-    wanted = options.planned(
-        settings,
-        table,
-        model,
-        map,
-        keep,
-        score,
-        choose,
-        seed=seed,
-        format=format,
-        limit=limit,
-        skip_invalid=skip_invalid,
-        n=n,
-    )
+    wanted = requests.planned(settings, table, limit)
     most = LISTED_ERRORS if as_json else SHOWN_ERRORS
     with display(quiet) as shown:
         found = survey(manifest, table, wanted, shown.planning, most)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -182,41 +186,82 @@ Json = Annotated[
 ]
 
 
-def planned(
-    settings: Settings,
-    table: ModelTable,
-    model: str | None,
-    map: list[str] | None,
-    keep: list[str] | None,
-    score: list[str] | None = None,
-    choose: str | None = None,
-    **given: Any,
-) -> PlanOptions:
-    """What a command's options say of a plan, whose inputs may be files of this machine.
+@dataclass(frozen=True)
+class Requests:
+    """The options that say what the lines of a manifest stand for."""
 
-    given: other fields of PlanOptions, by name.
+    model: Model = None
+    seed: Seed = 0
+    format: Format = "jpeg"
+    n: Images = 1
+    map: Columns = None
+    keep: Keep = None
+    score: Scorers = None
+    choose: Choose = None
+    skip_invalid: SkipInvalid = False
 
-    Raises:
-        UsageError: `map`, `keep`, `score` or `choose` is none, or there is no such model.
+    def planned(
+        self, settings: Settings, table: ModelTable, limit: int | None = None
+    ) -> PlanOptions:
+        """What they say of a plan, whose inputs may be files of this machine.
+
+        Raises:
+            UsageError: `map`, `keep`, `score` or `choose` is none, or there is no such model.
+        """
+        from jobs.errors import InvalidRequest, UsageError
+        from jobs.output.scorers import scorers_of
+        from producer.planning.recipes import rule_of
+        from producer.planning.resolution import PlanOptions
+        from producer.planning.tables import columns_of, kept_columns
+
+        try:
+            table.route(self.model)
+        except InvalidRequest as error:  # once; else each line that names none would have it
+            folders = "A folder of a pipeline and ORG/REPOSITORY are models too."
+            raise UsageError(f"--model: {error.reason}", "" if table.closed else folders) from error
+        return PlanOptions(
+            model=self.model,
+            seed=self.seed,
+            format=self.format,
+            limit=limit,
+            skip_invalid=self.skip_invalid,
+            local_files=True,
+            stores=tuple(sorted(settings.input_stores)),
+            n=self.n,
+            columns=columns_of(self.map),
+            keep=kept_columns(self.keep),
+            scorers=scorers_of(self.score),
+            rule=rule_of(self.choose),
+        )
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with an option for each field of those of its parameters that are dataclasses.
+
+    Typer knows no group of options that several commands share.
     """
-    from jobs.errors import InvalidRequest, UsageError
-    from jobs.output.scorers import scorers_of
-    from producer.planning.recipes import rule_of
-    from producer.planning.resolution import PlanOptions
-    from producer.planning.tables import columns_of, kept_columns
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if is_dataclass(parameter.annotation)
+    }
 
-    try:
-        table.route(model)
-    except InvalidRequest as error:  # once; else each line that names none would have it
-        others = "" if table.closed else "A folder of a pipeline and ORG/REPOSITORY are models too."
-        raise UsageError(f"--model: {error.reason}", others) from error
-    return PlanOptions(
-        model=model,
-        local_files=True,
-        stores=tuple(sorted(settings.input_stores)),
-        columns=columns_of(map),
-        keep=kept_columns(keep),
-        scorers=scorers_of(score),
-        rule=rule_of(choose),
-        **given,
+    @wraps(command)
+    def spread_command(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{one.name: given.pop(one.name) for one in fields(group)})
+        command(**given)
+
+    spread_command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[
+            option
+            for name, parameter in signature.parameters.items()
+            for option in (
+                inspect.signature(groups[name], eval_str=True).parameters.values()
+                if name in groups
+                else (parameter,)
+            )
+        ]
     )
+    return spread_command

@@ -19,19 +19,12 @@ if TYPE_CHECKING:
     from producer.local.whole import Outcome
 
 
+@options.spread
 def run(
     manifest: options.Manifest,
     out: options.Out,
-    model: options.Model = None,
-    seed: options.Seed = 0,
-    format: options.Format = "jpeg",
-    n: options.Images = 1,
-    map: options.Columns = None,
-    keep: options.Keep = None,
-    score: options.Scorers = None,
-    choose: options.Choose = None,
+    requests: options.Requests,
     limit: options.Limit = None,
-    skip_invalid: options.SkipInvalid = False,
     team: options.Team = OPEN_TEAM,
     devices: options.Devices = "auto",
     workers: options.Workers = None,
@@ -53,20 +46,7 @@ def run(
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
-    wanted = options.planned(
-        settings,
-        table,
-        model,
-        map,
-        keep,
-        score,
-        choose,
-        seed=seed,
-        format=format,
-        limit=limit,
-        skip_invalid=skip_invalid,
-        n=n,
-    )
+    wanted = requests.planned(settings, table, limit)
     job = Job(manifest, out, table, wanted, team=check_team(team))
     try:
         with display(quiet) as shown:
@@ -78,19 +58,12 @@ def run(
     end(outcome, quiet, as_json)
 
 
+@options.spread
 def submit(
     manifest: options.Manifest,
     out: options.Out,
-    model: options.Model = None,
-    seed: options.Seed = 0,
-    format: options.Format = "jpeg",
-    n: options.Images = 1,
-    map: options.Columns = None,
-    keep: options.Keep = None,
-    score: options.Scorers = None,
-    choose: options.Choose = None,
+    requests: options.Requests,
     limit: options.Limit = None,
-    skip_invalid: options.SkipInvalid = False,
     team: options.Team = OPEN_TEAM,
     priority: options.Rank = "normal",
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
@@ -112,20 +85,7 @@ def submit(
     started = time.monotonic()
     settings = load_settings(broker, models_file)
     table = load_models(settings.models)
-    wanted = options.planned(
-        settings,
-        table,
-        model,
-        map,
-        keep,
-        score,
-        choose,
-        seed=seed,
-        format=format,
-        limit=limit,
-        skip_invalid=skip_invalid,
-        n=n,
-    )
+    wanted = requests.planned(settings, table, limit)
     known = installation(settings)
     known.ping()
     job = Job(manifest, out, table, wanted, team=check_team(team), priority=priority)

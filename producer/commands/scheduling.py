@@ -191,6 +191,7 @@ def history(
         show_history(found)
 
 
+@options.spread
 def inbox(
     uri: Annotated[
         str, typer.Argument(metavar="URI", help="Where manifests arrive: a folder or s3://.")
@@ -201,15 +202,7 @@ def inbox(
             "--out", "-o", metavar="TEMPLATE", help="Where each dataset goes; holds {name}."
         ),
     ],
-    model: options.Model = None,
-    seed: options.Seed = 0,
-    format: options.Format = "jpeg",
-    n: options.Images = 1,
-    map: options.Columns = None,
-    keep: options.Keep = None,
-    score: options.Scorers = None,
-    choose: options.Choose = None,
-    skip_invalid: options.SkipInvalid = False,
+    requests: options.Requests,
     team: options.Team = OPEN_TEAM,
     priority: options.Rank = "normal",
     done: Annotated[
@@ -244,22 +237,7 @@ def inbox(
     settings = load_settings(broker, models_file, log_format)
     # Strangers may write there: they name neither repositories nor folders, nor files of ours.
     table = replace(load_models(settings.models), closed=True)
-    wanted = replace(
-        options.planned(
-            settings,
-            table,
-            model,
-            map,
-            keep,
-            score,
-            choose,
-            seed=seed,
-            format=format,
-            skip_invalid=skip_invalid,
-            n=n,
-        ),
-        local_files=False,
-    )
+    wanted = replace(requests.planned(settings, table), local_files=False)
     tell = _teller(settings, quiet, as_json)
     watched = Inbox(
         open_storage(uri), out, installation(settings), table, wanted, tell, done,
