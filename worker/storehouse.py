@@ -15,7 +15,6 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.managers import BaseManager
 from secrets import token_hex
-from threading import Lock
 from typing import Any
 
 from jobs.children import die_with_parent
@@ -30,6 +29,8 @@ PLACES_KEPT = 8
 
 log = logging.getLogger(__name__)
 
+_open = lru_cache(PLACES_KEPT)(open_storage)
+
 
 class Clerk:
     """The other process's end. Each thread that calls has a thread of its own here.
@@ -39,8 +40,6 @@ class Clerk:
 
     def __init__(self, device: str) -> None:
         self._raters = Raters(device)
-        self._places = lru_cache(PLACES_KEPT)(open_storage)
-        self._opening = Lock()
 
     def put(
         self,
@@ -51,7 +50,7 @@ class Clerk:
         scorers: tuple[str, ...] = (),
     ) -> list[Record]:
         """As Shelf.put; then the images are scored. Without images, storage is reached only."""
-        storage = self._open(uri)
+        storage = _open(uri)
         if not images:
             storage.exists(layout.RUN)
         shelf = Shelf(storage, worker, attempt)
@@ -61,13 +60,7 @@ class Clerk:
 
     def score(self, uri: str, plan: Plan) -> dict[str, str]:
         """As Raters.score."""
-        return self._raters.score(self._open(uri), plan)
-
-    def _open(self, uri: str) -> Storage:
-        # One after the other: for each thread that asks meanwhile, s3fs would make a client of its
-        # own, each of which takes tenths of a second of the processor.
-        with self._opening:
-            return self._places(uri)
+        return self._raters.score(_open(uri), plan)
 
 
 class _Manager(BaseManager):

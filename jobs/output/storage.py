@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
+from threading import Lock
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
@@ -30,6 +31,7 @@ T = TypeVar("T")
 RETRY_SECONDS = 60.0
 CONNECTIONS = 32  # to an S3 store, a process
 ARCHIVES = ("zip://", "tar://", "libarchive://")
+_MAKING = Lock()
 
 
 @dataclass(frozen=True)
@@ -456,8 +458,15 @@ def open_storage(uri: str, **options: Any) -> Storage:
     return Storage(absolute.rstrip("/"), filesystem, root.rstrip("/"))
 
 
-@cache
 def _s3_session(profile: str | None) -> Any:
+    # One after the other: with a session of its own each thread would get a client of its own,
+    # each of which takes tenths of a second of the processor.
+    with _MAKING:
+        return _make_s3_session(profile)
+
+
+@cache
+def _make_s3_session(profile: str | None) -> Any:
     """What s3fs makes clients with, but for "Expect: 100-continue", URLs signed the old way and ten
     connections.
 

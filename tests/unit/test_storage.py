@@ -4,14 +4,18 @@ import errno
 import gzip
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
+from typing import Any
 
 import pytest
+from aiobotocore.session import AioSession
 from botocore.exceptions import ClientError, NoCredentialsError, ProfileNotFound
 
 from jobs.errors import FatalError, ImagemillError, NoCredentials, TransientError, UsageError
 from jobs.output.refusals import classify
-from jobs.output.storage import open_file, open_storage
+from jobs.output.storage import _make_s3_session, open_file, open_storage
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -137,6 +141,23 @@ def test_gzip_is_read_through(location: str) -> None:
     storage.write("a.gz", gzip.compress(b"x\ny\n"))
     with storage.reader("a.gz") as lines:
         assert list(lines) == [b"x\n", b"y\n"]
+
+
+def test_threads_share_the_client_of_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes tenths of a second of the processor."""
+    together = Barrier(2)
+
+    class Slow(AioSession):
+        def __init__(self, **options: Any) -> None:
+            with suppress(BrokenBarrierError):
+                together.wait(0.2)  # for another thread
+            super().__init__(**options)
+
+    monkeypatch.setattr("aiobotocore.session.AioSession", Slow)
+    _make_s3_session.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(open_storage, [f"s3://bucket/{n}" for n in range(8)]))
+    assert len({id(one.filesystem) for one in opened}) == 1
 
 
 def test_an_unknown_protocol_is_refused() -> None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jobs.errors import FatalError
-from jobs.output.storage import Storage, open_storage
+from jobs.output.storage import open_storage
 from tests.samples import STACK, make_key, make_request
 from worker.encode import encode
 from worker.render import Rendered
-from worker.storehouse import Clerk
 from worker.storing import Output
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
@@ -101,27 +98,3 @@ def test_an_image_that_cannot_be_encoded_is_a_failure(
     assert (first.status, first.code, first.file_name) == ("failed", "render_error", "")
     assert "cannot be encoded" in first.message
     assert second.status == "done"
-
-
-def test_the_first_images_of_a_run_open_its_storage_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: ThreadPoolExecutor
-) -> None:
-    """Each client of an object store costs tenths of a second of the processor."""
-    opened: list[str] = []
-    together = Barrier(2)
-
-    def open_slowly(uri: str) -> Storage:
-        opened.append(uri)
-        with suppress(BrokenBarrierError):
-            together.wait(0.2)  # for another one
-        return open_storage(uri)
-
-    monkeypatch.setattr("worker.storehouse.open_storage", open_slowly)
-    clerk = Clerk("cpu")
-    place = str(tmp_path)
-    puts = [
-        executor.submit(clerk.put, place, "cpu0", 1, [(rendered(seed), f"{seed}.jpg")])
-        for seed in range(4)
-    ]
-    assert [put.result()[0].status for put in puts] == ["done"] * 4
-    assert opened == [place]
