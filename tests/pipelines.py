@@ -69,9 +69,12 @@ def tiny(name: str, config: pytest.Config) -> Path:
     """The folder of a tiny pipeline, ControlNet or adapter, built on first use."""
     folder = config.cache.mkdir(f"pipelines-{VERSION}") / name
     if not folder.exists():
+        kind = name.partition("-")[0]
+        if kind in OWNERS:
+            tiny(OWNERS[kind], config)
         torch.manual_seed(sum(name.encode()))
         building = folder.with_suffix(f".{os.getpid()}")  # another process may build it as well
-        BUILDERS[name.partition("-")[0]](building)
+        BUILDERS[kind](building)
         try:
             building.rename(folder)
         except OSError:
@@ -389,6 +392,15 @@ def _add_lora(model: Any, **config: Any) -> None:
             torch.nn.init.normal_(parameter, std=0.5)
 
 
+OWNERS = {  # what ControlNets and adapters are of, which is built before them
+    "controlnet": "sd",
+    "xlcontrolnet": "sdxl",
+    "fluxcontrolnet": "flux",
+    "lora": "sd",
+    "smalllora": "sd",
+    "textlora": "sd",
+    "fluxlora": "flux",
+}
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd": build_sd,
     "prude": build_prude,

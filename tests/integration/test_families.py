@@ -519,7 +519,6 @@ def guided(studio: Studio) -> BatchRenderer:
         f'[models.sd.controlnets.{name}]\nrepo = "{studio.part(f"controlnet-{name}")}"\n'
         for name in ("edges", "depth")
     )
-    studio.part("sd")
     return studio.load("sd", parts=parts)
 
 
@@ -566,7 +565,6 @@ def test_control_images_do_not_mix_between_neighbours(
 
 
 def test_sdxl_has_controlnets_too(studio: Studio) -> None:
-    studio.part("sdxl")
     net = studio.part("xlcontrolnet")
     parts = f'[models.sdxl.controlnets.edges]\nrepo = "{net}"\n'
     renderer = studio.load("sdxl", parts=parts)
@@ -587,7 +585,6 @@ def adapted(adapter: str, seed: int = 1) -> Prepared:
 
 @pytest.mark.parametrize(("name", "lora"), [("sd", "lora"), ("flux", "fluxlora")])
 def test_adapters_switch_and_leave_no_trace(studio: Studio, name: str, lora: str) -> None:
-    studio.part(name)
     parts = "".join(
         f'[models.{name}.adapters.{one_of}]\nrepo = "{studio.part(f"{lora}-{one_of}")}"\n'
         for one_of in ("ink", "oil")
@@ -610,7 +607,6 @@ def test_an_adapter_that_the_table_lacks_is_named(studio: Studio) -> None:
 
 
 def test_adapters_that_do_not_fit_leave_and_come_back(studio: Studio) -> None:
-    studio.part("sd")
     parts = "".join(
         f'[models.sd.adapters.{name}]\nrepo = "{studio.part(f"lora-{name}")}"\n'
         for name in ("ink", "oil")
@@ -629,7 +625,6 @@ def test_adapters_that_do_not_fit_leave_and_come_back(studio: Studio) -> None:
 def test_an_adapter_that_loads_half_way_leaves_no_trace(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    studio.part("sd")
     part = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
     renderer = studio.load("sd", parts=part)
     base = one(renderer, ask())
@@ -647,7 +642,6 @@ def test_an_adapter_that_loads_half_way_leaves_no_trace(
 
 
 def test_an_adapter_works_with_edits_and_controlnets(studio: Studio) -> None:
-    studio.part("sd")
     parts = (
         f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}/'
         'pytorch_lora_weights.safetensors"\n'
@@ -663,7 +657,6 @@ def test_an_adapter_works_with_edits_and_controlnets(studio: Studio) -> None:
 
 
 def test_an_adapters_fingerprint_is_that_of_its_plan(studio: Studio) -> None:
-    studio.part("sd")
     parts = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
     table = studio.table("sd", parts=parts)
     renderer = studio.load("sd", parts=parts)
