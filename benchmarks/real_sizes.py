@@ -239,9 +239,15 @@ MODELS = {
 
 
 def table_row(
-    name: str, size: int, width: int, dtype: str = "bfloat16", more: Iterable[str] = ()
+    name: str,
+    size: int,
+    width: int,
+    dtype: str = "bfloat16",
+    steps: int | None = None,
+    more: Iterable[str] = (),
 ) -> str:
-    """A row of models.toml for a model in a folder of its name beside it."""
+    """A row of models.toml for a model in a folder of its name beside it. steps: others than its
+    kind's."""
     kind = MODELS[name]
     return "\n".join(
         [
@@ -251,7 +257,7 @@ def table_row(
             f'dtype = "{dtype}"',
             f"size = [{size}, {size}]",
             f"batch_width = {width}",
-            f"steps = {kind.steps}",
+            f"steps = {steps or kind.steps}",
             f"guidance_scale = {kind.guidance_scale}",
             *more,
             "",

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch.profiler import DeviceType, ProfilerActivity
 from torch.profiler import profile as profiler
 
-from benchmarks.gpu.sdxl import key_of, load, prepared, sizes, widths
+from benchmarks.gpu.sdxl import WARM_STEPS, key_of, load, prepared, sizes, widths
 from benchmarks.gpu.step import Day, Notes
 
 BATCHES = 3
@@ -28,8 +28,9 @@ def profile(day: Day, notes: Notes) -> None:
     device = DeviceType.CUDA if day.device == "cuda" else DeviceType.CPU
     activity = ProfilerActivity.CUDA if day.device == "cuda" else ProfilerActivity.CPU
     slots = min(SLOTS, widths(day)[-1])
+    steps = STEPS if day.is_real else WARM_STEPS
     for size in sizes(day):
-        key = key_of(day, size, slots, STEPS)
+        key = key_of(day, size, slots, steps)
         numbers = [range(slots * turn, slots * turn + slots) for turn in range(BATCHES + 1)]
         batches = [
             [prepared(key, n, f"a large red circle, number {n}") for n in some] for some in numbers
@@ -50,7 +51,7 @@ def profile(day: Day, notes: Notes) -> None:
             size=size,
             slots=slots,
             batches=BATCHES,
-            steps=STEPS,
+            steps=steps,
             seconds=whole / 1e6,
             busy=sum(end - start for start, end in spans) / whole,
             gaps=sum(wait > IDLE for wait in waits),

@@ -50,7 +50,13 @@ def models(day: Day) -> ModelTable:
         with random_weights(day.device, dtype(day)):
             build_sdxl(day.weights / "sdxl", REAL if day.is_real else TINY)
         kind = str(dtype(day)).removeprefix("torch.")
-        rows = [table_row("sdxl", size, n, kind) for size in sizes(day) for n in widths(day)]
+        # Tiny ones have nothing to share among threads, which would only wait for each other.
+        steps, more = (None, ()) if day.is_real else (WARM_STEPS, ("threads = 1",))
+        rows = [
+            table_row("sdxl", size, slots, kind, steps, more)
+            for size in sizes(day)
+            for slots in widths(day)
+        ]
         file.write_text("\n".join([f'default = "{name(sizes(day)[1], 1)}"', *rows]))
     return load_models(file)
 
