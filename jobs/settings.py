@@ -8,15 +8,19 @@ in lower case in /run/secrets, `imagemill.toml` in the working directory (or the
 from __future__ import annotations
 
 import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
-from tomllib import TOMLDecodeError
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 from platformdirs import user_config_path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,7 +30,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from jobs.errors import UsageError, plain
+from jobs.errors import UsageError, plain, resembling
 from jobs.logs import LogFormat
 from jobs.teams import TEAM
 
@@ -34,6 +38,26 @@ from jobs.teams import TEAM
 SECRETS = Path("/run/secrets")
 SENTINELS = ("sentinel", "sentinels")  # schemes of broker URLs: plain, and by TLS
 SENTINEL_PORT = 26379
+
+_SECRET = frozenset(("api_keys", "broker_secret", "metrics_token"))
+_UNSHOWN = _SECRET | {"broker"}  # which may hold a password
+_PREFIX = "IMAGEMILL_"
+# How much a variable that is none must be like one to count as misspelt: Kubernetes sets others,
+# IMAGEMILL_BROKER_PORT for a service that is called imagemill-broker.
+_MISSPELT = 0.85
+_MISTAKES = {  # pydantic's types of errors, with their contexts
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "greater_than": "must be more than {gt}",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("dict_type", "model_type"), "must be a table"),
+    "frozen_set_type": "must be a list",
+    "string_type": "must be text",
+    "path_type": "must be a path",
+}
 
 
 def _check_public_url(url: str) -> str:
@@ -43,8 +67,30 @@ def _check_public_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _check_collector(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http://host:port or https://host:port")
+    return url
+
+
+def _check_prefix(prefix: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]+", prefix):
+        raise ValueError("must be letters, digits and any of _ . : -")
+    return prefix
+
+
+def _check_team(name: str) -> str:
+    if not TEAM.fullmatch(name):
+        raise ValueError("is no team's name: up to 64 letters, digits, - and _")
+    return name
+
+
 def _check_proxy(network: str) -> str:
-    ip_network(network)  # raises a ValueError that names it
+    try:
+        ip_network(network)
+    except ValueError as error:
+        raise ValueError(f"is no address and no network: {error}") from error
     return network
 
 
@@ -105,7 +151,7 @@ class Settings(BaseSettings):
         Field(description="Its password by TCP, read for each connection: it may be renewed"),
     ] = None
     key_prefix: Annotated[
-        str, Field(description="Prefix of every Redis key", pattern=r"^[A-Za-z0-9_.:-]+$")
+        str, Field(description="Prefix of every Redis key"), AfterValidator(_check_prefix)
     ] = "imagemill:"
     broker_secret: Annotated[
         SecretStr | None,
@@ -124,8 +170,8 @@ class Settings(BaseSettings):
         float, Field(gt=0, description="Seconds until a batch counts as hung and its process ends")
     ] = 900.0
     traces: Annotated[
-        str | None,
-        Field(pattern=r"^https?://", description="Collector of OpenTelemetry traces, OTLP/HTTP."),
+        Annotated[str, AfterValidator(_check_collector)] | None,
+        Field(description="Collector of OpenTelemetry traces, OTLP/HTTP."),
     ] = None
     log_format: Annotated[
         LogFormat, Field(description="What processes write to stderr: text, or json a line")
@@ -189,7 +235,7 @@ class Settings(BaseSettings):
         int, Field(ge=1024, description="Bytes that an uploaded file may have")
     ] = 200 * 2**20
     teams: Annotated[
-        dict[Annotated[str, Field(pattern=f"^{TEAM.pattern}$")], Team],
+        dict[Annotated[str, AfterValidator(_check_team)], Team],
         Field(description="What teams may have of the installation, by their names"),
     ] = Field(default_factory=dict)
     input_hosts: Annotated[
@@ -218,12 +264,9 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these same settings, but no secrets."""
-        secrets = {"api_keys", "broker_secret", "metrics_token"}
-        values = self.model_dump(mode="json", exclude_none=True, exclude=secrets)
+        values = self.model_dump(mode="json", exclude_none=True, exclude=set(_SECRET))
         return {
-            f"IMAGEMILL_{name.upper()}": value
-            if isinstance(value, str)
-            else orjson.dumps(value).decode()
+            _variable(name): value if isinstance(value, str) else orjson.dumps(value).decode()
             for name, value in values.items()
         }
 
@@ -234,31 +277,77 @@ def load_settings(
     """Settings with the given options on top.
 
     Raises:
-        UsageError: a setting has a wrong type or range, its name is unknown, or the file is broken.
+        UsageError: settings have a wrong type or range, their names are unknown, or the file is
+            broken; each is named with where it was said and what is allowed.
     """
-    options = {"broker": broker, "models": models, "log_format": log_format}
+    given = {"broker": broker, "models": models, "log_format": log_format}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+        settings = Settings(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        got = "" if name == "broker" else f" (got {first['input']!r})"  # it may hold a password
-        raise UsageError(
-            f"setting {name}: {plain(first['msg'])}{got}",
-            f"Correct IMAGEMILL_{name.upper()} or imagemill.toml.",
-        ) from error
+        raise _refusal(_mistake(one, options) for one in error.errors()) from error
     except SettingsError as error:
+        names = [name for name in Settings.model_fields if f'"{name}"' in str(error)]
         raise UsageError(
-            str(error), """Lists are JSON in variables: IMAGEMILL_INPUT_HOSTS='["a.example"]'."""
+            f"{', '.join(_source(name, options) for name in names)} is no JSON: {error.__cause__}",
+            """For example: IMAGEMILL_INPUT_HOSTS='["a.example"]', """
+            """IMAGEMILL_TEAMS='{"vision": {"weight": 2}}'.""",
         ) from error
-    except TOMLDecodeError as error:
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{_file()} is not TOML: {error}", "Correct it.") from error
+    if misspelt := [*_misspelt()]:
+        raise _refusal(misspelt)
+    return settings
+
+
+def _refusal(mistakes: Iterable[str]) -> UsageError:
+    return UsageError(
+        "\n".join(dict.fromkeys(mistakes)), "README.md and docs/10-http-api.md have every setting."
+    )
+
+
+def _mistake(error: ErrorDetails, options: dict[str, Any]) -> str:
+    """One line: where it was said, which setting, what is wrong and what is allowed."""
+    name, *inner = (str(part) for part in error["loc"] if part != "[key]")
+    setting, source = ".".join([name, *inner]), _source(name, options)
+    if error["type"] == "extra_forbidden":
+        known = Team.model_fields if inner else Settings.model_fields
+        return f"{source}: there is no setting {setting}{resembling(setting.split('.')[-1], known)}"
+    said = _MISTAKES.get(error["type"], "is wrong: {said}")
+    if error["type"] == "value_error":
+        said = "{said}"
+    reason = said.format_map({"said": plain(error["msg"]), **error.get("ctx", {})})
+    got = "" if name in _UNSHOWN else f" (got {error['input']!r})"
+    return f"{source}: {setting} {reason}{got}"
+
+
+def _source(name: str, options: dict[str, Any]) -> str:
+    """Where a setting was said."""
+    if name in options:
+        return {"models": "--models-file"}.get(name, f"--{name.replace('_', '-')}")
+    if any(variable.upper() == _variable(name) for variable in os.environ):
+        return _variable(name)
+    secret = SECRETS / _variable(name).lower()
+    return str(secret if secret.exists() else _file())
+
+
+def _misspelt() -> Iterator[str]:
+    known = ("settings", *Settings.model_fields)
+    for variable in sorted(os.environ):
+        name = variable.lower().removeprefix(_PREFIX.lower())
+        if len(name) < len(variable) and name not in known:
+            for near in get_close_matches(name, known, n=1, cutoff=_MISSPELT):
+                yield f"{variable} is no setting; did you mean {_variable(near)}?"
+
+
+def _variable(name: str) -> str:
+    return f"{_PREFIX}{name.upper()}"
 
 
 def _file() -> Path:
     """The settings file, which need not be there unless it is named."""
     # The one place outside pydantic-settings that reads the environment.
-    named = os.environ.get("IMAGEMILL_SETTINGS")
+    named = os.environ.get(_variable("settings"))
     if named and not Path(named).is_file():
         raise UsageError(f"IMAGEMILL_SETTINGS names {named}, which is no file", "Correct it.")
     return Path(named or "imagemill.toml")

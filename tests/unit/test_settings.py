@@ -47,8 +47,23 @@ def test_secrets_are_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("IMAGEMILL_INPUT_HOSTS", "images.example.com", "input_hosts"),
-        ("IMAGEMILL_VISIBILITY_TIMEOUT", "1", "visibility_timeout"),
+        ("IMAGEMILL_INPUT_HOSTS", "images.example.com", "IMAGEMILL_INPUT_HOSTS is no JSON"),
+        (
+            "IMAGEMILL_VISIBILITY_TIMEOUT",
+            "1",
+            "^IMAGEMILL_VISIBILITY_TIMEOUT: visibility_timeout must be at least 5.0 .got '1'.",
+        ),
+        ("IMAGEMILL_MODELS_KEPT", "two", "models_kept must be a whole number .got 'two'."),
+        ("IMAGEMILL_LOG_FORMAT", "xml", "log_format must be 'text' or 'json'"),
+        ("IMAGEMILL_KEY_PREFIX", "a b", "key_prefix must be letters, digits"),
+        ("IMAGEMILL_TRACES", "collector:4318", "traces must be http://host:port"),
+        ("IMAGEMILL_TRACES", "http://", "traces must be http://host:port"),
+        ("IMAGEMILL_TEAMS", "{", "IMAGEMILL_TEAMS is no JSON"),
+        ("IMAGEMILL_TEAMS", '["red"]', "teams must be a table"),
+        ("IMAGEMILL_TEAMS", '{"red": {"wieght": 2}}', "teams.red.wieght; did you mean 'weight'"),
+        ("IMAGEMILL_TEAMS", '{"red": {"weight": 0}}', "teams.red.weight must be at least 0.01"),
+        ("IMAGEMILL_TEAMS", '{"the red": {}}', "teams.the red is no team's name"),
+        ("IMAGEMILL_BROKR", "redis://host", "IMAGEMILL_BROKR is no.*did you mean IMAGEMILL_BROKER"),
         ("IMAGEMILL_BROKER", "localhost:6379", "broker"),
         ("IMAGEMILL_PUBLIC_URL", "images.example", "public_url"),
         ("IMAGEMILL_PUBLIC_URL", "https://images.example/?a=b", "public_url"),
@@ -62,7 +77,7 @@ def test_secrets_are_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("IMAGEMILL_BROKER", "sentinel://host:port/0?master_name=a", "broker"),
         ("IMAGEMILL_SETTINGS", "nowhere.toml", "nowhere.toml"),
         ("IMAGEMILL_SETTINGS", "broken.toml", "broken.toml"),
-        ("IMAGEMILL_SETTINGS", "unknown.toml", "brokr"),
+        ("IMAGEMILL_SETTINGS", "unknown.toml", "unknown.toml: .* brokr; did you mean 'broker'"),
     ],
 )
 def test_mistakes_are_named(
@@ -81,3 +96,29 @@ def test_a_brokers_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError) as refused:
         load_settings()
     assert "secret" not in str(refused.value)
+
+
+def test_all_mistakes_are_told_at_once_each_with_where_it_was_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.settings.SECRETS", folder)
+    (folder / "imagemill_models_kept").write_text("0")
+    (folder / "imagemill.toml").write_text('key_prefix = "a b"\napi_keys = 5\n')
+    monkeypatch.setenv("IMAGEMILL_BATCH_SECONDS", "0")
+    with pytest.raises(UsageError) as refused:
+        load_settings(broker="redis://")
+    assert [line.split(" must ")[0] for line in sorted(refused.value.message.splitlines())] == [
+        "--broker: broker",
+        f"{folder}/imagemill_models_kept: models_kept",
+        "IMAGEMILL_BATCH_SECONDS: batch_seconds",
+        "imagemill.toml: api_keys",
+        "imagemill.toml: key_prefix",
+    ]
+    assert "5" not in refused.value.message
+
+
+def test_variables_that_others_set_are_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes: for services that are called imagemill, imagemill-broker, imagemill-models."""
+    for name in ("PORT", "SERVICE_HOST", "BROKER_PORT", "BROKER_SERVICE_HOST", "MODELS_PORT"):
+        monkeypatch.setenv(f"IMAGEMILL_{name}", "tcp://10.0.0.1:6379")
+    assert load_settings().broker == "redis://127.0.0.1:6379/0"
