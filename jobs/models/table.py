@@ -210,7 +210,8 @@ class ModelTable:
             except UsageError as error:
                 raise InvalidRequest("model", error.message, "model_not_found") from error
             except ValidationError as error:
-                reason = f"{name}: its JSON files describe no model: {error.errors()[0]['msg']}"
+                said = plain(error.errors()[0]["msg"])
+                reason = f"{name}: its JSON files describe no model: {said}"
                 raise InvalidRequest("model", reason, "model_not_found") from error
             return self._found[name]
         if not self.closed and _REPOSITORY.fullmatch(name):

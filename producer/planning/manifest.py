@@ -19,7 +19,7 @@ from typing import IO, Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from jobs.errors import FatalError, LineError, UsageError, printable, resembling
+from jobs.errors import FatalError, LineError, UsageError, plain, printable, resembling
 from jobs.output.kept import Kept
 from jobs.output.plan import SHARD_LINES
 from jobs.output.refusals import DAMAGED
@@ -195,14 +195,14 @@ def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
             check_marks(raw)
         except ValueError as reason:
             return [LineError(number, "", "", _json_reason(raw, reason))]
-    plain = parse_plain((raw,))
-    return plain[0] if plain else parse_checked(number, raw)
+    lines = parse_plain((raw,))
+    return lines[0] if lines else parse_checked(number, raw)
 
 
 def parse_block(block: Block) -> Iterator[tuple[int, Line | list[LineError]]]:
     """The number of each line that is not blank, and what parse_line gives of it."""
-    if block.lines and (plain := parse_plain(block.lines)):
-        return enumerate(plain, block.first)
+    if block.lines and (lines := parse_plain(block.lines)):
+        return enumerate(lines, block.first)
     return ((number, parse_line(number, raw)) for number, raw in block.numbered())
 
 
@@ -310,7 +310,8 @@ def _line_error(
                 near = resembling(field_name, known)
             reason = f"unknown field{near}"
         case _:
-            reason = f"{error['msg'][:1].lower()}{error['msg'][1:]}{_got(error['input'])}"
+            said = plain(error["msg"])
+            reason = f"{said[:1].lower()}{said[1:]}{_got(error['input'])}"
     return LineError(number, custom_id, f"body.{field_name}" if in_body else field_name, reason)
 
 

@@ -236,7 +236,8 @@ def _body(given: dict[str, object], values: dict[str, Value]) -> Body:
         error = wrong.errors(include_url=False)[0]
         name = str(error["loc"][0])
         got = f" (got {_text(values[name])[:60]})" if name in values else ""
-        reason = f"{error['msg'][:1].lower()}{error['msg'][1:]}{got}"
+        said = plain(error["msg"])
+        reason = f"{said[:1].lower()}{said[1:]}{got}"
         raise InvalidRequest(name, reason) from wrong
 
 

@@ -12,7 +12,7 @@ from msgspec import Raw, defstruct
 from msgspec.json import Encoder
 from pydantic import ValidationError
 
-from jobs.errors import FatalError, UsageError, printable, resembling
+from jobs.errors import FatalError, UsageError, plain, printable, resembling
 from jobs.output.kept import KEPT
 from jobs.requests import MAX_PROMPT
 from producer.planning.recipes import Recipe
@@ -78,7 +78,7 @@ def kept_columns(options: Sequence[str] | None) -> tuple[str, ...]:
     except ValidationError as wrong:
         error = wrong.errors(include_url=False)[0]
         raise UsageError(
-            f"--keep {printable(str(error['input']), 64)}: {error['msg']}",
+            f"--keep {printable(str(error['input']), 64)}: {plain(error['msg'])}",
             "Give the column another name in the table.",
         ) from wrong
     return names

@@ -67,7 +67,7 @@ def test_a_tables_columns_are_kept_and_choose_what_is_exported(cli: Cli) -> None
     command = ["export", "out", "to", "--to", "parquet", "--where", 'label == "dog"']
     assert cli.json(*command)["images"] == 1
     refused = cli("run", "m.csv", "--out", "out", *options, "--keep", "seed", code=2)
-    assert "--keep seed" in refused.stderr
+    assert "--keep seed: seed is a column that each dataset has" in refused.stderr
 
 
 def test_second_run_renders_nothing(cli: Cli) -> None:

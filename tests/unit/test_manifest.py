@@ -66,6 +66,10 @@ def test_a_prompt_that_says_body_is_no_batch_line() -> None:
         (b'{"prompt": "a"\r\n', "line 7: not valid JSON: Expecting ',' delimiter at column 15"),
         (b'{"promt": "a"}', "line 7: promt: unknown field; did you mean 'prompt'?"),
         (b"{}", "line 7: prompt: is required"),
+        (
+            b'{"prompt": "a", "keep": {"seed": 1}}',
+            "line 7: keep: seed is a column that each dataset has",
+        ),
         (b'{"prompt": 5}', "line 7: prompt: input should be a valid string (got 5)"),
         (b'{"prompt": "a", "seed": "5"}', "line 7: seed: input should be a valid integer"),
         (b'{"prompt": "a", "seed": true}', "line 7: seed: input should be a valid integer"),
