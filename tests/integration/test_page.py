@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from html import escape, unescape
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -238,6 +240,61 @@ def test_a_team_sees_its_own_runs_alone(site: Site, settings: Settings) -> None:
         "for-red": [True, False], "for-green": [False, False], "for-nobody": [False, True]
     }  # fmt: skip
     assert site.progress(RED).state == site.progress(LOOSE).state == "running"
+
+
+def test_the_login_leads_to_the_page_that_was_asked_for_and_nowhere_else(
+    site: Site, settings: Settings
+) -> None:
+    start(site, RED, Path(str(settings.store)) / "batches/red/batch_1/out", settled=1)
+    api = make_api(
+        settings.model_copy(update={"api_keys": SecretStr("for-red@red")}),
+        load_models(settings.models),
+    )
+    page = f"/runs/{RED}/rows/1?sort=seed&desc=1"
+    with TestClient(api, HOST) as client:
+        asked = client.get(page)
+        assert asked.url.path == "/login"
+        field = re.search('name="to" value="(.*?)"', asked.text)
+        assert field
+        to = unescape(field[1])
+        assert f"/{to}" == page
+
+        def led(to: str, token: str = "for-red") -> str:
+            form = {"token": token, "to": to}
+            answer = client.post(
+                "/login", data=form, headers={"Origin": HOST}, follow_redirects=False
+            )
+            client.cookies.clear()
+            return answer.headers.get("location", answer.text)
+
+        assert urljoin(f"{HOST}/login", led(to)) == f"{HOST}{page}"
+        assert f'value="{escape(to)}"' in led(to, "wrong")
+        for elsewhere in (
+            "", "//evil.example", "https://evil.example", "javascript:alert(1)", "/\\evil.example",
+            "../other", "runs/../../other", "%2e%2e/other", "a\r\nSet-Cookie: b",
+            "\\\\evil.example",
+        ):  # fmt: skip
+            assert led(elsewhere) == "./", elsewhere
+        # Neither a form nor what polls is a page to come back to.
+        poll = client.get("/", headers={"HX-Request": "true"}, follow_redirects=False)
+        assert poll.headers["location"] == "./login"
+        poll = client.get(page, headers={"HX-Request": "true"}, follow_redirects=False)
+        assert poll.headers["location"] == "../../../login"
+        sent = client.post(f"/runs/{RED}/cancel", headers={"Origin": HOST}, follow_redirects=False)
+        assert sent.headers["location"] == "../../login"
+
+
+def test_an_address_that_nothing_has_is_a_page_to_browsers_alone(page: TestClient) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+    for path in ("/nix", "/nix/<b>", "/page/nix"):
+        answer = page.get(path, headers=browser)
+        assert (answer.status_code, answer.headers["content-type"]) == (
+            404, "text/html; charset=utf-8",
+        )  # fmt: skip
+        assert f"There is nothing at {escape(path)}." in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert page.get(path).json()["code"] == "not_found"
+    assert page.get("/v1/images/generations", headers=browser).status_code == 405
 
 
 def test_a_poll_takes_three_round_trips_however_many_runs(

@@ -7,15 +7,16 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment
+from starlette.exceptions import HTTPException
 
 from jobs.teams import Priority
 from producer.api.admission import Access, Caller, check_site
-from producer.api.wire.errors import ApiError, as_answer
+from producer.api.wire.errors import ApiError, answer, as_answer
 from producer.api.wire.parts import part_of
 from producer.api.wire.reading import StrictRoute
 from producer.look.writing import make_environment
@@ -70,7 +71,7 @@ class Pages:
         Its links are relative: it may lie below a proxy's path.
         """
         visitor = getattr(request.state, "visitor", None)
-        root = "../" * (request.scope["path"].count("/") - 1) or "./"
+        root = _root(request)
         text = self.templates.get_template(template).render(root=root, visitor=visitor, **parts)
         tag = f'"{sha256(text.encode()).hexdigest()[:32]}"'
         headers = {"Cache-Control": "private, no-cache", "ETag": tag, "Vary": "Accept-Encoding"}
@@ -151,14 +152,38 @@ def _check_form(request: Request) -> None:
 def _answer(request: Request, error: Exception) -> Response:
     problem = as_answer(error, openai=False)
     if problem.code in ("no_token", "bad_token"):
-        root = "../" * (request.scope["path"].count("/") - 1) or "./"
-        response: Response = RedirectResponse(f"{root}login", 303)
+        response: Response = RedirectResponse(f"{_root(request)}login{_asked(request)}", 303)
         response.delete_cookie(COOKIE)
         return response
     pages = part_of(request, Pages)
     response = pages.show(request, "problem.html", problem.status, problem=problem)
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(problem.retry_after)
+    return response
+
+
+def _root(request: Request) -> str:
+    """Where / is from a page."""
+    return "../" * (request.scope["path"].count("/") - 1) or "./"
+
+
+def _asked(request: Request) -> str:
+    """A query that has the login lead to this page; "" for /, forms and what polls."""
+    path, query = request.scope["path"].removeprefix("/"), request.url.query
+    if request.method != "GET" or "hx-request" in request.headers or not (path or query):
+        return ""
+    return "?" + urlencode({"to": f"{path}?{query}" if query else path})
+
+
+async def answer_nothing(request: Request, error: Exception) -> Response:
+    """What is at an address that nothing has: a page for who reads HTML, else the API's answer."""
+    missing = isinstance(error, HTTPException) and error.status_code == 404
+    if not missing or "text/html" not in request.headers.get("accept", ""):
+        return await answer(request, error)
+    path = request.scope["path"]
+    problem = ApiError(404, "not_found", f"There is nothing at {path[:256]}.")
+    response = part_of(request, Pages).show(request, "problem.html", 404, problem=problem)
+    response.headers.update(HEADERS)
     return response
 
 

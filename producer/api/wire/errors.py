@@ -121,12 +121,13 @@ class Culprit:
 def handle_errors(app: FastAPI) -> None:
     """Answer every exception that an endpoint raises."""
     for kind in (ImagemillError, RequestValidationError, HTTPException, redis.RedisError):
-        app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(TimeoutError, _answer)
-    app.add_exception_handler(Exception, _answer)
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(TimeoutError, answer)
+    app.add_exception_handler(Exception, answer)
 
 
-async def _answer(request: Request, error: Exception) -> JSONResponse:
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """What a caller of the API gets for an exception."""
     path = request.url.path
     problem = as_answer(error, path.startswith(OPENAI))
     if isinstance(error, HTTPException) and error.status_code == 404:
@@ -171,14 +172,14 @@ def error_json(problem: ApiError, openai: bool) -> dict[str, object]:
 
 def as_answer(error: Exception, openai: bool = True) -> ApiError:
     """What a caller is told of an exception; the rest goes to the log."""
-    answer = _classify(error)
+    told = _classify(error)
     if not openai:
-        return answer
+        return told
     # OpenAI has no 422, and its callers wrote a size where we have two sides.
-    status = 400 if answer.status == 422 else answer.status
-    field = _OPENAI_NAMES.get(answer.field, answer.field)
-    message = answer.message.replace("mask_image", "mask")
-    return ApiError(status, answer.code, message, field, answer.retry_after)
+    status = 400 if told.status == 422 else told.status
+    field = _OPENAI_NAMES.get(told.field, told.field)
+    message = told.message.replace("mask_image", "mask")
+    return ApiError(status, told.code, message, field, told.retry_after)
 
 
 def _classify(error: Exception) -> ApiError:
