@@ -195,14 +195,12 @@ def parse_line(number: int, raw: bytes) -> Line | list[LineError]:
             check_marks(raw)
         except ValueError as reason:
             return [LineError(number, "", "", _json_reason(raw, reason))]
-    lines = parse_plain((raw,))
-    return lines[0] if lines else parse_checked(number, raw)
+    plain = parse_plain((raw,))
+    return plain.lines[0] if plain else parse_checked(number, raw)
 
 
-def parse_block(block: Block) -> Iterator[tuple[int, Line | list[LineError]]]:
+def parse_lines(block: Block) -> Iterator[tuple[int, Line | list[LineError]]]:
     """The number of each line that is not blank, and what parse_line gives of it."""
-    if block.lines and (lines := parse_plain(block.lines)):
-        return enumerate(lines, block.first)
     return ((number, parse_line(number, raw)) for number, raw in block.numbered())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from msgspec import DecodeError, Meta, Struct
 from msgspec.json import Decoder
@@ -84,15 +84,22 @@ class PlainBatchLine(Struct, frozen=True, forbid_unknown_fields=True):
     keep: ClassVar[None] = None
 
 
+class PlainLines(NamedTuple):
+    """Lines of one form. values: of the fields of each one's body, first those of a PlainBody."""
+
+    lines: Sequence[PlainLine] | Sequence[PlainBatchLine]
+    values: Sequence[tuple[Any, ...]]
+
+
 _BARE, _BATCH = Decoder(PlainLine), Decoder(PlainBatchLine)
 _SEED = PlainBody.__struct_fields__.index("seed")
 _AROUND = len(PlainBatchLine.__struct_fields__)  # keys of a line around those of its body
 
 
-def parse_plain(lines: Sequence[bytes]) -> Sequence[PlainLine] | Sequence[PlainBatchLine] | None:
-    """The requests of lines, if all are plain and of one form, and the JSON of none gives a key
-    twice, or something as null."""
-    if sum(map(len, lines)) > MOST * len(lines):
+def parse_plain(lines: Sequence[bytes]) -> PlainLines | None:
+    """The requests of lines, if there are any, all are plain and of one form, and the JSON of none
+    gives a key twice, or something as null."""
+    if not lines or sum(map(len, lines)) > MOST * len(lines):
         return None
     text = b"".join(lines)
     # No JSON goes on so after a line's end: then each line begins with a value, and so many values
@@ -119,7 +126,7 @@ def parse_plain(lines: Sequence[bytes]) -> Sequence[PlainLine] | Sequence[PlainB
     if text.count(b":") != keys and len(COLONS.findall(text)) != keys:
         return None
     seeds_fit = all((some[_SEED] or 0) < SEEDS for some in values)
-    return found if len(found) == len(lines) and seeds_fit else None
+    return PlainLines(found, values) if len(found) == len(lines) and seeds_fit else None
 
 
 @lru_cache

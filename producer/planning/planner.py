@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain, groupby
@@ -17,11 +17,12 @@ from jobs.models.fingerprints import commits_of, route_digest
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
 from jobs.output.plan import SHARD_LINES, encode_shard
-from jobs.requests import BatchKey, Request, Rule
+from jobs.requests import BatchKey, Request
 from producer.planning.chunks import Calls, collect
 from producer.planning.grouping import Group, Grouper, in_order
 from producer.planning.intake import Intake
-from producer.planning.manifest import Block, Line, parse_block
+from producer.planning.manifest import Block, Line, parse_lines
+from producer.planning.plain import PlainLines, parse_plain
 from producer.planning.rates import Rates
 from producer.planning.recipes import MAX_IMAGES, PLACEHOLDER, Recipe, as_recipe
 from producer.planning.repeats import Hashes
@@ -72,6 +73,27 @@ class PlannedBlock:
         return len(self.numbers)
 
 
+_Numbered = Iterable[tuple[int, Line | list[LineError]]]
+
+
+@dataclass(slots=True)
+class _Found:
+    """What lines of a block stand for, as PlannedBlock has it.
+
+    overflows: whether they stand for more than one shard takes; then nothing else is whole.
+    """
+
+    requests: list[Request] = field(default_factory=list)
+    identities: Sequence[int] = ()
+    numbers: Sequence[int] = ()
+    errors: list[LineError] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
+    overflows: bool = False
+    lines: int = 0
+    keeps: bool = False
+    doubts: list[LineError] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Planner:
     """Plans blocks; can be sent to another process, with what it has learned of models so far.
@@ -102,58 +124,21 @@ class Planner:
 
     def plan(self, block: Block, exclude: frozenset[int] = frozenset()) -> PlannedBlock:
         """Plan one block without the lines whose numbers are excluded."""
-        resolver = self._resolver
-        resolver.forget()
-        n, rule = self.options.n, self.options.rule
-        errors = list(block.errors)
+        self._resolver.forget()
+        plain = parse_plain(block.lines)
+        found = self._find_at_once(block.first, plain) if plain and not exclude else None
+        if found is None:
+            lines: _Numbered = enumerate(plain.lines, block.first) if plain else parse_lines(block)
+            found = self._find(lines, exclude)
+        if found.overflows:
+            return PlannedBlock(images=_count(block, self.options))
+        errors = block.errors + found.errors
+        if found.missing:
+            return PlannedBlock(errors=errors, missing=frozenset(found.missing))
         # By the identity of their key, and their round if they are candidates.
         rows: defaultdict[tuple[int, int | None], list[Request]] = defaultdict(list)
-        identities: list[int] = []
-        numbers: list[int] = []
-        missing: set[str] = set()
-        lines = images = 0
-        keeps = False
-        doubts: dict[int, LineError] = {}
-        found: Sequence[Request]
-        for number, line in parse_block(block):
-            if number in exclude:
-                continue
-            if isinstance(line, list):
-                errors += line
-                continue
-            name = line.custom_id or ""
-            try:
-                if line.has_recipe or n > 1 or rule:
-                    found = _expand(number, line, resolver)
-                    images += len(found)
-                    if images > SHARD_LINES and lines:
-                        return PlannedBlock(images=_count(block, n, rule))
-                    identities += [resolver.identity(one) for one in found]
-                    numbers += [number] * len(found)
-                else:
-                    hashed = resolver.hash_name(name.encode()) if name else None
-                    request = resolver.resolve(
-                        number - 1, line.task, line.body, name, 0, line.slots or 0, hashed
-                    )
-                    found = (request,)
-                    identities.append(hashed or resolver.identity(request))
-                    numbers.append(number)
-            except InvalidRequest as error:
-                errors.append(LineError(number, name, error.field, error.reason))
-            except UnknownFingerprint as unknown:
-                if reason := self._refusal(unknown.model):
-                    errors.append(LineError(number, name, "model", reason))
-                else:
-                    missing.add(unknown.model)
-            else:
-                lines += 1
-                keeps |= bool(line.keep)
-                for request in found:
-                    rows[id(request.key), request.candidate and request.round].append(request)
-                    if (doubt := _doubt(request)) and number not in doubts:
-                        doubts[number] = LineError(number, name, *doubt)
-        if missing:
-            return PlannedBlock(errors=errors, missing=frozenset(missing))
+        for request in found.requests:
+            rows[id(request.key), request.candidate and request.round].append(request)
         grouper = self.grouper
         groups, left = grouper.gather(rows.values()), list[Group]()
         chooses = any(candidates is not None for _, candidates in rows)
@@ -165,10 +150,77 @@ class Planner:
             groups = [fitted for group in groups for fitted in grouper.fit(group)]
         planned = _planned(in_order(groups), in_order(left), grouper)
         return replace(
-            planned, raw=block.gzipped(), errors=errors, lines=lines, keeps=keeps,
-            doubts=[*doubts.values()], chooses=chooses,
-            identities=np.array(identities, np.uint64), numbers=np.array(numbers, np.int64),
+            planned, raw=block.gzipped(), errors=errors, lines=found.lines, keeps=found.keeps,
+            doubts=found.doubts, chooses=chooses, identities=np.array(found.identities, np.uint64),
+            numbers=np.array(found.numbers, np.int64),
         )  # fmt: skip
+
+    def _find_at_once(self, first: int, plain: PlainLines) -> _Found | None:
+        """What plain lines stand for, the first of them line `first`; None if one of them is
+        refused, or is to be several images."""
+        if self.options.n > 1 or self.options.rule:
+            return None
+        try:
+            requests, identities = self._resolver.resolve_all(first - 1, plain)
+        except (InvalidRequest, UnknownFingerprint):
+            return None
+        numbers = range(first, first + len(requests))
+        doubts = [
+            LineError(number, request.custom_id, *doubt)
+            for number, request in zip(numbers, requests, strict=True)
+            if (doubt := _doubt(request))
+        ]
+        keeps = any(line.keep for line in plain.lines)
+        return _Found(
+            requests, identities, numbers, lines=len(requests), keeps=keeps, doubts=doubts
+        )
+
+    def _find(self, lines: _Numbered, exclude: frozenset[int]) -> _Found:
+        """What lines stand for, each looked at alone, but those whose numbers are excluded."""
+        resolver, n, rule = self._resolver, self.options.n, self.options.rule
+        found, images = _Found(), 0
+        identities, numbers = list[int](), list[int]()
+        for number, line in lines:
+            if number in exclude:
+                continue
+            if isinstance(line, list):
+                found.errors += line
+                continue
+            name = line.custom_id or ""
+            requests: Sequence[Request]
+            try:
+                if line.has_recipe or n > 1 or rule:
+                    requests = _expand(number, line, resolver)
+                    images += len(requests)
+                    if images > SHARD_LINES and found.lines:
+                        return _Found(overflows=True)
+                    identities += [resolver.identity(one) for one in requests]
+                    numbers += [number] * len(requests)
+                else:
+                    hashed = resolver.hash_name(name.encode()) if name else None
+                    request = resolver.resolve(
+                        number - 1, line.task, line.body, name, 0, line.slots or 0, hashed
+                    )
+                    requests = (request,)
+                    identities.append(hashed or resolver.identity(request))
+                    numbers.append(number)
+            except InvalidRequest as error:
+                found.errors.append(LineError(number, name, error.field, error.reason))
+            except UnknownFingerprint as unknown:
+                if reason := self._refusal(unknown.model):
+                    found.errors.append(LineError(number, name, "model", reason))
+                else:
+                    found.missing.add(unknown.model)
+            else:
+                found.requests += requests
+                found.lines += 1
+                found.keeps |= bool(line.keep)
+                for one in requests:
+                    if doubt := _doubt(one):
+                        found.doubts.append(LineError(number, name, *doubt))
+                        break
+        found.identities, found.numbers = identities, numbers
+        return found
 
     def learn(self, route: str) -> None:
         """Find a model's fingerprint out, or why no line may name it.
@@ -218,7 +270,7 @@ def _expand(number: int, line: Line, resolver: Resolver) -> list[Request]:
 def _doubt(request: Request) -> tuple[str, str] | None:
     """The field, and what there is about it, of a request that may not be meant; None for most."""
     prompt, negative = request.prompt, request.negative_prompt
-    if not prompt.strip():
+    if not prompt or prompt.isspace():
         return "prompt", "is empty: the model gets no text"
     if "{{" in prompt and (place := PLACEHOLDER.search(prompt)):
         return "prompt", f"nothing fills {place[0]}: the model gets it as it stands"
@@ -227,15 +279,15 @@ def _doubt(request: Request) -> tuple[str, str] | None:
     return None
 
 
-def _count(block: Block, n: int, rule: Rule | None) -> dict[int, int]:
+def _count(block: Block, options: PlanOptions) -> dict[int, int]:
     """The images of each line; 1 of one that is refused."""
     counts: dict[int, int] = {}
-    for number, line in parse_block(block):
+    for number, line in parse_lines(block):
         if isinstance(line, list):
             continue
         try:
             recipe = line.body if isinstance(line.body, Recipe) else as_recipe(line.body)
-            count = recipe.count(n, rule)
+            count = recipe.count(options.n, options.rule)
         except InvalidRequest:
             count = 1
         counts[number] = count if count <= MAX_IMAGES else 1
@@ -272,5 +324,5 @@ def _count_keys(groups: Sequence[Group]) -> Counter[BatchKey]:
     """The requests of each key that are surely needed."""
     found: Counter[BatchKey] = Counter()
     for key, some in groupby(rows_of(groups), attrgetter("key")):
-        found[key] += sum(not (one.candidate and one.round) for one in some)
+        found[key] += sum([one.candidate is None or not one.round for one in some])
     return found

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import count, repeat
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import orjson
 from msgspec.structs import astuple
 
 from jobs.errors import InvalidRequest
 from jobs.formats import ImageFormat, format_named
-from jobs.ids import derived_seed, job_identifier, name_hasher, seed_deriver
+from jobs.ids import derived_seed, job_identifier, name_hasher, names_hasher, seed_deriver
 from jobs.models.table import Model, ModelTable
 from jobs.output.scorers import columns_lacking
 from jobs.requests import (
@@ -28,7 +30,13 @@ from jobs.requests import (
     Task,
 )
 from producer.planning.intake import Intake
-from producer.planning.plain import PARAMETERS, PlainBody
+from producer.planning.plain import (
+    PARAMETERS,
+    PlainBatchLine,
+    PlainBody,
+    PlainLine,
+    PlainLines,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,10 @@ class Resolver:
         """See jobs.ids.name_hasher; of its run."""
         return name_hasher(self.options.seed)
 
+    @cached_property
+    def _hash_names(self) -> Callable[[Iterable[bytes]], bytes]:
+        return names_hasher(self.options.seed)
+
     def resolve(
         self,
         index: int,
@@ -163,6 +175,59 @@ class Resolver:
             index, custom_id, key, body.prompt, negative, seed, image_format,
             job_id(orjson.dumps(identity)), images, controls, None,
         ))  # fmt: skip
+
+    def resolve_all(self, index: int, plain: PlainLines) -> tuple[list[Request], list[int]]:
+        """What `resolve` and `identity` give of consecutive plain lines, in half the time.
+
+        index: of the first.
+
+        Raises: as resolve, for one of them.
+        """
+        columns = list(zip(*plain.values, strict=True))
+        prompts, given_negatives, given_seeds = columns[:3]
+        negatives = [negative or "" for negative in given_negatives]
+        custom_ids = [line.custom_id or "" for line in plain.lines]
+        kinds = list(zip(
+            [line.slots or 0 for line in plain.lines],
+            [negative is None for negative in given_negatives],
+            zip(*columns[PARAMETERS], strict=True),
+            strict=True,
+        ))  # fmt: skip
+        examples: dict[tuple[Any, ...], PlainLine | PlainBatchLine]
+        examples = dict(zip(kinds, plain.lines, strict=True))
+        for kind, line in examples.items():
+            if kind not in self._keys:
+                self._keys[kind] = self._make_key("generate", line.body, 0, 0, slots=kind[0])
+        found = map(self._keys.__getitem__, kinds)
+        keys, formats, contents, identifiers = zip(*found, strict=True)
+        names = [
+            custom_id.encode()
+            if custom_id or seed is not None
+            else content + orjson.dumps((prompt, negative, (), ()))
+            for custom_id, seed, content, prompt, negative in zip(
+                custom_ids, given_seeds, contents, prompts, negatives, strict=True
+            )
+        ]
+        hashed = np.frombuffer(self._hash_names(names), "<u8").tolist()
+        seeds = [
+            derived_seed(name) if seed is None else seed
+            for seed, name in zip(given_seeds, hashed, strict=True)
+        ]
+        identity = zip(custom_ids, seeds, prompts, negatives, repeat(()), repeat(()))
+        # One at a time: to keep thousands of small texts takes three times as long.
+        texts = map(orjson.dumps, identity)
+        jobs = [job_id(text) for job_id, text in zip(identifiers, texts, strict=True)]
+        rows = zip(
+            count(index), custom_ids, keys, prompts, negatives, seeds, formats, jobs,
+            repeat(()), repeat(()), repeat(None),
+        )  # fmt: skip
+        identities = [
+            name if custom_id else int(job[:16], 16)
+            for custom_id, name, job in zip(custom_ids, hashed, jobs, strict=True)
+        ]
+        # As Request._make would, in half the time.
+        requests = list(map(tuple.__new__, repeat(Request), rows))
+        return requests, identities
 
     def identity(self, request: Request) -> int:
         """64 bits that no two requests of a manifest may share."""

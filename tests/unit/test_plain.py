@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from io import BytesIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jobs.requests import MAX_PROMPT, Body
+from jobs.errors import InvalidRequest
+from jobs.models.table import load_models
+from jobs.requests import MAX_PROMPT, Body, Request
 from producer.planning.manifest import (
     BareLine,
     BatchLine,
     Block,
-    parse_block,
     parse_checked,
     parse_line,
+    parse_lines,
 )
 from producer.planning.plain import PARAMETERS, PlainBatchLine, PlainBody, PlainLine, parse_plain
+from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 TEXTS = (
     '""', '"a"', '"a: b"', r'"\": \" :"', r'"\u0000"', r'"\ud83d\ude00"', r'"\ud800"', '"\x7f"',
@@ -84,7 +87,7 @@ def check(raw: bytes) -> bool:
     if plain is not None:
         checked = parse_checked(1, raw)
         assert isinstance(checked, BareLine | BatchLine), checked
-        assert [said(line) for line in plain] == [said(checked)]
+        assert [said(line) for line in plain.lines] == [said(checked)]
     return plain is not None
 
 
@@ -183,12 +186,64 @@ def test_lines_of_a_block_read_as_each_alone(
     raw = rng.sample([*plain, *others], len(plain) + len(others))
     text = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in raw)
     block = Block(3, BytesIO(text).readlines())
-    assert list(parse_block(block)) == [(n, parse_line(n, one)) for n, one in block.numbered()]
+    if found := parse_plain(block.lines):
+        assert list(enumerate(found.lines, block.first)) == list(parse_lines(block))
+
+
+texts = st.sampled_from(("", "a", 'ü"\\\n\u2028', "a: {{ b }}"))
+bodies = st.fixed_dictionaries(
+    {"prompt": texts},
+    optional={
+        "negative_prompt": texts, "seed": st.sampled_from((0, 2**64 - 1)),
+        "model": st.sampled_from(("null", "null", "null", "null", "shapes")),
+        "guidance_scale": st.sampled_from((0, 2, 2.0)), "width": st.sampled_from((64, 72, 72, 17)),
+        "response_format": st.sampled_from(("png", "url")),
+    },
+)  # fmt: skip
+bare = st.builds(
+    lambda body, more: body | more,
+    bodies,
+    st.fixed_dictionaries(
+        {},
+        optional={"custom_id": st.text(min_size=1, max_size=9), "slots": st.sampled_from((1, 2))},
+    ),
+)
+batch = bodies.map(
+    lambda body: {
+        "custom_id": "x", "method": "POST", "url": "/v1/images/generations", "body": body
+    }
+)  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(st.lists(bare, min_size=1, max_size=5) | st.lists(batch, min_size=1, max_size=5))
+def test_requests_of_a_plain_block_are_those_of_each_line(some: list[dict[str, object]]) -> None:
+    plain = parse_plain([json.dumps(one).encode() + b"\n" for one in some])
+    assume(plain)  # a custom_id with a quotation mark before a colon is not
+    assert plain
+    together, alone = (
+        Resolver(load_models(), PlanOptions(seed=7, model="null"), {"null": "f"}) for _ in range(2)
+    )
+    try:
+        each = [
+            alone.resolve(5 + n, "generate", line.body, line.custom_id or "", 0, line.slots or 0)
+            for n, line in enumerate(plain.lines)
+        ]
+    except (InvalidRequest, UnknownFingerprint) as refused:
+        with pytest.raises(type(refused)):
+            together.resolve_all(5, plain)
+        return
+    requests, identities = together.resolve_all(5, plain)
+    assert requests == each
+    assert all(type(one) is Request for one in requests)
+    assert identities == [alone.identity(one) for one in each]
 
 
 def test_a_plain_block_is_read_at_once() -> None:
     for one in WHOLE:
-        assert len(parse_plain((one,) * 3) or ()) == 3
+        plain = parse_plain((one,) * 3)
+        assert plain
+        assert len(plain.lines) == 3
 
 
 def test_a_plain_body_has_the_fields_that_a_body_has() -> None:
