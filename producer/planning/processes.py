@@ -7,11 +7,11 @@ import os
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from multiprocessing import get_context
 
 from jobs.children import die_with_parent
@@ -20,6 +20,8 @@ from producer.planning.manifest import Block
 from producer.planning.planner import PlannedBlock, Planner
 
 ALONE_SECONDS = 0.3  # that planning has taken before other processes are started
+MOST_HELPERS = 4  # as many as one process can read for and write
+AHEAD = 3  # blocks that are planned here before one that another process is still at
 MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
 
 
@@ -41,58 +43,93 @@ class _Cutter:
         return list(block.cut(images))
 
 
+@dataclass(slots=True)
+class _Part:
+    """A block; planned: what becomes of it, once somebody has it."""
+
+    block: Block
+    planned: Future[PlannedBlock] | None = None
+
+
+class _Helpers:
+    """Other processes that plan blocks."""
+
+    def __init__(self, count: int) -> None:
+        # Spawned: storage clients and their threads do not survive a fork. Garbage is collected
+        # after blocks that leave some, not among millions of live objects.
+        self._pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin_child)
+        self._starting = [self._pool.submit(os.getpid) for _ in range(count)]
+        self._most = 2 * count  # so that one who has planned one has the next at hand
+
+    def have_room(self, parts: Iterable[_Part]) -> bool:
+        """Whether one would wait, given all that is being planned."""
+        awaited = sum(part.planned is not None and not part.planned.done() for part in parts)
+        return awaited < self._most and any(one.done() for one in self._starting)
+
+    def plan(self, planner: Planner, block: Block) -> Future[PlannedBlock]:
+        return self._pool.submit(_plan, pickle.dumps(planner), block)
+
+    def stop(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
 def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
-    """Plan blocks in their order: here, and in other processes as soon as these have started, which
+    """Plan blocks in their order: here, and in other processes too once these have started, which
     takes longer than most manifests do."""
-    cutter, started = _Cutter(), time.monotonic()
-
-    def plan_here(block: Block) -> Iterator[tuple[Block, PlannedBlock]]:
-        parts = deque([block])
-        while parts:
-            part = parts.popleft()
-            result = planner.plan(part)
-            if result.images:
-                parts.extendleft(reversed(cutter.cut(part, result.images)))
-            else:
-                yield part, result
-
-    for block in blocks:
-        yield from plan_here(block)
-        if time.monotonic() - started > ALONE_SECONDS:
-            break
-    if (following := next(blocks, None)) is None:
-        return
+    cutter, begun = _Cutter(), time.monotonic()
+    parts = deque[_Part]()
+    count = min((os.cpu_count() or 1) - 1, MOST_HELPERS)
+    helpers: _Helpers | None = None
 
     def settle() -> Iterator[tuple[Block, PlannedBlock]]:
-        block, future = pending.popleft()
-        result = future.result()
+        first = parts.popleft()
+        assert first.planned
+        result = first.planned.result()
         if result.images:
-            for part in reversed(cutter.cut(block, result.images)):
-                pending.appendleft((part, submit(part)))
+            parts.extendleft(map(_Part, reversed(cutter.cut(first.block, result.images))))
         else:
-            yield block, result
+            yield first.block, result
 
-    def submit(block: Block) -> Future[PlannedBlock]:
-        return pool.submit(_plan, pickle.dumps(planner), block)
-
-    workers = min(os.cpu_count() or 1, 4)
-    pending = deque[tuple[Block, Future[PlannedBlock]]]()
-    # Spawned: storage clients and their threads do not survive a fork.
-    # Garbage is collected after blocks that leave some, not among millions of live objects.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_child) as pool:
-        try:
-            starting = [pool.submit(os.getpid) for _ in range(workers)]  # done once they have
-            for block in chain((following,), blocks):
-                if not any(one.done() for one in starting):
-                    yield from plan_here(block)
-                    continue
-                pending.append((block, submit(block)))
-                while len(pending) > 2 * workers:
-                    yield from settle()
-            while pending:
+    with ExitStack() as stack:
+        while (part := _unplanned(parts, blocks)) or parts:
+            late = time.monotonic() - begun > ALONE_SECONDS
+            if part and count and late and not helpers:
+                helpers = _Helpers(count)
+                stack.callback(helpers.stop)
+            if part and helpers and helpers.have_room(parts):
+                part.planned = helpers.plan(planner, part.block)
+            elif part and (part is parts[0] or len(parts) < 2 * count + AHEAD):
+                part.planned = Future()
+                with _uncollected():
+                    part.planned.set_result(planner.plan(part.block))
+            else:
+                yield from settle()  # which waits
+            while parts and (first := parts[0].planned) and first.done():
                 yield from settle()
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+
+def _unplanned(parts: deque[_Part], blocks: Iterator[Block]) -> _Part | None:
+    """The first part that nobody plans yet; the next block, if there is none."""
+    for part in parts:
+        if part.planned is None:
+            return part
+    for block in blocks:
+        parts.append(_Part(block))
+        return parts[-1]
+    return None
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without a search for garbage among millions of live objects, every few hundred requests."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @lru_cache(maxsize=1)
