@@ -45,13 +45,21 @@ Model = Annotated[
         rich_help_panel=REQUESTS,
     ),
 ]
+
+
+def _seed(given: str | int) -> int:
+    """A seed, which --help need not write out the largest of."""
+    if str(given).isdecimal() and int(given) < SEEDS:
+        return int(given)
+    raise typer.BadParameter(f"{given} is no whole number from 0 to 2⁶⁴−1.")
+
+
 Seed = Annotated[
     int,
     typer.Option(
         metavar="N",
-        min=0,
-        max=SEEDS - 1,
-        help="Seed of the run, for the lines that have none.",
+        parser=_seed,
+        help="Seed of the run, for the lines that have none: 0 to 2⁶⁴−1.",
         rich_help_panel=REQUESTS,
     ),
 ]
@@ -135,6 +143,8 @@ Rank = Annotated[
         rich_help_panel=DEPLOYMENT,
     ),
 ]
+
+Wait = Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")]
 
 Devices = Annotated[
     str,

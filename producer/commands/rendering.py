@@ -66,7 +66,7 @@ def submit(
     limit: options.Limit = None,
     team: options.Team = OPEN_TEAM,
     priority: options.Rank = "normal",
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
+    wait: options.Wait = False,
     broker: options.Broker = None,
     models_file: options.ModelsFile = None,
     quiet: options.Quiet = False,

@@ -108,7 +108,7 @@ def next_(
 
 def run_now(
     name: Name,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
+    wait: options.Wait = False,
     schedules_file: SchedulesFile = None,
     broker: options.Broker = None,
     models_file: options.ModelsFile = None,

@@ -12,6 +12,7 @@ from producer.commands import options
 from producer.commands.rendering import end, wait_for
 
 if TYPE_CHECKING:
+    from producer.control.installation import Installation
     from producer.control.status import Status
 
 Sorting = Literal["team", "model", "run", "day"]
@@ -83,22 +84,36 @@ def cancel(run: options.Run, broker: options.Broker = None, as_json: options.Jso
     _show(stop(run, installation(load_settings(broker))), as_json)
 
 
-def resume(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
+def resume(
+    run: options.Run,
+    wait: options.Wait = False,
+    broker: options.Broker = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
     """Send what is left of a run again, from storage: after cancel, a pause or a wiped broker."""
     from jobs.settings import load_settings
     from producer.control.installation import installation
     from producer.control.stopping import resume as restart
 
-    _show(restart(run, installation(load_settings(broker))), as_json)
+    known = installation(load_settings(broker))
+    _show_begun(restart(run, known), known, wait, quiet, as_json)
 
 
-def retry(run: options.Run, broker: options.Broker = None, as_json: options.Json = False) -> None:
+def retry(
+    run: options.Run,
+    wait: options.Wait = False,
+    broker: options.Broker = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
     """Render the requests again that a finished run has no images of, as a new run in its place."""
     from jobs.settings import load_settings
     from producer.control.installation import installation
     from producer.control.stopping import retry as try_again
 
-    _show(try_again(run, installation(load_settings(broker))), as_json)
+    known = installation(load_settings(broker))
+    _show_begun(try_again(run, known), known, wait, quiet, as_json)
 
 
 def prioritize(
@@ -144,6 +159,19 @@ def usage(
         show_csv(found)
     else:
         show_usage(by, found)
+
+
+def _show_begun(
+    status: Status, known: Installation, wait: bool, quiet: bool, as_json: bool
+) -> None:
+    """A run that goes on: how it stands, or with wait its outcome, as submit shows it."""
+    from producer.report.console import say
+
+    if wait:
+        say(f"run {status.run_id}")
+        wait_for(status.run_id, known, quiet, as_json)
+    elif as_json or not quiet:
+        _show(status, as_json)
 
 
 def _show(status: Status, as_json: bool) -> None:

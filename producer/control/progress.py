@@ -209,7 +209,7 @@ def _counts(progress: Progress, rate: float | None) -> str:
     settled = progress.settled
     text = f"{settled:,}/{progress.requests:,} done"
     if progress.failed:
-        text += f", {progress.failed:,} of them failed"
+        text += f", {progress.failed:,} of them without an image"
     if rate and progress.pending:
         left = timedelta(seconds=round(progress.pending / rate))
         text += f", {rate:.1f} images/s, {left} left"

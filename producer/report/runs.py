@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from jobs.errors import printable
 from jobs.output import layout
+from jobs.output.records import read_part
+from jobs.output.storage import open_storage
 from producer.planning.rates import Rates, estimate
 from producer.report.console import counted, new_table, say, show, show_json
 
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from producer.control.status import Status
     from producer.local.whole import Outcome
     from producer.planning.submission import Remarks, Survey
+
+SHOWN_REASONS = 3  # why there is no image, of as many requests
+SHOWN_NAME, SHOWN_MESSAGE = 64, 160  # characters
 
 
 def show_outcome(outcome: Outcome) -> None:
@@ -37,7 +44,11 @@ def show_outcome(outcome: Outcome) -> None:
             "invalid": summary.invalid,
         }
         reasons = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-        show(f"{summary.without_image:,} without an image ({reasons}): {out}/{layout.ERRORS}")
+        show(f"{summary.without_image:,} without an image ({reasons}):")
+        for row in islice(read_part(open_storage(out), layout.ERRORS), SHOWN_REASONS):
+            name = printable(row.get("custom_id") or f"index {row['index']}", SHOWN_NAME)
+            show(f"  {name}: {row['code']}: {printable(row['message'], SHOWN_MESSAGE)}")
+        show(f"Why, a row each: {out}/{layout.ERRORS}")
     for scorer, problem in summary.unscored.items():
         show(f"No scores of {scorer} for some images: {problem}")
 
@@ -52,7 +63,7 @@ def show_statuses(statuses: Sequence[Status]) -> None:
     if not statuses:
         say("The broker knows no runs.")
         return
-    table = new_table("run", "state", "done", "failed", "requests", "chunks", "output")
+    table = new_table("run", "state", "done", "no image", "requests", "chunks", "output")
     for s in statuses:
         counts = [f"{count:,}" for count in (s.done, s.failed, s.requests)]
         chunks = f"{s.chunks_done:,}/{s.chunks:,}"

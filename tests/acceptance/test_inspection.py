@@ -77,6 +77,8 @@ def test_plan_refuses_what_run_would(cli: Cli) -> None:
     manifest = cli.manifest({"prompt": "fine"}, {"prompt": 1})
     largest = ("--seed", 2**64 - 1)
     assert "1 invalid line, left out:" in cli("plan", manifest, "--skip-invalid", *largest).stdout
+    for wrong in (2**64, -1, "1.5"):
+        assert "2⁶⁴−1" in cli("plan", manifest, "--seed", wrong, code=2).stderr
     none_left = cli.manifest({"prompt": 1})
     assert "1 invalid line:" in cli("plan", none_left, "--skip-invalid", code=2).stdout
 

@@ -155,7 +155,9 @@ def test_a_refusal_offers_the_rest_only_if_there_is_one(cli: Cli) -> None:
 def test_skip_invalid_renders_the_rest(cli: Cli) -> None:
     manifest = cli.manifest({"prompt": "fine", "custom_id": "a"}, {"prompt": 1, "custom_id": "b"})
     command = ("run", manifest, "--out", "out", "--model", "null", "--skip-invalid")
-    assert "1 without an image (1 invalid)" in cli(*command, code=1).stdout
+    shown = cli(*command, code=1).stdout
+    assert "1 without an image (1 invalid):\n  b: invalid_request: line 2: prompt: " in shown
+    assert shown.endswith("out/errors.jsonl\n")
     (error,) = rows(cli.folder / "out" / "errors.jsonl")
     assert (error["custom_id"], error["index"], error["status"]) == ("b", 1, "invalid")
     assert "prompt" in error["message"]

@@ -107,7 +107,7 @@ def test_what_failed_is_retried_to_its_end(place: Place, open_tab: Opening) -> N
     tab = open_tab()
     tab.go("/")
     page = tab.page
-    page.get_by_text("4 images · 2 failed").wait_for()
+    page.get_by_text("4 images · 2 without an image").wait_for()
     card = page.get_by_role("article").filter(has_text="late")
     card.get_by_role("link", name="late", exact=True).click()
     page.get_by_text("input_unreachable").first.wait_for()

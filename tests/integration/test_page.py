@@ -191,10 +191,10 @@ def test_runs_of_one_place_are_told_apart(site: Site, page: TestClient) -> None:
         site.runs.finish(run_id, 3, 1)
     eventually(lambda: RED in page.get("/").text)
     newer, older = re.findall("(?s)<article.*?</article>", page.get("/").text)
-    assert '<span class="bad">1 failed' in newer
+    assert '<span class="bad">1 without an image' in newer
     assert RED in newer
     assert "taken over" not in newer
-    assert "<span>1 failed" in older
+    assert "<span>1 without an image" in older
     assert re.search(rf"20\d\d-\d\d-\d\d \d\d:\d\d UTC · {LOOSE}", older)
     assert ">taken over<" in older
 

@@ -21,6 +21,7 @@ from jobs.errors import LineError, ManifestRefused, UsageError
 from jobs.inputs.images import store_input
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import load_models
+from jobs.output import layout
 from jobs.output.dataset import Summary, write_summary
 from jobs.output.records import Record, encode_part
 from jobs.output.storage import open_storage
@@ -35,7 +36,7 @@ from producer.planning.manifest import Line, parse_line
 from producer.planning.rates import estimate, measure, read_rates
 from producer.planning.resolution import PlanOptions, Resolver
 from producer.report.errors import show_error
-from producer.report.runs import show_statuses
+from producer.report.runs import show_outcome, show_statuses
 from producer.upkeep.sheet import Tile, draw_sheet, write_sheet
 from producer.upkeep.verification import as_line, compare
 from tests.datasets import make_dataset
@@ -165,6 +166,30 @@ def test_a_row_is_a_line_for_what_reads_it(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[1].endswith(out)
+
+
+def test_the_end_of_a_run_shows_the_first_reasons_and_where_the_others_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = [
+        make_record(
+            make_request(number, custom_id=f"row-{number}" if number else ""),
+            status="rejected",
+            code="input_unreachable",
+            message=f"no [b]answer[/b]\n{number}",
+        )
+        for number in range(4)
+    ]
+    open_storage(str(tmp_path)).write(layout.ERRORS, encode_part([one.row() for one in lost]))
+    summary = Summary("0" * 12, "finished", "m.jsonl", 0, "2026-01-01", 9, 5, rejected=4)
+    show_outcome(Outcome(str(tmp_path), summary, False, 1.0))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "4 without an image (4 rejected):",
+        "  index 0: input_unreachable: no [b]answer[/b]\\n0",
+        "  row-1: input_unreachable: no [b]answer[/b]\\n1",
+        "  row-2: input_unreachable: no [b]answer[/b]\\n2",
+        f"Why, a row each: {tmp_path}/errors.jsonl",
+    ]
 
 
 def test_plan_takes_all_that_decides_what_is_planned() -> None:
