@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from jobs.errors import FatalError, UsageError, plain, printable, resembling
 from jobs.output.kept import KEPT
-from jobs.requests import MAX_PROMPT
+from jobs.requests import MAX_PROMPT, Body
 from producer.planning.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ KINDS = (".parquet", ".arrow", *DELIMITERS, TEXT)
 
 _PROMPTS = ("caption", "text", "description")  # what others call columns of prompts
 _VARYING = ("sweep", "zip", "sample")
+_NAMED = ("custom_id", *Body.model_fields)  # what a column of its own name stands for, unasked
 FIELDS = ("custom_id", *(name for name in Recipe.model_fields if name not in _VARYING))
-_WHOLE = ("seed", "num_inference_steps", "width", "height", "n")
+_WHOLE = ("seed", "num_inference_steps", "width", "height", "n", "best_of", "max_tries")
 _LONGEST = 4 * MAX_PROMPT + 2  # bytes of a line of text: as many hold a character too many
 _ARROW_FILE = b"ARROW1"
 _REAL = ("guidance_scale", "strength")
@@ -89,10 +90,12 @@ def table_lines(
 ) -> Iterator[bytes]:
     """The rows of a table as manifest lines. Memory does not grow with it.
 
-    columns: field of a line → the table's column; without an entry a field has the column of its
-    own name, if there is one. Empty cells are fields that are not given, other columns are left
-    out, and a custom_id that is a whole number becomes its text. keep: columns that the dataset is
-    to have, by their own names; text, where the table's form tells no types, and of times.
+    columns: field of a line → the table's column; without an entry a field of a request has the
+    column of its own name, if there is one that is no struct. What a line has beside (n, min, …)
+    needs an entry: those are anybody's names. Empty cells are fields that are not given, other
+    columns are left out, and a custom_id that is a whole number becomes its text. keep: columns
+    that the dataset is to have, by their own names; text, where the table's form tells no types,
+    and of times.
 
     Raises:
         UnfitTable: a column does not exist or cannot be kept, or none holds prompts.
@@ -163,7 +166,7 @@ def _batches(
     batches: Iterable[pa.RecordBatch]
     if kind == ".parquet":
         table = parquet.ParquetFile(file)
-        chosen = _choose(table.schema_arrow.names, columns, keep, uri)
+        chosen = _choose(table.schema_arrow, columns, keep, uri)
         asked = [*{*chosen.values(), *keep}]
         # By groups: in one go, a reader keeps 6 MB of each million rows until its end.
         batches = chain.from_iterable(
@@ -171,12 +174,12 @@ def _batches(
             for group in range(table.num_row_groups)
         )
     elif kind == ".arrow":
-        header, batches = _arrow(file)
-        chosen = _choose(header, columns, keep, uri)
+        schema, batches = _arrow(file)
+        chosen = _choose(schema, columns, keep, uri)
     else:
         parse = csv.ParseOptions(delimiter=DELIMITERS[kind], newlines_in_values=True)
-        header = csv.open_csv(file, parse_options=parse).schema.names
-        chosen = _choose(header, columns, keep, uri)
+        schema = csv.open_csv(file, parse_options=parse).schema
+        chosen = _choose(schema, columns, keep, uri)
         file.seek(0)
         types = dict.fromkeys(keep, pa.string())
         types |= {column: _type(field) for field, column in chosen.items()}
@@ -199,18 +202,18 @@ def _slices(
             yield [column.slice(start, ROWS) for column in cells]
 
 
-def _arrow(file: IO[bytes]) -> tuple[list[str], Iterator[pa.RecordBatch]]:
+def _arrow(file: IO[bytes]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Columns and rows of either of Arrow's two formats; what `datasets` saves is a stream."""
     from pyarrow import ipc
 
     if file.read(len(_ARROW_FILE)) != _ARROW_FILE:
         file.seek(0)
         stream = ipc.open_stream(file)
-        return stream.schema.names, iter(stream)
+        return stream.schema, iter(stream)
     file.seek(0)
     table = ipc.open_file(file)
     numbers = range(table.num_record_batches)
-    return table.schema.names, (table.get_batch(number) for number in numbers)
+    return table.schema, (table.get_batch(number) for number in numbers)
 
 
 def _kept(cells: pa.Array) -> pa.Array:
@@ -237,15 +240,20 @@ def _check_kept(column: pa.Field, uri: str) -> None:
 
 
 def _choose(
-    found: list[str], columns: Mapping[str, str], keep: Sequence[str], uri: str
+    schema: pa.Schema, columns: Mapping[str, str], keep: Sequence[str], uri: str
 ) -> dict[str, str]:
     """The column of each field that has one.
 
     Raises:
         UnfitTable: one that was asked for does not exist, or none holds prompts.
     """
-    chosen = {name: columns.get(name, name) for name in FIELDS}
-    chosen = {n: column for n, column in chosen.items() if column in found or n in columns}
+    from pyarrow import types
+
+    found = schema.names
+    # A picture as `datasets` keeps it is a struct, which no field of a request is.
+    fit = {n for n, kind in zip(found, schema.types, strict=True) if not types.is_struct(kind)}
+    unasked = fit.intersection(_NAMED)
+    chosen = {n: columns.get(n, n) for n in FIELDS if n in columns or n in unasked}
     has = f"Its columns: {printable(', '.join(found), SHOWN_COLUMNS)}"
     for column in (*chosen.values(), *keep):
         if column not in found:

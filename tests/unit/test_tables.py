@@ -18,7 +18,7 @@ from producer.planning.plain import PlainLine
 from producer.planning.resolution import PlanOptions
 from producer.planning.tables import columns_of, kept_columns
 
-COLUMNS = {"prompt": "caption", "custom_id": "id"}
+COLUMNS = {"prompt": "caption", "custom_id": "id", "n": "n"}
 
 
 def lines(uri: str, columns: dict[str, str] = COLUMNS) -> list[object]:
@@ -50,6 +50,25 @@ def _tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     csv.write_csv(table, "m.csv")
     csv.write_csv(table, "m.tsv", csv.WriteOptions(delimiter="\t"))
     Path("m.txt").write_text("a, b\n\n  c\r\n" + "x" * (9 * MAX_PROMPT) + "\nd")
+
+
+@pytest.mark.parametrize("name", ["other.parquet", "other.csv"])
+def test_only_what_a_request_has_is_taken_by_name(name: str) -> None:
+    """Not what says how many images there are, whose names are anybody's; nor a whole picture."""
+    table = pa.table(
+        {
+            "prompt": ["a"], "seed": [7], "n": [900], "min": [0.5], "max": [2], "by": ["me"],
+            "best_of": [3], "max_tries": [9], "sweep": ["x"], "keep": ["y"], "slots": [4],
+        }
+    )  # fmt: skip
+    if name.endswith(".csv"):
+        csv.write_csv(table, name)
+    else:
+        picture = pa.array([{"bytes": b"GIF", "path": "a.gif"}])
+        parquet.write_table(table.append_column("image", picture), name)
+    assert lines(name, {}) == [{"prompt": "a", "seed": 7}]
+    asked = {one: one for one in ("n", "by", "best_of")}
+    assert lines(name, asked) == [{"prompt": "a", "seed": 7, "n": 900, "by": "me", "best_of": 3}]
 
 
 @pytest.mark.parametrize("name", ["m.parquet", "stream.arrow", "file.arrow", "m.csv", "m.tsv"])
