@@ -25,6 +25,8 @@ SuiteName = Literal["geneval", "t2i-compbench", "parti", "drawbench", "hpsv2", "
 # Columns of the dataset, which the layouts read.
 SUITE, KEY, ABOUT = "suite", "suite_key", "suite_metadata"
 
+_GENEVAL = ("tag", "include", "prompt")  # what its scorer reads of each line
+
 Prompt = tuple[str, str, dict[str, str]]  # its key in the suite, its text, more columns
 
 
@@ -60,7 +62,10 @@ def manifest_lines(name: SuiteName, files: list[Path], n: int | None = None) -> 
         except OSError as error:
             raise UsageError(f"{file} cannot be read: {error.strerror}", _wants(preset)) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UsageError(f"{file} is no prompt file of {name}", _wants(preset)) from error
+            lacks = f": prompt {count + 1} has no {error}" if isinstance(error, KeyError) else ""
+            raise UsageError(
+                f"{file} is no prompt file of {name}{lacks}", _wants(preset)
+            ) from error
         if not count:
             raise UsageError(f"{file} holds no prompts of {name}", _wants(preset))
 
@@ -71,7 +76,10 @@ def _wants(preset: Preset) -> str:
 
 def _geneval(file: Path) -> Iterator[Prompt]:
     for number, line in enumerate(_lines(file)):
-        yield f"{number:05d}", _text(orjson.loads(line)["prompt"]), {ABOUT: line}
+        row = orjson.loads(line)
+        for name in _GENEVAL:
+            row[name]  # or its scorer would fail, once all is rendered
+        yield f"{number:05d}", _text(row["prompt"]), {ABOUT: line}
 
 
 def _compbench(file: Path) -> Iterator[Prompt]:

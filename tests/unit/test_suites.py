@@ -70,6 +70,30 @@ def test_what_is_no_file_of_the_suite_is_refused(tmp_path: Path) -> None:
         list(manifest_lines("geneval", [tmp_path / "none"]))
 
 
+@pytest.mark.parametrize(
+    ("suite", "content", "lacks"),
+    [
+        (
+            "geneval",
+            '{"tag": "a", "include": [], "prompt": "a"}\n{"prompt": "b"}\n',
+            "2 has no 'tag'",
+        ),
+        ("geneval", '{"tag": "colors", "prompt": "a red car"}\n', "1 has no 'include'"),
+        ("parti", "Prompt\tCategory\na\tb\n", "1 has no 'Challenge'"),
+        ("drawbench", "prompt,Category\na,b\n", "1 has no 'Prompts'"),
+        ("dpg", "id,text\n1,a\n", "1 has no 'item_id'"),
+    ],
+)
+def test_a_file_of_another_form_is_told_what_it_lacks(
+    tmp_path: Path, suite: SuiteName, content: str, lacks: str
+) -> None:
+    file = tmp_path / FILES[suite][0]
+    file.write_text(content)
+    with pytest.raises(UsageError, match=f"no prompt file of {suite}: prompt {lacks}") as refused:
+        list(manifest_lines(suite, [file]))
+    assert PRESETS[suite].file in refused.value.hint
+
+
 def test_folders_of_prompts_are_dpgs(tmp_path: Path) -> None:
     for name in ("partiprompts7", "12"):
         (tmp_path / f"{name}.txt").write_text(f"prompt {name}\n")
