@@ -13,7 +13,7 @@ import typer
 
 from jobs.formats import ImageFormat
 from jobs.ids import SEEDS
-from jobs.teams import Priority
+from jobs.teams import OPEN_TEAM, Priority, check_team
 
 if TYPE_CHECKING:  # --help is fast
     from jobs.models.table import ModelTable
@@ -243,6 +243,22 @@ class Requests:
             scorers=scorers_of(self.score),
             rule=rule_of(self.choose),
         )
+
+
+def team_of(name: str, settings: Settings) -> str:
+    """The team of a command's option; one that the settings do not know is told on stderr.
+
+    Raises:
+        UsageError: it is no plain name.
+    """
+    known = settings.teams
+    if known and check_team(name) not in known and name != OPEN_TEAM:
+        from jobs.errors import resembling
+        from producer.report.console import say
+
+        near = resembling(name, known)
+        say(f"team {name} has no quota: the settings know {', '.join(sorted(known))}{near}")
+    return check_team(name)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

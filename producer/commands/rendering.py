@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from jobs.errors import Exit, FatalError, TransientError, UsageError
-from jobs.teams import OPEN_TEAM, check_team
+from jobs.teams import OPEN_TEAM
 from producer.commands import options
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
     wanted = requests.planned(settings, table, limit)
-    job = Job(manifest, out, table, wanted, team=check_team(team))
+    job = Job(manifest, out, table, wanted, team=options.team_of(team, settings))
     try:
         with display(quiet) as shown:
             told = (lambda address: say(f"The page: {address}")) if page else None
@@ -88,7 +88,7 @@ def submit(
     wanted = requests.planned(settings, table, limit)
     known = installation(settings)
     known.ping()
-    job = Job(manifest, out, table, wanted, team=check_team(team), priority=priority)
+    job = Job(manifest, out, table, wanted, team=options.team_of(team, settings), priority=priority)
     submission = identify(job)
     storage, summary = submission.storage, submission.finished
     if summary is None:

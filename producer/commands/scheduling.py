@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.teams import OPEN_TEAM, check_team
+from jobs.teams import OPEN_TEAM
 from producer.commands import options
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def inbox(
     tell = _teller(settings, quiet, as_json)
     watched = Inbox(
         open_storage(uri), out, installation(settings), table, wanted, tell, done,
-        team=check_team(team), priority=priority,
+        team=options.team_of(team, settings), priority=priority,
     )  # fmt: skip
     if once:
         watched.look()

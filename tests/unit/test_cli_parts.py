@@ -26,9 +26,11 @@ from jobs.output.dataset import Summary, write_summary
 from jobs.output.records import Record, encode_part
 from jobs.output.storage import open_storage
 from jobs.requests import Request
+from jobs.settings import Settings, Team
+from jobs.teams import OPEN_TEAM
 from producer.cli import make_cli
 from producer.commands import inspecting, rendering
-from producer.commands.options import REQUESTS
+from producer.commands.options import REQUESTS, team_of
 from producer.control.progress import Pace
 from producer.control.status import Status
 from producer.local.whole import Outcome
@@ -190,6 +192,20 @@ def test_the_end_of_a_run_shows_the_first_reasons_and_where_the_others_are(
         "  row-2: input_unreachable: no [b]answer[/b]\\n2",
         f"Why, a row each: {tmp_path}/errors.jsonl",
     ]
+
+
+def test_a_team_that_the_settings_do_not_know_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(teams={"vision": Team(images_in_flight=5), "text": Team()})
+    for known in ("vision", "text", OPEN_TEAM):
+        assert team_of(known, settings) == known
+    assert team_of("visoin", Settings()) == "visoin"
+    assert capsys.readouterr().err == ""
+    assert team_of("visoin", settings) == "visoin"
+    assert capsys.readouterr().err == (
+        "team visoin has no quota: the settings know text, vision; did you mean 'vision'?\n"
+    )
+    with pytest.raises(UsageError, match="no plain name"):
+        team_of("a/b", settings)
 
 
 def test_plan_takes_all_that_decides_what_is_planned() -> None:
