@@ -22,9 +22,6 @@ from threading import Event, Thread
 import psutil
 
 from benchmarks.measure import processor_seconds, report, write_manifest, write_table
-from jobs.models.table import load_models
-from producer.planning.resolution import PlanOptions
-from producer.planning.submission import Job, identify, prepare
 
 SAMPLED = 0.5  # seconds between two looks at the memory
 COLUMNS = (("custom_id", "id"), ("prompt", "caption"))
@@ -32,6 +29,11 @@ KEPT = ("label",)
 
 
 def main() -> None:
+    # Here, as the command line has it: processes that plan import this module too.
+    from jobs.models.table import load_models
+    from producer.planning.resolution import PlanOptions
+    from producer.planning.submission import Job, identify, prepare
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--rows", choices=("json", "parquet"), default="json")
