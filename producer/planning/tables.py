@@ -109,6 +109,8 @@ def table_lines(
                 raise UnfitTable(f"{uri} has no columns to keep", "Leave --keep out.")
             yield from _text_lines(file)
             return
+        # The default one would hold 40 MB for reading a table by 3 MB at a time.
+        pa.set_memory_pool(pa.system_memory_pool())
         names, batches = _batches(file, kind_of(uri), columns, keep, uri)
         lines = _Lines(names, keep)
         for batch in batches:
