@@ -37,7 +37,7 @@ class Repeats:
 
 
 class _Range:
-    """Sorted arrays, each at least twice as long as the next."""
+    """Sorted arrays, each at least four times as long as the next: few to search, and to merge."""
 
     def __init__(self) -> None:
         self._sorted: list[Hashes] = []
@@ -46,10 +46,9 @@ class _Range:
         """Add all, which are sorted; true where one was there before."""
         known = np.zeros(hashes.size, np.bool_)
         for array in self._sorted:
-            at = np.minimum(np.searchsorted(array, hashes), array.size - 1)
-            known |= array[at] == hashes
+            known |= array.take(array.searchsorted(hashes), mode="clip") == hashes
         merged = hashes.copy()
-        while self._sorted and self._sorted[-1].size < 2 * merged.size:
+        while self._sorted and self._sorted[-1].size < 4 * merged.size:
             merged = np.concatenate([self._sorted.pop(), merged])
             merged.sort(kind="stable")  # merges what is sorted in parts
         if merged.size:
