@@ -25,6 +25,7 @@ from producer.planning.manifest import (
 from producer.planning.plain import PARAMETERS, PlainBatchLine, PlainBody, PlainLine, parse_plain
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
+TABLE = load_models()
 TEXTS = (
     '""', '"a"', '"a: b"', r'"\": \" :"', r'"\u0000"', r'"\ud83d\ude00"', r'"\ud800"', '"\x7f"',
     '"é"', '"a\nb"', r'"a\/b"', '"jpeg"', '"raw"', '"webp"', '"5"',
@@ -222,7 +223,7 @@ def test_requests_of_a_plain_block_are_those_of_each_line(some: list[dict[str, o
     assume(plain)  # a custom_id with a quotation mark before a colon is not
     assert plain
     together, alone = (
-        Resolver(load_models(), PlanOptions(seed=7, model="null"), {"null": "f"}) for _ in range(2)
+        Resolver(TABLE, PlanOptions(seed=7, model="null"), {"null": "f"}) for _ in range(2)
     )
     try:
         each = [
