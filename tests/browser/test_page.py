@@ -195,6 +195,9 @@ def test_everybody_can_use_it(
         tab.check_access()
         wide = tab.page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, path
+    tab.go("/nix")
+    tab.check_access()
+    assert tab.wrong.pop().endswith("404 (Not Found)")  # it is, and says so in HTML
 
 
 @pytest.mark.usefixtures("shown")
