@@ -11,6 +11,19 @@ import redis
 from jobs.broker.counters import count
 from jobs.broker.keys import KEEP_SECONDS, SUSPECTS, run_key, touch
 
+# KEYS: attempts, busy, deaths, the run. ARGV: a chunk. Begins an attempt; returns its number, how
+# many earlier ones never ended, and whether the last one was one of them.
+BEGIN = """
+local number = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+local died = 1 - redis.call('HSET', KEYS[2], ARGV[1], '0 0 ' .. number)
+if number > 1 then redis.call('HINCRBY', KEYS[4], 'retries', 1) end
+if died > 0 then
+  redis.call('HINCRBY', KEYS[4], 'deaths', 1)
+  redis.call('HINCRBY', KEYS[3], ARGV[1], 1)
+end
+return {number, tonumber(redis.call('HGET', KEYS[3], ARGV[1]) or 0), died}
+"""
+
 # KEYS: busy, deaths, the run. ARGV: a chunk, an attempt. Ends the attempt. If another one has begun
 # since, it took this one for dead: it was not, Redis was away.
 RELEASE = """
@@ -45,21 +58,18 @@ class Attempts:
         An attempt that neither followed has died with its worker.
         """
         key = run_key(self.prefix, run_id)
-        number = int(self.client.hincrby(f"{key}:attempts", str(chunk), 1))
+        keys = [f"{key}:attempts", f"{key}:busy", f"{key}:deaths", key]
         with self.client.pipeline() as pipe:
-            pipe.hset(f"{key}:busy", str(chunk), f"0 0 {number}")
-            pipe.hget(f"{key}:deaths", str(chunk))
-            ended, deaths = pipe.execute()
-            if number > 1:
-                pipe.hincrby(key, "retries", 1)
-                count(pipe, self.prefix, ("chunk_retries",))
-            if not ended:  # its entry was still there
-                pipe.hincrby(key, "deaths", 1)
-                count(pipe, self.prefix, ("chunk_deaths",))
-                pipe.hincrby(f"{key}:deaths", str(chunk), 1)
+            pipe.eval(BEGIN, len(keys), *keys, chunk)
             touch(pipe, key)
-            pipe.execute()
-        return Attempt(number, int(deaths or 0) + (not ended))
+            (number, deaths, died), *_ = pipe.execute()
+            if number > 1:
+                count(pipe, self.prefix, ("chunk_retries",))
+            if died:
+                count(pipe, self.prefix, ("chunk_deaths",))
+            if pipe:
+                pipe.execute()
+        return Attempt(number, deaths)
 
     def suspects(self, run_id: str, job_ids: Sequence[str]) -> list[int]:
         """For each request, in how many deaths of a worker it was being watched."""
