@@ -28,6 +28,7 @@ from jobs.logs import PROCESS_TEXT, about, log_to_stderr
 from jobs.settings import load_settings
 from worker.accounts import WRITE_SECONDS
 from worker.counts import REPORT_SECONDS
+from worker.interludes import LOOK_SECONDS
 from worker.process.pool import MOST_HELD, STOP, Word
 from worker.storehouse import Storehouse
 from worker.tasks import TASKS, PutBack
@@ -109,6 +110,7 @@ def work(connection: Connection, worker: Worker) -> None:
     shop = make_workshop(worker, storehouse.put, storehouse.score)
     traces.set_up(settings.traces, "imagemill-worker")
     with (
+        heartbeat("look-out", LOOK_SECONDS, shop.lookout.look),
         heartbeat("counts", REPORT_SECONDS, shop.report),
         heartbeat("accounts of calls", WRITE_SECONDS, shop.accounts.write),
     ):

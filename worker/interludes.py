@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 
-from jobs.broker.heartbeat import heartbeat
 from jobs.calls.claims import Claims
 
 LOOK_SECONDS = 0.05  # while a batch renders, calls are looked for so often
@@ -46,16 +45,43 @@ class Interlude:
             self.seconds += time.monotonic() - started
 
 
-@contextmanager
-def interlude(
-    claims: Claims, models: Collection[str], serve: Callable[[], bool]
-) -> Iterator[Interlude]:
-    """Look out for calls of some models while the block runs, in a thread."""
-    due = Event()
+@dataclass
+class Lookout:
+    """What is looked out for while a batch renders: calls that wait, and when its end is near.
 
-    def look() -> None:
-        if claims.any_waits(models):
-            due.set()
+    One thread calls `look` all the time. With one of its own, each batch would wait for a start and
+    an end of threads, which take milliseconds where many threads are at work.
+    """
 
-    with heartbeat("look-out for calls", LOOK_SECONDS, look):
-        yield Interlude(due, serve)
+    claims: Claims
+    _due: Event = field(default_factory=Event)
+    _models: Collection[str] = ()
+    _errand: tuple[float, Callable[[], None]] | None = None  # when (monotonic seconds), and what
+
+    def look(self) -> None:
+        """Raises redis.RedisError when Redis is away."""
+        errand, models = self._errand, self._models
+        if errand and time.monotonic() >= errand[0]:
+            self._errand = None
+            errand[1]()
+        if self.claims.any_waits(models):
+            self._due.set()
+
+    @contextmanager
+    def interlude(
+        self,
+        models: Collection[str],
+        serve: Callable[[], bool],
+        act: Callable[[], None] | None = None,
+        at: float = 0.0,
+    ) -> Iterator[Interlude]:
+        """Look out for calls of some models while the block runs.
+
+        act: what is to be done at a moment, in monotonic seconds, unless the block ends before.
+        """
+        self._due.clear()
+        self._models, self._errand = models, (at, act) if act else None
+        try:
+            yield Interlude(self._due, serve)
+        finally:
+            self._models, self._errand = (), None

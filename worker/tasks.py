@@ -10,7 +10,6 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from threading import Timer
 
 import redis
 from tenacity import (
@@ -33,7 +32,6 @@ from worker.calls import serve_beside, serve_calls, served
 from worker.chunks import Todo, Work, count
 from worker.faults import Unfit, own_fault
 from worker.inputs import Loader
-from worker.interludes import interlude
 from worker.render import BatchRenderer
 from worker.rounds import begin_round
 from worker.storing import Output
@@ -175,22 +173,23 @@ def _draw_batches(shop: Workshop, ready: Ready, output: Output, make_way: MakeWa
                 raise Interrupted
         left = len(todo.requests) - output.taken
         pace = shop.pace.get(work.model)
-        early = None if pace is None else left * pace - LEAD_SECONDS
         started = time.monotonic()
         # With care, a call that kills the process is not to be laid to this batch's charge.
         models = frozenset() if suspects.careful else served(shop) & shop.renderers.loaded
         serve = partial(serve_beside, shop, models)
+        early = None if pace is None else make_way
+        at = started + left * (pace or 0.0) - LEAD_SECONDS
         with (
-            in_time(make_way, early),
             suspects.watch(batch.requests),
-            interlude(shop.claims, models, serve) as calls,
+            shop.lookout.interlude(models, serve, early, at) as calls,
         ):
             shop.stage.run(work.model, batch, output, work.run.plan, calls)
         seconds = time.monotonic() - started - calls.seconds
         shop.pace[work.model] = seconds / len(batch.requests)
-        shop.runs.attempts.report(
-            work.run_id, work.number, work.attempt, done_before + output.taken, failed_before
-        )
+        if output.taken < len(todo.requests):  # the end of the chunk says it as well
+            shop.runs.attempts.report(
+                work.run_id, work.number, work.attempt, done_before + output.taken, failed_before
+            )
         if time.monotonic() - saved > SAVE_SECONDS:
             work.store_interrupted(output.records())
             saved = time.monotonic()
@@ -200,19 +199,6 @@ def _draw_batches(shop: Workshop, ready: Ready, output: Output, make_way: MakeWa
 def _renderer(shop: Workshop, work: Work) -> Callable[[], BatchRenderer]:
     """What renders a chunk. Not held: others may need its memory between two batches."""
     return partial(shop.renderers.get, work.model, work.run.plan.commits)
-
-
-@contextmanager
-def in_time(act: Callable[[], None], seconds: float | None) -> Iterator[None]:
-    """Act so many seconds from now (None: nobody knows when), unless the block ends before."""
-    timer = Timer(max(0.0, seconds), act) if seconds is not None else None
-    if timer:
-        timer.start()
-    try:
-        yield
-    finally:
-        if timer:
-            timer.cancel()
 
 
 def goes_on(shop: Workshop, work: Work) -> bool:

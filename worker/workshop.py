@@ -31,6 +31,7 @@ from worker.chunks import LiveRun, Shards, open_run
 from worker.counts import Counts
 from worker.faults import Fitness
 from worker.inputs import Loader
+from worker.interludes import Lookout
 from worker.meter import Clock
 from worker.render import BatchRenderer
 from worker.renderers import Renderers
@@ -48,16 +49,17 @@ class Workshop:
     """The tools of one device process.
 
     name: the worker's; models: what it serves, the first of them loaded at once; call_slots: those
-    that pipeline calls for interactive calls may have, by model; weights: of teams, for turns;
-    fitness: what it cannot render for now; stage renders, executor stores by means of put, and
-    score scores what put has not; inputs loads what runs name, call_inputs what calls do;
-    decoding: how much at a time; policy, stores: what inputs may be and where from; device: the one
-    thread that touches models; flow: how many rendered batches may be on their way into storage,
-    and call_flow the same of calls; at_work: chunks that have begun; pace: seconds a request, by
-    model, of the last batch; clock: when the device was last at work; unfed: until when (monotonic
-    seconds) others come before a run that could not be fed; pause_seconds: before a message that
-    met a passing fault goes back; counts: what it did, reported to counters; accounts: what calls
-    used, written to storage; stopping: set when it is to end after its batch.
+    that pipeline calls for interactive calls may have, by model; lookout: to look while a batch
+    renders; weights: of teams, for turns; fitness: what it cannot render for now; stage renders,
+    executor stores by means of put, and score scores what put has not; inputs loads what runs name,
+    call_inputs what calls do; decoding: how much at a time; policy, stores: what inputs may be and
+    where from; device: the one thread that touches models; flow: how many rendered batches may be
+    on their way into storage, and call_flow the same of calls; at_work: chunks that have begun;
+    pace: seconds a request, by model, of the last batch; clock: when the device was last at work;
+    unfed: until when (monotonic seconds) others come before a run that could not be fed;
+    pause_seconds: before a message that met a passing fault goes back; counts: what it did,
+    reported to counters; accounts: what calls used, written to storage; stopping: set when it is to
+    end after its batch.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Workshop:
     call_slots: Mapping[str, tuple[int, ...]]
     runs: Runs
     claims: Claims
+    lookout: Lookout
     dispatcher: Dispatcher
     turns: Turns
     weights: Mapping[str, float]
@@ -166,6 +169,7 @@ def make_workshop(worker: Worker, put: Put, score: Score) -> Workshop:
     """The tools of a worker's device process. put, score: how images are stored and scored."""
     settings = load_settings()
     client, seal = connect(settings), make_seal(settings)
+    claims = Claims(client, settings.key_prefix, seal)
     table = load_models(settings.models)
     counts = Counts(table.models)
     renderers = Renderers(table, worker.device, settings.models_kept, counts, warms=True)
@@ -174,7 +178,8 @@ def make_workshop(worker: Worker, put: Put, score: Score) -> Workshop:
         models=list(worker.models),
         call_slots={name: table.get(name).call_slots for name in worker.models},
         runs=Runs(client, settings.key_prefix, seal),
-        claims=Claims(client, settings.key_prefix, seal),
+        claims=claims,
+        lookout=Lookout(claims),
         dispatcher=Dispatcher(client, settings.key_prefix, seal),
         turns=Turns(client, settings.key_prefix, seal),
         weights={name: team.weight for name, team in settings.teams.items()},

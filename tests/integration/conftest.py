@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.broker.fleet import Worker
+from jobs.broker.heartbeat import heartbeat
 from tests.sites import Site
+from worker.interludes import LOOK_SECONDS
 from worker.scoring.raters import Raters
 from worker.storing import Shelf
 from worker.workshop import Workshop, make_workshop
@@ -20,6 +22,7 @@ def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
         monkeypatch.setenv(name, value)
     worker = Worker(name="w", models=("null",), device="cpu", host="host", pid=1)
     shop = make_workshop(worker, Shelf.put_all, Raters("cpu").score)
-    yield shop
+    with heartbeat("look-out", LOOK_SECONDS, shop.lookout.look):
+        yield shop
     for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
         threads.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from threading import Event
@@ -11,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import eventually
 from tests.unit.test_worker_render import Fake, prepared
 from worker.counts import Counts
-from worker.interludes import Interlude, NoRoom, interlude
+from worker.interludes import Interlude, Lookout, NoRoom
 from worker.render import BatchRenderer
 
 
@@ -109,24 +109,51 @@ class Waiting:
 
     def __init__(self) -> None:
         self.answers: Iterator[bool] = iter([False, True, False, False])
-        self.asked = 0
+        self.asked: list[object] = []
 
     def any_waits(self, models: object) -> bool:
-        assert models == {"m"}
-        self.asked += 1
+        self.asked.append(models)
         return next(self.answers, False)
 
 
 def test_calls_are_looked_for_while_the_batch_renders() -> None:
     waiting: Any = Waiting()
-    with interlude(waiting, {"m"}, lambda: True) as calls:
-        assert eventually(calls.due.is_set)
-        assert calls()
+    lookout = Lookout(waiting)
+    with lookout.interlude({"m"}, lambda: True) as calls:
+        lookout.look()
         assert not calls()
-    asked = waiting.asked
-    assert asked >= 2
-    with pytest.raises(AssertionError):
-        eventually(lambda: waiting.asked > asked, 0.1)
+        lookout.look()
+        assert calls()
+        lookout.look()
+        assert not calls()
+    assert waiting.asked == [{"m"}] * 3
+    lookout.look()
+    assert waiting.asked[3:] == [()]  # that is no command
+
+
+def test_the_end_of_a_batch_is_told_once_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pass_by, lookout, told = ticking(monkeypatch), Lookout(Waiting()), list[float]()  # type: ignore[arg-type]
+
+    def tell() -> None:
+        told.append(time.monotonic())
+
+    with lookout.interlude({"m"}, lambda: True, tell, 104.0):
+        for _ in range(6):
+            pass_by(1)
+            lookout.look()
+    with lookout.interlude({"m"}, lambda: True, tell, 108.0):
+        pass_by(1)
+        lookout.look()
+    pass_by(1)
+    lookout.look()  # that batch has ended
+    assert told == [104.0]
+
+
+def test_no_thread_begins_or_ends_with_a_batch() -> None:
+    lookout = Lookout(Waiting())  # type: ignore[arg-type]
+    before = threading.enumerate()
+    with lookout.interlude({"m"}, lambda: True, lambda: None, 0.0):
+        assert threading.enumerate() == before
 
 
 _NESTED = """
