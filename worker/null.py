@@ -21,7 +21,7 @@ class NullRenderer:
     """Measures everything around the rendering, as it costs nothing itself.
 
     The model's option `sleep` makes each batch last so many seconds, as a device would, in its
-    steps.
+    steps: a processor that is late for one does not make the batch longer.
     """
 
     def __init__(self, model: Model, weights: Fingerprint) -> None:
@@ -44,9 +44,13 @@ class NullRenderer:
     def render(self, batch: list[Prepared], pause: Pause) -> list[Image]:
         """Flat colours."""
         key = batch[0].request.key
+        end = time.monotonic()
         for _ in range(key.steps if self.sleep else 0):
-            time.sleep(self.sleep / key.steps)
-            pause()
+            end += self.sleep / key.steps
+            time.sleep(max(0.0, end - time.monotonic()))
+            asked = time.monotonic()
+            if pause():
+                end += time.monotonic() - asked
         colours = np.array([_colour(one.request.seed) for one in batch], np.uint8)
         shape = (len(batch), key.height, key.width, 3)
         return list(np.broadcast_to(colours[:, None, None, :], shape))

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 
+from jobs.models.fingerprints import Fingerprint
+from jobs.models.options import Options
+from jobs.models.table import Model
 from tests.unit.test_worker_render import Fake, prepared
 from worker.counts import Counts
 from worker.interludes import Interlude, Lookout, NoRoom
+from worker.null import NullRenderer
 from worker.render import BatchRenderer
 
 
@@ -154,6 +158,27 @@ def test_no_thread_begins_or_ends_with_a_batch() -> None:
     before = threading.enumerate()
     with lookout.interlude({"m"}, lambda: True, lambda: None, 0.0):
         assert threading.enumerate() == before
+
+
+def test_a_device_of_the_null_model_takes_its_time_however_late_the_processor_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stands for a device, which goes on while Python sleeps too long."""
+    pass_by = ticking(monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pass_by(seconds + 0.01))
+    row = Model(repo="null:", threads=1, options=Options(sleep=4.0), batch_width=2)
+    renderer = NullRenderer(row, Fingerprint("null:", "1", "d"))
+    steps = iter([True])
+
+    def pause() -> bool:
+        if next(steps, False):
+            pass_by(3)
+            return True
+        return False
+
+    started = time.monotonic()
+    renderer.render(prepared(1, 2), pause)
+    assert time.monotonic() - started == pytest.approx(7.01)  # three of them are a call's
 
 
 _NESTED = """
