@@ -103,7 +103,7 @@ def test_all_mistakes_are_told_at_once_each_with_where_it_was_said(
 ) -> None:
     monkeypatch.setattr("jobs.settings.SECRETS", folder)
     (folder / "imagemill_models_kept").write_text("0")
-    (folder / "imagemill.toml").write_text('key_prefix = "a b"\napi_keys = 5\n')
+    (folder / "imagemill.toml").write_text('key_prefix = "a b"\napi_keys = ["hidden"]\n')
     monkeypatch.setenv("IMAGEMILL_BATCH_SECONDS", "0")
     with pytest.raises(UsageError) as refused:
         load_settings(broker="redis://")
@@ -114,7 +114,7 @@ def test_all_mistakes_are_told_at_once_each_with_where_it_was_said(
         "imagemill.toml: api_keys",
         "imagemill.toml: key_prefix",
     ]
-    assert "5" not in refused.value.message
+    assert "hidden" not in refused.value.message
 
 
 def test_variables_that_others_set_are_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
