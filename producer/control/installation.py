@@ -19,6 +19,7 @@ from jobs.output.dataset import read_summary
 from jobs.output.plan import Plan
 from jobs.output.storage import Storage
 from jobs.settings import Settings, Team
+from producer.planning.chunks import WORKERS
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,12 @@ class Installation:
             )
 
     def workers(self) -> int:
-        """How many workers live. Raises TransientError if the broker cannot be reached."""
+        """How many workers a plan is cut for: those that live, or as many as may well be started.
+
+        Raises TransientError if the broker cannot be reached.
+        """
         with self.reached():
-            return len(Fleet(self.runs.client, self.runs.prefix).workers())
+            return max(WORKERS, len(Fleet(self.runs.client, self.runs.prefix).workers()))
 
     def ping(self) -> None:
         """Raises TransientError if the broker does not answer."""

@@ -22,6 +22,7 @@ from jobs.broker.connection import connect
 from jobs.children import reason
 from jobs.errors import Exit, FatalError
 from jobs.settings import Settings
+from producer.local.devices import device_names
 
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0  # on top of what a worker may take to finish its batch
@@ -38,6 +39,15 @@ class Crew:
 
     devices: str = "auto"
     workers: int | None = None
+
+    def size(self) -> int:
+        """How many workers these are; 0 if one cannot know, and they themselves will say why."""
+        if self.workers or self.devices == "cpu":
+            return self.workers or 1
+        try:
+            return len(device_names(self.devices))
+        except FatalError:
+            return 0
 
 
 @dataclass

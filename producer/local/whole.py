@@ -16,6 +16,7 @@ from producer.control.installation import installation
 from producer.control.progress import Display, follow
 from producer.local.embedded import GO_ON, Crew, Embedded, embedded
 from producer.local.occupancy import occupied
+from producer.planning.chunks import WORKERS
 from producer.planning.rates import measure, rates_file
 from producer.planning.submission import Job, doubts_of, identify, launch, prepare
 
@@ -70,7 +71,7 @@ def render(
             # A worker takes seconds to start, so it starts while the manifest is read.
             children.serve([job.table.route(job.options.model).model])
             address = children.open_page() if show_page else None
-            plan = prepare(submission, display.planning)
+            plan = prepare(submission, display.planning, crew.size() or WORKERS)
             if plan.doubtful:
                 display.warning(doubts_of(plan))
             children.serve(plan.models)

@@ -20,7 +20,7 @@ from jobs.output.plan import Chunk
 
 CHUNK_SECONDS = 30.0  # of device time that one message stands for
 GUESSED_CALLS = (4, 32)  # that it has at least and at most where their time is a guess
-WORKERS = 64  # that a plan is cut for, if fewer live: more may be started
+WORKERS = 64  # that a plan is cut for where fewer live and more may be started
 EACH = 2  # chunks that each of them gets at least of what is left
 LATER = 8  # times as long are those of later rounds, of which only a part is needed
 
@@ -70,12 +70,12 @@ def collect(calls: Iterable[tuple[str, int, int, float]], guessed: Iterable[str]
     )
 
 
-def cut(shards: Sequence[Calls], workers: int = 0) -> Iterator[tuple[Chunk, ...]]:
+def cut(shards: Sequence[Calls], workers: int = WORKERS) -> Iterator[tuple[Chunk, ...]]:
     """The chunks of each shard of a plan: ranges of whole calls, each of one model and round.
 
-    workers: how many live, 0 if one does not know.
+    workers: how many there will be.
     """
-    shares = EACH * max(workers, WORKERS)
+    shares = EACH * workers
     left: defaultdict[str, float] = defaultdict(float)
     for shard in shards:
         for number, model in enumerate(shard.models):

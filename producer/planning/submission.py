@@ -25,7 +25,7 @@ from jobs.output.storage import Storage, open_storage
 from jobs.requests import BatchKey
 from jobs.teams import OPEN_TEAM, Priority
 from producer.planning.blocks import plan_blocks
-from producer.planning.chunks import Calls, cut
+from producer.planning.chunks import WORKERS, Calls, cut
 from producer.planning.generations import next_id
 from producer.planning.manifest import manifest_digest
 from producer.planning.planner import PlannedBlock
@@ -110,12 +110,15 @@ def identify(job: Job) -> Submission:
 
 
 def prepare(
-    submission: Submission, on_lines: OnLines, workers: int = 0, keep_report: bool = False
+    submission: Submission,
+    on_lines: OnLines,
+    workers: int = WORKERS,
+    keep_report: bool = False,
 ) -> Plan:
     """The submission's plan, made now if it does not exist. `on_lines` is told lines read so far.
 
-    workers: how many live, so that the plan has work for each; 0 if one does not know; keep_report:
-    whether all reasons to refuse the manifest stay in storage, where else nothing of it does.
+    workers: how many there will be, so that the plan has work for each; keep_report: whether all
+    reasons to refuse the manifest stay in storage, where else nothing of it does.
 
     Raises:
         ManifestRefused: it has invalid lines (and skip_invalid is off); nothing is left to render.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 import uuid
@@ -12,7 +11,6 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Literal
 
-import orjson
 import redis
 from packaging.requirements import Requirement
 from redis.exceptions import NoPermissionError
@@ -25,12 +23,12 @@ from jobs.models.fingerprints import fingerprint
 from jobs.models.table import ModelTable
 from jobs.output.storage import open_storage
 from jobs.settings import Settings
+from producer.local.devices import device_names
 
 State = Literal["ok", "note", "wrong"]
 
 CLOCK_SECONDS = 2.0  # clocks may differ by so much
 PATIENCE_SECONDS = 5.0  # storage that fails is tried again for so long
-DEVICE_SECONDS = 120.0
 OLDEST_SERVER = (6, 2)  # of Redis; of Valkey all are newer
 # What workers alone need. Where none of it is, as in the image without torch, nothing is missing.
 WORKERS_OWN = frozenset(
@@ -137,21 +135,10 @@ def _version(name: str) -> str | None:
 
 
 def _devices(devices: str) -> Iterator[Finding]:
-    """Asked of the worker's side, in a process of its own."""
-    command = [sys.executable, "-P", "-m", "worker.process.devices", devices]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_SECONDS)
-    except subprocess.TimeoutExpired:
-        yield Finding(
-            "devices", "wrong", f"they do not answer within {DEVICE_SECONDS:.0f} s",
-            "Look at nvidia-smi; restart the machine if that hangs as well.",
-        )  # fmt: skip
-        return
-    if done.returncode:
-        message, _, hint = done.stderr.strip().partition("\n")
-        yield Finding("devices", "wrong", message, hint)
-    else:
-        yield Finding("devices", "ok", ", ".join(orjson.loads(done.stdout)))
+        yield Finding("devices", "ok", ", ".join(device_names(devices)))
+    except FatalError as error:
+        yield Finding("devices", "wrong", error.message, error.hint)
 
 
 def _model(table: ModelTable, name: str, required: bool) -> Iterator[Finding]:

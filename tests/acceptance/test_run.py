@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jobs.output.plan import read_plan
+from jobs.output.storage import open_storage
 from tests.support import Cli, circles, rows
 
 
@@ -27,6 +29,16 @@ def test_manifest_becomes_dataset(cli: Cli) -> None:
             assert image.size == (row["width"], row["height"]) == (64, 64)
     assert {row["model"] for row in images} == {"shapes"}
     assert not rows(cli.folder / "out" / "errors.jsonl")
+
+
+@pytest.mark.parametrize("crew", [["--devices", "cpu"], []])
+def test_a_plan_is_cut_for_the_workers_that_render_it(cli: Cli, crew: list[str]) -> None:
+    """Not for a fleet: 20 calls need no 20 parts where one worker renders them all."""
+    manifest = cli.manifest(*circles(20 * 16))
+    outcome = cli.json("run", manifest, "--out", "out", "--model", "null", *crew)
+    plan = read_plan(open_storage(outcome["out"]), outcome["summary"]["run_id"])
+    assert plan is not None
+    assert plan.chunks <= 7
 
 
 def test_output_loads_as_imagefolder(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

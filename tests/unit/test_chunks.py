@@ -41,9 +41,18 @@ def test_workers_end_together(workers: int, calls: int) -> None:
 
 def test_a_fleet_that_is_larger_gets_more_chunks() -> None:
     one = shard(300 * 6, 4.0)
-    for_all, unknown = (sizes(next(cut([one], workers))) for workers in (300, 0))
+    for_all, fewer = (sizes(next(cut([one], workers))) for workers in (300, 64))
     assert rendered(for_all, 300) == 6
-    assert rendered(unknown, 300) > 6
+    assert rendered(fewer, 300) > 6
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crew_that_is_known_gets_no_more_chunks_than_it_needs(workers: int) -> None:
+    """Each end of a chunk is one at which a device may wait."""
+    calls = 62 * workers
+    chunks = sizes(next(cut([shard(calls, 16.0, guessed=True)], workers)))
+    assert len(chunks) <= calls / 3
+    assert rendered(chunks, workers) == calls / workers
 
 
 def test_a_long_run_has_no_more_chunks_than_it_needs() -> None:
