@@ -22,6 +22,7 @@ from producer.planning.planner import PlannedBlock, Planner
 ALONE_SECONDS = 0.3  # that planning has taken before other processes are started
 MOST_HELPERS = 4  # as many as one process can read for and write
 AHEAD = 3  # blocks that are planned here before one that another process is still at
+KEPT = 8  # blocks, for each other process, that are planned while an earlier one is not yet
 MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
 
 
@@ -59,12 +60,17 @@ class _Helpers:
         # after blocks that leave some, not among millions of live objects.
         self._pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin_child)
         self._starting = [self._pool.submit(os.getpid) for _ in range(count)]
-        self._most = 2 * count  # so that one who has planned one has the next at hand
+        self._count = count
 
     def have_room(self, parts: Iterable[_Part]) -> bool:
-        """Whether one would wait, given all that is being planned."""
-        awaited = sum(part.planned is not None and not part.planned.done() for part in parts)
-        return awaited < self._most and any(one.done() for one in self._starting)
+        """Whether one would wait, given all parts, and few are kept until an earlier one is there.
+
+        One that has planned a block is to have the next at hand.
+        """
+        begun = [part.planned.done() for part in parts if part.planned]
+        has_started = any(one.done() for one in self._starting)
+        is_waiting = begun.count(False) < 2 * self._count
+        return has_started and is_waiting and len(begun) < KEPT * self._count
 
     def plan(self, planner: Planner, block: Block) -> Future[PlannedBlock]:
         return self._pool.submit(_plan, pickle.dumps(planner), block)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -14,8 +15,10 @@ from jobs.models.table import ModelTable, load_models
 from jobs.requests import Request
 from producer.planning import processes
 from producer.planning.blocks import plan_blocks
-from producer.planning.manifest import parse_line
-from producer.planning.planner import PlannedBlock
+from producer.planning.intake import Intake
+from producer.planning.manifest import Block, parse_line
+from producer.planning.planner import PlannedBlock, Planner
+from producer.planning.processes import plan_each
 from producer.planning.resolution import PlanOptions, Resolver
 
 TABLE = load_models()
@@ -136,6 +139,50 @@ def test_parallel_planning_gives_what_planning_in_process_gives(
             asked[0].result(60)  # which the next block then need not wait for
     assert [block.shard for block in together] == [block.shard for block in alone]
     assert sum(isinstance(future.result(), PlannedBlock) for future in asked) >= 4
+
+
+def test_few_blocks_wait_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly the others are read: each of them is planned before the next is there."""
+    asked, given, waiting = list[int](), list[int](), list[int]()
+
+    class Late(Future[PlannedBlock]):
+        """Planned when nothing is left but to wait for it."""
+
+        def result(self, timeout: float | None = None) -> PlannedBlock:
+            self.set_result(PlannedBlock())
+            return super().result(timeout)
+
+    class Pool:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def submit(self, act: Callable[..., Any], *given: Any) -> Future[Any]:
+            block = given[1] if given else None
+            if block:
+                asked.append(block.first)
+            if block and len(asked) == 1:
+                return Late()
+            done: Future[Any] = Future()
+            done.set_result(PlannedBlock() if block else 0)
+            return done
+
+        def shutdown(self, cancel_futures: bool) -> None:
+            assert cancel_futures
+
+    def read() -> Iterator[Block]:
+        for number in range(1, 101):
+            waiting.append(number - len(given))
+            yield Block(number, [b'{"prompt": "a"}'])
+
+    monkeypatch.setattr(processes, "ALONE_SECONDS", -1)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Pool)
+    planner = Planner(TABLE, PlanOptions(), dict(FINGERPRINTS), Intake(None, None, frozenset()))
+    for block, _ in plan_each(planner, read()):
+        given.append(block.first)
+    assert given == list(range(1, 101))
+    assert len(asked) > 50
+    assert 10 < max(waiting) < 25
 
 
 def test_the_order_of_lines_changes_no_job_id(tmp_path: Path) -> None:
