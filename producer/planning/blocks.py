@@ -14,6 +14,7 @@ from operator import attrgetter
 import numpy as np
 
 from jobs.errors import LineError
+from jobs.inputs.decoding import give_back
 from jobs.models.table import ModelTable
 from jobs.output.storage import Storage
 from producer.planning.carrying import Carrier
@@ -27,6 +28,7 @@ from producer.planning.repeats import Repeats
 from producer.planning.resolution import PlanOptions
 
 NO_RATES: Rates = {}
+TRIMMED = 32  # blocks, after which what was freed goes back to the system
 
 _DUPLICATE = (
     "repeats an earlier line: custom_ids must be unique, and a line without one must differ from "
@@ -79,6 +81,8 @@ def plan_blocks(
         yield replace(result, left=())
         if result.requests:
             number = next(shards)
+            if not number % TRIMMED:
+                give_back()  # or what is kept of each block would lie between what others needed
             homes |= {one.job_id: number for one in rows_of(result.left)}
             for groups in carrier.add(result.left):
                 next(shards)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from mmap import mmap
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +50,15 @@ class _Range:
             known |= array.take(array.searchsorted(hashes), mode="clip") == hashes
         merged = hashes.copy()
         while self._sorted and self._sorted[-1].size < 4 * merged.size:
-            merged = np.concatenate([self._sorted.pop(), merged])
+            both = [self._sorted.pop(), merged]
+            merged = np.concatenate(both, out=_room(sum(map(len, both))))
+            del both
             merged.sort(kind="stable")  # merges what is sorted in parts
         if merged.size:
             self._sorted.append(merged)
         return known
+
+
+def _room(size: int) -> Hashes:
+    """For so many, outside the heap: so that all of it goes back to the system when it is freed."""
+    return np.frombuffer(mmap(-1, 8 * size), np.uint64)
