@@ -156,7 +156,7 @@ def test_few_blocks_wait_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch
         def __init__(self, *_: object, **__: object) -> None:
             pass
 
-        def submit(self, act: Callable[..., Any], *given: Any) -> Future[Any]:
+        def submit(self, _: Callable[..., Any], *given: Any) -> Future[Any]:
             block = given[1] if given else None
             if block:
                 asked.append(block.first)
