@@ -27,6 +27,7 @@ from jobs.formats import FORMATS, ImageFormat
 METADATA = "metadata.jsonl"
 ERRORS = "errors.jsonl"
 REJECTS = "rejects.jsonl"
+DATASET = (METADATA, ERRORS, REJECTS)  # what people and loaders read
 RUN = "run.json"
 SCORES = "_scores"
 

@@ -13,7 +13,14 @@ import orjson
 
 from jobs.broker.dispatch import Dispatcher, start_run
 from jobs.broker.runs import Runs
-from jobs.errors import USAGE_ERRORS, FatalError, ImagemillError, LineError, ManifestRefused
+from jobs.errors import (
+    USAGE_ERRORS,
+    FatalError,
+    ImagemillError,
+    LineError,
+    ManifestRefused,
+    UsageError,
+)
 from jobs.ids import run_id
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import ModelTable
@@ -78,7 +85,8 @@ def identify(job: Job) -> Submission:
     by the next generation, a new run that reuses its images; so is one that was retried.
 
     Raises:
-        UsageError, FatalError: the manifest or the output location cannot be read.
+        UsageError, FatalError: the manifest or the output location cannot be read, or the location
+            holds a dataset that no run has written.
     """
     storage = open_storage(job.out)
     digest = manifest_digest(job.manifest)
@@ -97,9 +105,10 @@ def identify(job: Job) -> Submission:
     while plan := read_plan(storage, identity):
         newest, identity = plan, next_id(identity)
     fresh = Submission(job, storage, identity, None, None)
-    if newest is None or any(
-        route_digest(job.table, name) != of for name, of in newest.fingerprints.items()
-    ):
+    if newest is None:
+        _refuse_foreign(storage)
+        return fresh
+    if any(route_digest(job.table, name) != of for name, of in newest.fingerprints.items()):
         return fresh
     summary = read_summary(storage)
     if summary is None or summary.run_id != newest.run_id or summary.state != "finished":
@@ -107,6 +116,17 @@ def identify(job: Job) -> Submission:
     if summary.worth_trying_again:
         return fresh
     return Submission(job, storage, newest.run_id, newest, summary)
+
+
+def _refuse_foreign(storage: Storage) -> None:
+    """Raises UsageError or FatalError for a dataset of somebody else, which a run would replace."""
+    # A run writes run.json before these, so it is looked for after them: another may begin now.
+    there = [name for name in layout.DATASET if storage.exists(name)]
+    if read_summary(storage) is None and there:
+        raise UsageError(
+            f"{storage.name(there[0])} was not written by imagemill, and a run would replace it",
+            "Choose another output location.",
+        )
 
 
 def prepare(

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import USAGE_ERRORS, FatalError, ManifestRefused, UsageError
+from jobs.errors import (
+    USAGE_ERRORS,
+    FatalError,
+    ImagemillError,
+    ManifestRefused,
+    UsageError,
+)
 from jobs.ids import SEEDS
 from jobs.models.table import load_models
 from jobs.output import layout
@@ -302,6 +308,26 @@ def test_a_finished_run_is_recognised_and_one_with_failures_is_tried_again(tmp_p
     assert identify(replace(job, table=renamed)).finished is None
     elsewhere = identify(replace(job, out=str(tmp_path / "elsewhere")))
     assert elsewhere.run_id not in (plan.run_id, second.run_id)
+
+
+@pytest.mark.parametrize("name", [*layout.DATASET, layout.RUN])
+def test_a_dataset_that_no_run_has_written_is_not_replaced(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    theirs = out / name
+    theirs.write_text('{"file_name": "cat.png", "text": "by hand"}\n')
+    with pytest.raises(ImagemillError, match=rf"{name} was not written by imagemill.*\n.*another"):
+        planned(out, LINES)
+    assert sorted(p.name for p in out.iterdir()) == sorted(["notes.txt", name])
+    assert "by hand" in theirs.read_text()
+
+    theirs.unlink()
+    storage, plan = planned(out, LINES)
+    finish(storage, plan, lambda _: "done")
+    write_dataset(storage, plan)
+    storage.remove("_run")  # nothing but the dataset is left, which is known to be a run's
+    assert planned(out, LINES[:4])[1].until(0) == 4
 
 
 def test_the_next_generation_is_made_from_the_plan_alone(tmp_path: Path) -> None:
