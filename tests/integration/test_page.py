@@ -275,6 +275,12 @@ def test_the_login_leads_to_the_page_that_was_asked_for_and_nowhere_else(
             "\\\\evil.example",
         ):  # fmt: skip
             assert led(elsewhere) == "./", elsewhere
+        for length in (1024, 1025):
+            asked = client.get(f"/?q={'%' * (length - 3)}")
+            assert asked.status_code == 200
+            assert 'name="token"' in asked.text
+            assert ('name="to"' in asked.text) is (length == 1024)
+        assert led("?q=" + "%" * 1021, "x" * 512).startswith("<!doctype")  # asks again
         # Neither a form nor what polls is a page to come back to.
         poll = client.get("/", headers={"HX-Request": "true"}, follow_redirects=False)
         assert poll.headers["location"] == "./login"

@@ -12,11 +12,10 @@ from fastapi.responses import RedirectResponse
 from producer.api.admission import Access
 from producer.api.files.downloads import UsedDownloads
 from producer.api.page.parameters import small_form
-from producer.api.page.visits import COOKIE, COOKIE_SECONDS, OpenRoute, UsedPages
+from producer.api.page.visits import COOKIE, COOKIE_SECONDS, MOST_TO, OpenRoute, UsedPages
 from producer.api.wire.errors import ApiError
 from producer.api.wire.parts import part_of
 
-MOST_TO = 2048
 _PAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*(\?[!-~]*)?|\?[!-~]*")
 
 router = APIRouter(include_in_schema=False, route_class=OpenRoute)

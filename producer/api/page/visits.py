@@ -23,6 +23,7 @@ from producer.look.writing import make_environment
 
 COOKIE = "imagemill_token"
 COOKIE_SECONDS = 30 * 24 * 3600
+MOST_TO = 1024  # characters of a page's address that the login leads to: a small form has room
 
 # Nothing from elsewhere, nothing inline; and no other site may frame it or send its forms.
 HEADERS = {
@@ -168,11 +169,11 @@ def _root(request: Request) -> str:
 
 
 def _asked(request: Request) -> str:
-    """A query that has the login lead to this page; "" for /, forms and what polls."""
+    """A query that has the login lead to this page; "" for /, forms, what polls, and long ones."""
     path, query = request.scope["path"].removeprefix("/"), request.url.query
-    if request.method != "GET" or "hx-request" in request.headers or not (path or query):
-        return ""
-    return "?" + urlencode({"to": f"{path}?{query}" if query else path})
+    to = f"{path}?{query}" if query else path
+    is_page = request.method == "GET" and "hx-request" not in request.headers
+    return "?" + urlencode({"to": to}) if is_page and 0 < len(to) <= MOST_TO else ""
 
 
 async def answer_nothing(request: Request, error: Exception) -> Response:
