@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from jobs.errors import printable
+from jobs.errors import ImagemillError, printable
 from jobs.output import layout
 from jobs.output.records import read_part
 from jobs.output.storage import open_storage
@@ -45,12 +46,20 @@ def show_outcome(outcome: Outcome) -> None:
         }
         reasons = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
         show(f"{summary.without_image:,} without an image ({reasons}):")
-        for row in islice(read_part(open_storage(out), layout.ERRORS), SHOWN_REASONS):
-            name = printable(row.get("custom_id") or f"index {row['index']}", SHOWN_NAME)
-            show(f"  {name}: {row['code']}: {printable(row['message'], SHOWN_MESSAGE)}")
+        for reason in _first_reasons(out):
+            show(f"  {reason}")
         show(f"Why, a row each: {out}/{layout.ERRORS}")
     for scorer, problem in summary.unscored.items():
         show(f"No scores of {scorer} for some images: {problem}")
+
+
+def _first_reasons(out: str) -> Iterator[str]:
+    """Why the first requests without an image have none; of a dataset that others have changed
+    since, what can still be told."""
+    with suppress(ImagemillError, OSError, LookupError):
+        for row in islice(read_part(open_storage(out), layout.ERRORS), SHOWN_REASONS):
+            name = printable(row.get("custom_id") or f"index {row['index']}", SHOWN_NAME)
+            yield f"{name}: {row['code']}: {printable(row['message'], SHOWN_MESSAGE)}"
 
 
 def show_outcome_json(outcome: Outcome) -> None:

@@ -194,6 +194,20 @@ def test_the_end_of_a_run_shows_the_first_reasons_and_where_the_others_are(
     ]
 
 
+@pytest.mark.parametrize("rows", [None, b"nix\n", b'{"status": "invalid"}\n'])
+def test_a_run_ends_as_it_did_though_its_reasons_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: bytes | None
+) -> None:
+    if rows:
+        (tmp_path / layout.ERRORS).write_bytes(rows)
+    summary = Summary("0" * 12, "finished", "m.jsonl", 0, "2026-01-01", 9, 5, rejected=4)
+    show_outcome(Outcome(str(tmp_path), summary, False, 1.0))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "4 without an image (4 rejected):",
+        f"Why, a row each: {tmp_path}/errors.jsonl",
+    ]
+
+
 def test_a_team_that_the_settings_do_not_know_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(teams={"vision": Team(images_in_flight=5), "text": Team()})
     for known in ("vision", "text", OPEN_TEAM):
