@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import parent_process
 from typing import IO
 
 from jobs.errors import UsageError
@@ -52,7 +53,15 @@ def reason(code: int) -> str:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this very process when its parent is gone; Linux only."""
+    """Have the kernel kill this very process, a child of multiprocessing, when its parent is gone;
+    end at once if that is gone already. Linux only."""
+    _ask_kernel()
+    parent = parent_process()
+    if parent and os.getppid() != parent.pid:
+        os._exit(1)
+
+
+def _ask_kernel() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -63,7 +72,7 @@ def _before_exec() -> Callable[[], None]:
 
     def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what we wait for, it may handle
-        die_with_parent()
+        _ask_kernel()
         if os.getppid() != parent:  # it is gone already
             os._exit(1)
 
