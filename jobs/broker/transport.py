@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from queue import Empty
@@ -37,8 +38,8 @@ class SteadyQoS(QoS):
     """Gives the prefetch credit back even when Redis is away, and restores only what is ours.
 
     Kombu drops the credit only after Redis has answered, so one failed ack leaves a worker that
-    lives on and consumes nothing. The message itself stays in `unacked` and is delivered again by
-    its lease.
+    lives on and consumes nothing; one that Redis refuses, as it has no memory left, ends the
+    worker. The message itself stays in `unacked` and is delivered again by its lease.
     """
 
     channel: SteadyChannel
@@ -47,16 +48,27 @@ class SteadyQoS(QoS):
         self.channel.steadily(lambda: super(SteadyQoS, self).append(message, delivery_tag))  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
-        try:
+        with self._giving_up(delivery_tag):
             self.channel.steadily(lambda: super(SteadyQoS, self).ack(delivery_tag))  # type: ignore[no-untyped-call]
-        finally:
-            self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        try:
+        with self._giving_up(delivery_tag):
             self.channel.steadily(
                 lambda: super(SteadyQoS, self).reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
             )
+
+    @property
+    def held(self) -> list[str]:
+        """The messages whose leases are to be renewed, by their tags."""
+        # Kombu forgets what is given up when the next message comes.
+        return [tag for tag in self._delivered if tag not in self._dirty]
+
+    @contextmanager
+    def _giving_up(self, delivery_tag: str) -> Iterator[None]:
+        try:
+            yield
+        except redis.ResponseError as error:
+            log.warning("A message is left to its lease: %s", error)
         finally:
             self._quick_ack(delivery_tag)
 

@@ -13,7 +13,7 @@ from tests.sites import Site
 from tests.support import eventually
 
 
-@pytest.mark.parametrize("images", [24, pytest.param(400, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("images", [96, pytest.param(400, marks=pytest.mark.chaos)])
 def test_bad_answers(
     site: Site,
     ledger: Ledger,

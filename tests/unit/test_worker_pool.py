@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+import redis
 from celery.exceptions import Reject
 from celery.worker import state
 
@@ -177,4 +178,18 @@ def test_it_waits_for_what_is_under_way_and_keeps_the_leases(pool: Echo, celery:
     pool.stop()
     assert celery.happened == ["a done"]
     assert celery.renewed
+    assert not pool.process.is_alive()
+
+
+def test_its_process_ends_even_if_the_broker_refuses_what_becomes_of_a_message(
+    pool: Echo, celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise redis.ResponseError("MISCONF")
+
+    ready(pool)
+    monkeypatch.setattr(celery, "fire_timers", refuse)
+    pool.give(celery, "a")
+    with pytest.raises(redis.ResponseError):
+        pool.stop()
     assert not pool.process.is_alive()

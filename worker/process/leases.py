@@ -72,7 +72,7 @@ class Leases(StartStopStep):  # type: ignore[misc]
     def renew(self, consumer: Any) -> None:
         """Give each message that is not acknowledged yet the score of a new one."""
         try:
-            if held := list(consumer.task_consumer.channel.qos._delivered):
+            if held := consumer.task_consumer.channel.qos.held:
                 # XX: never bring back a message that was acknowledged meanwhile.
                 self.client.zadd(self.index, dict.fromkeys(held, time.time()), xx=True)
         except redis.RedisError as error:

@@ -141,16 +141,18 @@ class DevicePool(BasePool):  # type: ignore[misc]
 
     def on_stop(self) -> None:
         """Wait for what the process is at, as long as the supervisor lets us."""
-        while self.held and self.process.is_alive():
-            if self.connection.poll(0.1):
-                self.listen()
-            # Celery's loop has ended, but leases are to be renewed, and messages acknowledged.
-            self.hub.fire_timers()
-            for call in self.hub._pop_ready():
-                call()
-        self.connection.close()  # and so the process ends
-        self.process.join(END_SECONDS)
-        self.on_terminate()
+        try:
+            while self.held and self.process.is_alive():
+                if self.connection.poll(0.1):
+                    self.listen()
+                # Celery's loop has ended, but leases are to be renewed, and messages acknowledged.
+                self.hub.fire_timers()
+                for call in self.hub._pop_ready():
+                    call()
+        finally:  # or this process would wait for that one for ever
+            self.connection.close()  # and so the process ends
+            self.process.join(END_SECONDS)
+            self.on_terminate()
 
     def on_terminate(self) -> None:
         """End the process now."""
