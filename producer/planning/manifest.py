@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import file_digest
 from io import BufferedReader, BytesIO, RawIOBase
+from itertools import groupby
 from json import JSONDecodeError
 from reprlib import Repr
 from typing import IO, Annotated, Any, ClassVar, Literal, cast
@@ -275,7 +276,7 @@ def _explain(
     if errors[0]["type"] == "json_invalid":  # half of a surrogate pair, which Python takes
         why = ValueError(errors[0]["ctx"]["error"])
         return [LineError(number, name, "", _json_reason(raw, why))]
-    return list(dict.fromkeys(_line_error(number, name, e, right) for e in errors))
+    return list(dict.fromkeys(_line_error(number, name, e, right) for e in _meant(errors, content)))
 
 
 def _json_reason(raw: bytes, reason: ValueError) -> str:
@@ -289,13 +290,70 @@ def _json_reason(raw: bytes, reason: ValueError) -> str:
     return f"not valid JSON: {reason}"
 
 
+# Errors that say only of what kind a value must be, of which a union has one for each alternative.
+_KINDS = {
+    "model_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+}
+
+
+_Place = tuple[str | int, ...]
+
+
+def _meant(errors: list[ErrorDetails], content: dict[str, Any]) -> Iterator[ErrorDetails]:
+    """The errors at their places in a line's JSON, without those of alternatives of a union that
+    were not meant: another got further. Several that say only of what kind a value must be are one.
+
+    errors: of one line; content: its JSON.
+    """
+    placed = [(_place(error, content), error) for error in errors]
+    meant = [one for one in placed if not any(_is_told_better(*one, *other) for other in placed)]
+    # Those of the alternatives of one union stand side by side.
+    for (place, is_kind), group in groupby(meant, lambda one: (one[0], one[1]["type"] in _KINDS)):
+        found = [error for _, error in group]
+        kinds = list(dict.fromkeys(_KINDS[error["type"]] for error in found)) if is_kind else []
+        if len(kinds) > 1:
+            found = [{**found[0], "msg": f"must be {', '.join(kinds[:-1])} or {kinds[-1]}"}]
+        for error in found:
+            yield {**error, "loc": place}
+
+
+def _is_told_better(
+    place: _Place, error: ErrorDetails, other_place: _Place, other: ErrorDetails
+) -> bool:
+    """Whether an error is only of the kind of a value, of which another one tells more."""
+    further = len(other_place) > len(place) or other["type"] not in _KINDS
+    return error["type"] in _KINDS and further and other_place[: len(place)] == place
+
+
+def _place(error: ErrorDetails, content: Any) -> _Place:
+    """Where in a line's JSON an error is, as names of a union's alternatives stand among its steps.
+
+    content: the line's JSON.
+    """
+    place: list[str | int] = []
+    for step in error["loc"]:
+        is_key = isinstance(content, dict) and step in content
+        if is_key or (isinstance(content, list) and isinstance(step, int)):
+            content = content[step]
+            place.append(step)
+    if error["type"] == "missing":
+        place.append(error["loc"][-1])
+    return tuple(place)
+
+
 def _line_error(
     number: int, custom_id: str, error: ErrorDetails, form: type[_Checked]
 ) -> LineError:
-    in_body = error["loc"][:1] == ("body",)
-    # Unions add the name of each alternative to the location; the field itself is enough.
-    field_name = str(error["loc"][1 if in_body and len(error["loc"]) > 1 else 0])
-    field_name = printable(field_name, SHOWN_NAME)
+    in_body = error["loc"][:1] == ("body",) and len(error["loc"]) > 1
+    first, *inner = error["loc"][in_body:]
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in inner]
+    field_name = printable(f"{first}{''.join(steps)}", SHOWN_NAME)
     match error["type"]:
         case "missing":
             reason = "is required"
@@ -305,7 +363,7 @@ def _line_error(
             if meant and known.keys() >= set(meant):
                 near = f"; did you mean {' and '.join(map(repr, meant))}?"
             else:
-                near = resembling(field_name, known)
+                near = "" if inner else resembling(field_name, known)
             reason = f"unknown field{near}"
         case _:
             said = plain(error["msg"])

@@ -136,7 +136,7 @@ def test_what_is_kept_changes_no_image(tmp_path: Path) -> None:
 def test_what_no_dataset_can_keep_is_refused(tmp_path: Path, keep: object) -> None:
     with pytest.raises(ManifestRefused) as refused:
         planned(tmp_path / "out", [{"prompt": "a", "keep": keep}])
-    assert {error.field for error in refused.value.errors} == {"keep"}
+    assert {error.field.split(".")[0] for error in refused.value.errors} == {"keep"}
 
 
 def test_a_manifest_that_somebody_changed_is_refused(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_prompt_that_says_body_is_no_batch_line() -> None:
         (b"{}", "line 7: prompt: is required"),
         (
             b'{"prompt": "a", "keep": {"seed": 1}}',
-            "line 7: keep: seed is a column that each dataset has",
+            "line 7: keep.seed: seed is a column that each dataset has",
         ),
         (b'{"prompt": 5}', "line 7: prompt: input should be a valid string (got 5)"),
         (b'{"prompt": "a", "seed": "5"}', "line 7: seed: input should be a valid integer"),
@@ -80,7 +80,7 @@ def test_a_prompt_that_says_body_is_no_batch_line() -> None:
         ),
         (b'{"prompt": "a", "num_inference_steps": 51}', "less than or equal to 50 (got 51)"),
         (b'{"prompt": "a", "response_format": "gif"}', "line 7: response_format: input should be"),
-        (b'{"prompt": "a", "controlnet_weights": [2]}', "line 7: controlnet_weights: "),
+        (b'{"prompt": "a", "controlnet_weights": [2]}', "line 7: controlnet_weights[0]: "),
         (
             b'{"custom_id": "x", "method": "POST", "url": "/v1/images/generations",'
             b' "body": {"prompt": "a", "stepz": 4}}',

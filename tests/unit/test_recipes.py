@@ -129,7 +129,7 @@ def test_images_of_a_line_may_be_edits_of_several_inputs() -> None:
         ({"n": 0}, "n: input should be greater than or equal to 1 (got 0)"),
         ({"n": 10_001}, "n: input should be less than or equal to 10000"),
         ({"n": 9_999, "sweep": {"width": [64, 72]}}, "sweep: the line stands for 19,998 images"),
-        ({"sweep": {"width": []}}, "sweep: list should have at least 1 item"),
+        ({"sweep": {"width": []}}, "sweep.width: list should have at least 1 item"),
         ({"sweep": {"width": [65]}}, "width: 65 is no multiple of 8"),
         ({"sweep": {"width": ["x"]}}, "width: input should be a valid integer (got x)"),
         ({"sweep": {"widht": [64]}}, "sweep.widht: is no field, and no prompt has {{ widht }}"),
@@ -138,12 +138,35 @@ def test_images_of_a_line_may_be_edits_of_several_inputs() -> None:
         ({"sweep": {"seed": [5, 5]}}, "sweep.seed: has a value twice"),
         ({"zip": {"width": [64, 72], "height": [64]}}, "zip: its lists have different lengths"),
         ({"prompt": "{{ a }}", "sweep": {"width": [64]}}, "prompt: nothing says what {{ a }}"),
-        ({"sample": {"width": {"64": 0}}}, "sample: input should be greater than 0"),
+        ({"sample": {"width": {"64": 0}}}, "sample.width.64: input should be greater than 0"),
         ({"sweeep": {"width": [64]}}, "sweeep: unknown field; did you mean 'sweep'?"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused(line: dict[str, Any], reason: str) -> None:
     assert any(found.startswith(f"line 1: {reason}") for found in reasons(**line)), reasons(**line)
+
+
+@pytest.mark.parametrize(
+    ("line", "all_reasons"),
+    [
+        ({"sample": {"a": {"b": 0}}}, ["sample.a.b: input should be greater than 0 (got 0)"]),
+        ({"sample": {"a": {"b": "c"}}}, ["sample.a.b: input should be a valid number (got 'c')"]),
+        ({"sweep": {"width": [64, None], "height": 5}}, [
+            "sweep.height: input should be a valid array (got 5)",
+            "sweep.width[1]: must be a text, a whole number or a number (got None)",
+        ]),
+        ({"image": 5}, ["image: must be an object, a text or a list (got 5)"]),
+        ({"image": [5]}, ["image[0]: must be an object or a text (got 5)"]),
+        ({"image": {"url": "u"}}, ["image.image: is required", "image.url: unknown field"]),
+        ({"keep": {"a": [1]}}, [
+            "keep.a: must be a text, true or false, a whole number or a number (got [1])",
+        ]),
+    ],
+)  # fmt: skip
+def test_a_line_s_reason_names_its_place_and_no_alternative_that_was_not_meant(
+    line: dict[str, Any], all_reasons: list[str]
+) -> None:
+    assert sorted(reasons(**line)) == [f"line 1: {reason}" for reason in all_reasons]
 
 
 def test_one_bad_combination_refuses_the_line_and_no_other() -> None:
