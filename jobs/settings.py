@@ -113,7 +113,11 @@ def _check_broker(url: str) -> str:
         if not sentinel_hosts(url) or not dict(parse_qsl(parts.query)).get("master_name"):
             raise ValueError("must name its group: sentinel://host,host,host/0?master_name=NAME")
         return url
-    known = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
+    try:
+        port = parts.port
+    except ValueError:  # which would show the beginning of a password
+        raise ValueError("has no port; / and @ of a password are %2F and %40") from None
+    known = parts.scheme in ("redis", "rediss") and parts.hostname and port != 0
     if not known and not (parts.scheme == "redis+socket" and parts.path):
         raise ValueError(
             "must be redis://host, rediss://host, redis+socket:///path or "
@@ -278,7 +282,7 @@ def load_settings(
 
     Raises:
         UsageError: settings have a wrong type or range, their names are unknown, or the file is
-            broken; each is named with where it was said and what is allowed.
+            broken or cannot be read; each is named with where it was said and what is allowed.
     """
     given = {"broker": broker, "models": models, "log_format": log_format}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -295,6 +299,9 @@ def load_settings(
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{_file()} is not TOML: {error}", "Correct it.") from error
+    except (UnicodeDecodeError, OSError) as error:
+        reason = f"{_file()}, or a file in {SECRETS}, cannot be read: {error}"
+        raise UsageError(reason, "Correct it, or its rights.") from error
     if misspelt := [*_misspelt()]:
         raise _refusal(misspelt)
     return settings

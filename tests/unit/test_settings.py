@@ -77,6 +77,8 @@ def test_secrets_are_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("IMAGEMILL_BROKER", "sentinel://host:port/0?master_name=a", "broker"),
         ("IMAGEMILL_SETTINGS", "nowhere.toml", "nowhere.toml"),
         ("IMAGEMILL_SETTINGS", "broken.toml", "broken.toml"),
+        ("IMAGEMILL_SETTINGS", "latin.toml", "latin.toml.* cannot be read: 'utf-8'"),
+        ("IMAGEMILL_SETTINGS", "/proc/self/mem", "/proc/self/mem.* cannot be read: .*error"),
         ("IMAGEMILL_SETTINGS", "unknown.toml", "unknown.toml: .* brokr; did you mean 'broker'"),
     ],
 )
@@ -84,6 +86,7 @@ def test_mistakes_are_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     (folder / "broken.toml").write_text("broker = ")
+    (folder / "latin.toml").write_bytes(b'store = "caf\xe9"')
     (folder / "unknown.toml").write_text('brokr = "redis://host"')
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=said) as refused:
@@ -91,8 +94,9 @@ def test_mistakes_are_named(
     assert refused.value.hint
 
 
-def test_a_brokers_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IMAGEMILL_BROKER", "http://:secret@host")
+@pytest.mark.parametrize("url", ["http://:secret@host", "redis://:secret/more@host"])
+def test_a_brokers_password_is_not_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("IMAGEMILL_BROKER", url)
     with pytest.raises(UsageError) as refused:
         load_settings()
     assert "secret" not in str(refused.value)
