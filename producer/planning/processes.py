@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 
 from jobs.children import die_with_parent
-from jobs.errors import UsageError
+from jobs.errors import FatalError, UsageError
 from producer.planning.manifest import Block
 from producer.planning.planner import PlannedBlock, Planner
 
@@ -81,7 +82,11 @@ class _Helpers:
 
 def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
     """Plan blocks in their order: here, and in other processes too once these have started, which
-    takes longer than most manifests do."""
+    takes longer than most manifests do.
+
+    Raises:
+        FatalError: another process was killed.
+    """
     cutter, begun = _Cutter(), time.monotonic()
     parts = deque[_Part]()
     count = min((os.cpu_count() or 1) - 1, MOST_HELPERS)
@@ -96,7 +101,7 @@ def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block
         else:
             yield first.block, result
 
-    with ExitStack() as stack:
+    with _deaths_told(), ExitStack() as stack:
         while (part := _unplanned(parts, blocks)) or parts:
             late = time.monotonic() - begun > ALONE_SECONDS
             if part and count and late and not helpers:
@@ -123,6 +128,18 @@ def _unplanned(parts: deque[_Part], blocks: Iterator[Block]) -> _Part | None:
         parts.append(_Part(block))
         return parts[-1]
     return None
+
+
+@contextmanager
+def _deaths_told() -> Iterator[None]:
+    """Raises FatalError where another process has died."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise FatalError(
+            "a process that planned was killed, as happens where memory is short",
+            "Have more memory free, then try again.",
+        ) from error
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """Lines become requests with nothing left open, grouped into chunks, the same in any order."""
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.errors import InvalidRequest
+from jobs.errors import FatalError, InvalidRequest
 from jobs.models.table import ModelTable, load_models
 from jobs.requests import Request
 from producer.planning import processes
@@ -139,6 +141,21 @@ def test_parallel_planning_gives_what_planning_in_process_gives(
             asked[0].result(60)  # which the next block then need not wait for
     assert [block.shard for block in together] == [block.shard for block in alone]
     assert sum(isinstance(future.result(), PlannedBlock) for future in asked) >= 4
+
+
+def test_that_a_planning_process_was_killed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deadly(ProcessPoolExecutor):
+        def submit(self, act: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+            return super().submit(os._exit, 1) if args else super().submit(act, **named)
+
+    monkeypatch.setattr(processes, "ALONE_SECONDS", -1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Deadly)
+    planner = Planner(TABLE, PlanOptions(), dict(FINGERPRINTS), Intake(None, None, frozenset()))
+    blocks = (Block(number, [b'{"prompt": "a"}']) for number in count(1))
+    with pytest.raises(FatalError, match="a process that planned was killed"):
+        for _ in plan_each(planner, blocks):
+            pass
 
 
 def test_few_blocks_wait_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
