@@ -80,7 +80,7 @@ class Storehouse:
         # A name that is no file, so that none is left behind however we end.
         address = f"\0imagemill-{os.getpid()}-{token_hex(8)}"
         self._manager = _Manager(address, ctx=get_context("fork"))
-        self._manager.start(_begin, (os.getpid(), connection))
+        self._manager.start(_begin, (connection,))
         self._clerk: Any = self._manager.Clerk(device)  # type: ignore[attr-defined]
 
     def put(self, shelf: Shelf, images: Sequence[Placed]) -> list[Record]:
@@ -116,8 +116,6 @@ def _both_or_none() -> Iterator[None]:
         os._exit(1)
 
 
-def _begin(parent: int, connection: Connection) -> None:
+def _begin(connection: Connection) -> None:
     die_with_parent()
-    if os.getppid() != parent:  # it is gone already
-        os._exit(1)
     connection.close()
