@@ -34,7 +34,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """One schedule. next: its next nominal time; paused: why it is, empty if it is not."""
+    """One schedule. next: its next nominal time, empty while it is paused; paused: why it is, empty
+    if it is not."""
 
     name: str
     cron: str
@@ -70,7 +71,7 @@ def upcoming(schedule: Schedule, now: datetime, count: int) -> list[Upcoming]:
 def overview(journal: Journal, now: datetime) -> Overview:
     """A schedule as it stands."""
     schedule, pause = journal.schedule, journal.paused()
-    following = next(schedule.times.after(now), None)
+    following = None if pause else next(schedule.times.after(now), None)
     return Overview(
         schedule.name,
         schedule.cron,

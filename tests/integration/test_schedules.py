@@ -182,7 +182,10 @@ def test_a_wiped_broker_loses_no_run_and_no_pause(plant: Plant) -> None:
     plant.journal.pause(Pause("now", "a test"))
     plant.tick(MINUTE)
     eventually(lambda: plant.states() == [("12:00", "finished")])
-    assert overview(plant.journal, plant.now).paused == "a test, since now"
+    shown = overview(plant.journal, plant.now)
+    assert (shown.paused, shown.next) == ("a test, since now", "")
+    plant.journal.resume(plant.now)
+    assert overview(plant.journal, plant.now).next
 
 
 def test_an_earlier_run_has_later_ones_skipped(plant: Plant) -> None:
