@@ -302,17 +302,18 @@ class Resolver:
             most = f"up to {model.batch_width}, {route.model}'s batch_width"
             raise InvalidRequest("slots", f"{slots} is no power of two {most}")
         guidance = model.guidance_scale if body.guidance_scale is None else body.guidance_scale
-        key = BatchKey(
+        weights = body.controlnet_weights or [1.0] * controls
+        key = BatchKey(  # + 0.0: equal keys are written alike, and -0.0 is 0.0
             task=task,
             model=route.model,
             adapter=route.adapter,
             width=model.size[0] if body.width is None else body.width,
             height=model.size[1] if body.height is None else body.height,
             steps=steps,
-            guidance_scale=None if guidance is None else float(guidance),
+            guidance_scale=None if guidance is None else float(guidance) + 0.0,
             negative=body.negative_prompt is not None,
             strength=None if strength is None else float(strength),
-            controlnet_weights=tuple(map(float, body.controlnet_weights or [1.0] * controls)),
+            controlnet_weights=tuple(float(weight) + 0.0 for weight in weights),
             inputs=images,
             slots=slots,
         )

@@ -202,6 +202,12 @@ def test_few_blocks_wait_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch
     assert 10 < max(waiting) < 25
 
 
+def test_equal_numbers_are_one_job_whichever_way_they_are_written() -> None:
+    """Else what a process has planned before would say which."""
+    alone = [resolve(guidance_scale=scale) for scale in (0, 0.0, -0.0)]
+    assert len({one.job_id for one in alone}) == 1
+
+
 def test_the_order_of_lines_changes_no_job_id(tmp_path: Path) -> None:
     lines = [{"custom_id": f"row {i}", "prompt": f"p{i}"} for i in range(500)]
     shuffled = random.Random(1).sample(lines, len(lines))
