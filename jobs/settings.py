@@ -171,7 +171,12 @@ class Settings(BaseSettings):
         float, Field(ge=0, le=3600, description="Seconds a stopping worker may finish its batch in")
     ] = 20.0
     batch_seconds: Annotated[
-        float, Field(gt=0, description="Seconds until a batch counts as hung and its process ends")
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Seconds until a batch counts as hung and its process ends",
+        ),
     ] = 900.0
     traces: Annotated[
         Annotated[str, AfterValidator(_check_collector)] | None,

@@ -329,7 +329,7 @@ def load_models(path: Path | None = None) -> ModelTable:
         table = _Table.model_validate(tomllib.loads(file.read_text("utf-8")))
     except OSError as error:
         raise UsageError(
-            f"models table {file}: {error.strerror}", "Check --models-file."
+            f"models table {file}: {error.strerror}", "Check --models-file, or IMAGEMILL_MODELS."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"models table {file} is not TOML: {error}") from error

@@ -20,7 +20,7 @@ import redis
 from jobs import children
 from jobs.broker.connection import connect
 from jobs.children import reason
-from jobs.errors import Exit, FatalError
+from jobs.errors import Exit, FatalError, UsageError
 from jobs.settings import Settings
 from producer.local.devices import device_names
 
@@ -112,13 +112,20 @@ class Embedded:
         return address
 
     def check(self) -> None:
-        """Raises FatalError with the reason if the broker or the workers have ended."""
+        """Do nothing while the broker and the workers live.
+
+        Raises:
+            UsageError: the workers refuse their options.
+            FatalError: one has ended; with the reason.
+        """
         if self.broker and (code := self.broker.poll()) is not None:
             raise FatalError(
                 f"the private broker ended ({reason(code)})\n{self._log('broker.log')}".rstrip(),
                 GO_ON,
             )
         if self.workers and (code := self.workers.poll()) is not None:
+            if code == Exit.USAGE:
+                raise UsageError(self._log("workers.log"))
             # A worker that cannot go on says why itself.
             ended = "" if code == Exit.HOPELESS else f"the workers ended ({reason(code)})\n"
             raise FatalError(

@@ -32,7 +32,8 @@ def show_outcome(outcome: Outcome) -> None:
     """The end of a job."""
     out, summary = outcome.out, outcome.summary
     if not outcome.rendered:
-        show(f"Nothing was left to render: {summary.done:,} images in {out}")
+        images = counted(summary.done, "image")
+        show(f"Nothing was left to render: {images} on record in {out}; fsck checks their files")
     else:
         pace = f", {outcome.pace:.1f} images/s while rendering" if outcome.pace else ""
         show(f"{counted(summary.done, 'image')} in {out} ({outcome.seconds:.1f} s{pace})")

@@ -213,8 +213,9 @@ def test_missing_weights_say_what_to_do(cli: Cli) -> None:
 
 def test_absent_device_ends_the_run(cli: Cli) -> None:
     manifest = cli.manifest(*circles(2))
-    ended = cli("run", manifest, "--out", "out", "--model", "null", "--devices", "7", code=1)
+    ended = cli("run", manifest, "--out", "out", "--model", "null", "--devices", "7", code=2)
     assert "no GPU '7'" in ended.stderr
+    assert "again" not in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -54,6 +54,7 @@ def test_secrets_are_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "^IMAGEMILL_VISIBILITY_TIMEOUT: visibility_timeout must be at least 5.0 .got '1'.",
         ),
         ("IMAGEMILL_MODELS_KEPT", "two", "models_kept must be a whole number .got 'two'."),
+        ("IMAGEMILL_BATCH_SECONDS", "inf", "batch_seconds must be a finite number"),
         ("IMAGEMILL_LOG_FORMAT", "xml", "log_format must be 'text' or 'json'"),
         ("IMAGEMILL_KEY_PREFIX", "a b", "key_prefix must be letters, digits"),
         ("IMAGEMILL_TRACES", "collector:4318", "traces must be http://host:port"),
