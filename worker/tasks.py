@@ -146,8 +146,11 @@ def draw(shop: Workshop, ready: Ready, make_way: MakeWay) -> Drawn:
     finally:
         shop.tell()
     effort = output.meter.effort()
-    while not shop.stopping.is_set() and serve_calls(shop):
-        pass  # their wakes may wait behind the next chunk
+    try:
+        while not shop.stopping.is_set() and serve_calls(shop):
+            pass  # their wakes may wait behind the next chunk
+    except redis.RedisError as error:  # no reason not to store the chunk
+        log.warning("Interactive calls: %s", error)
     shop.clock.stop(work.run_id, work.run.epoch)
     return Drawn(work, output, effort, todo.settled)
 

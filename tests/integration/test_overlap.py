@@ -6,9 +6,11 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
+from itertools import count
 from threading import Event
 
 import pytest
+import redis
 from PIL import Image
 
 from jobs.broker.fleet import Doing, Worker
@@ -256,6 +258,24 @@ def test_a_chunk_that_killed_its_process_is_rendered_beside_no_other(
     for done in (first, second):
         done.result(SECONDS)
     assert rendering == [0, 4, 8, 12]
+
+
+def test_a_broker_that_is_away_after_the_last_batch_keeps_no_chunk_from_being_stored(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = count()
+
+    def serve_calls(_: Workshop) -> bool:
+        if next(asked) == 2:  # after two batches
+            raise redis.ConnectionError("away")
+        return False
+
+    monkeypatch.setattr("worker.tasks.serve_calls", serve_calls)
+    desk.render(0)[0].result(SECONDS)
+    progress = desk.shop.runs.progress("run")
+    assert progress
+    assert (next(asked), progress.chunks_done, progress.retries) == (3, 1, 0)
+    desk.shop.at_work.wait_for_others()  # there are none
 
 
 def test_a_worker_says_what_it_renders(
