@@ -160,14 +160,16 @@ def test_every_panel_shows_and_every_alert_is_rated(
 
     eventually(lambda: not missing(), 60)
     (premises.folder / "full").unlink()
-    assert prometheus.value('imagemill_requests_total{model="slow",status="done"}') == 16
+    done = 'imagemill_requests_total{model="slow",status="done"}'
+    eventually(lambda: prometheus.value(done) == 16)
     assert prometheus.value("imagemill_http_requests_total") > 0
 
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text("utf-8"))["groups"][0]["rules"]
     alerts = eventually(lambda: is_rated(prometheus) and prometheus.alerts())
     assert alerts.keys() == {rule["alert"] for rule in rules}
-    assert alerts["ImagemillVerifyMismatch"]["state"] == "firing"
-    assert alerts["ImagemillStorageErrors"]["state"] == "pending"
+    states = {"ImagemillVerifyMismatch": "firing", "ImagemillStorageErrors": "pending"}
+    for name, state in states.items():
+        eventually(lambda n=name, s=state: prometheus.alerts()[n]["state"] == s)
     for name in ("ImagemillExporterAbsent", "ImagemillBrokerDown", "ImagemillSchedulesFail"):
         assert alerts[name]["state"] == "inactive"
 
