@@ -25,14 +25,8 @@ SEEDS = 2**64  # as many as torch.Generator.manual_seed takes
 def name_hasher(run_seed: int) -> Callable[[bytes], int]:
     """What gives 64 bits for what stands for a request, its custom_id or content. From them its
     seed is derived."""
-    begun = blake2b(digest_size=8, salt=run_seed.to_bytes(16, "little"), person=b"seed")
-
-    def hash_name(name: bytes) -> int:
-        digest = begun.copy()
-        digest.update(name)
-        return int.from_bytes(digest.digest(), "little")
-
-    return hash_name
+    hash_names = names_hasher(run_seed)
+    return lambda name: int.from_bytes(hash_names((name,)), "little")
 
 
 def names_hasher(run_seed: int) -> Callable[[Iterable[bytes]], bytes]:

@@ -134,6 +134,8 @@ def draw(shop: Workshop, ready: Ready, make_way: MakeWay) -> Drawn:
         if work.attempt.deaths:
             shop.at_work.wait_for_others()  # should it kill the process, it is to kill them no more
         _draw_batches(shop, replace(ready, work=work, todo=todo), output, make_way)
+        effort = output.meter.effort()
+        serve_all(shop, partial(serve_calls, shop))  # their wakes may wait behind the next chunk
     except BaseException as error:
         try:
             if not isinstance(error, TransientError):  # else storage is away
@@ -145,12 +147,6 @@ def draw(shop: Workshop, ready: Ready, make_way: MakeWay) -> Drawn:
         raise
     finally:
         shop.tell()
-    effort = output.meter.effort()
-    try:
-        while not shop.stopping.is_set() and serve_calls(shop):
-            pass  # their wakes may wait behind the next chunk
-    except redis.RedisError as error:  # no reason not to store the chunk
-        log.warning("Interactive calls: %s", error)
     shop.clock.stop(work.run_id, work.run.epoch)
     return Drawn(work, output, effort, todo.settled)
 
@@ -250,8 +246,13 @@ def release(shop: Workshop, work: Work) -> None:
 def wake(shop: Workshop, make_way: MakeWay) -> None:
     """Serve interactive calls, the oldest first, until none waits."""
     make_way()
+    serve_all(shop, lambda: shop.device.submit(serve_calls, shop).result())
+
+
+def serve_all(shop: Workshop, serve: Callable[[], bool]) -> None:
+    """Serve batches of calls until none waits, or the broker cannot be asked."""
     try:
-        while not shop.stopping.is_set() and shop.device.submit(serve_calls, shop).result():
+        while not shop.stopping.is_set() and serve():
             pass
     except redis.RedisError as error:
         log.warning("Interactive calls: %s", error)  # those who wait will wake us again

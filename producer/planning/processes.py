@@ -93,6 +93,7 @@ def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block
     helpers: _Helpers | None = None
 
     def settle() -> Iterator[tuple[Block, PlannedBlock]]:
+        """What becomes of the first part; nothing yet where it is cut into parts of its own."""
         first = parts.popleft()
         assert first.planned
         result = first.planned.result()
