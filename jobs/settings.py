@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +18,6 @@ from urllib.parse import parse_qsl, urlsplit
 import orjson
 from platformdirs import user_config_path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -30,7 +27,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from jobs.errors import UsageError, plain, resembling
+from jobs import mistakes
+from jobs.errors import UsageError
 from jobs.logs import LogFormat
 from jobs.teams import TEAM
 
@@ -42,22 +40,6 @@ SENTINEL_PORT = 26379
 _SECRET = frozenset(("api_keys", "broker_secret", "metrics_token"))
 _UNSHOWN = _SECRET | {"broker"}  # which may hold a password
 _PREFIX = "IMAGEMILL_"
-# How much a variable that is none must be like one to count as misspelt: Kubernetes sets others,
-# IMAGEMILL_BROKER_PORT for a service that is called imagemill-broker.
-_MISSPELT = 0.85
-_MISTAKES = {  # pydantic's types of errors, with their contexts
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "greater_than": "must be more than {gt}",
-    "literal_error": "must be {expected}",
-    "finite_number": "must be a finite number",
-    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
-    **dict.fromkeys(("dict_type", "model_type"), "must be a table"),
-    "frozen_set_type": "must be a list",
-    "string_type": "must be text",
-    "path_type": "must be a path",
-}
 
 
 def _check_public_url(url: str) -> str:
@@ -291,65 +273,32 @@ def load_settings(
     """
     given = {"broker": broker, "models": models, "log_format": log_format}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+
+    def source(name: str) -> str:
+        """Where a setting was said."""
+        if name in options:
+            return {"models": "--models-file"}.get(name, f"--{name.replace('_', '-')}")
+        if any(variable.upper() == _variable(name) for variable in os.environ):
+            return _variable(name)
+        secret = SECRETS / _variable(name).lower()
+        return str(secret if secret.exists() else _file())
+
+    known = list(Settings.model_fields)
     try:
         settings = Settings(**options)
     except ValidationError as error:
-        raise _refusal(_mistake(one, options) for one in error.errors()) from error
+        fields = {"": known, "teams": list(Team.model_fields)}
+        raise mistakes.of_values(error, source, fields, _UNSHOWN) from error
     except SettingsError as error:
-        names = [name for name in Settings.model_fields if f'"{name}"' in str(error)]
-        raise UsageError(
-            f"{', '.join(_source(name, options) for name in names)} is no JSON: {error.__cause__}",
-            """For example: IMAGEMILL_INPUT_HOSTS='["a.example"]', """
-            """IMAGEMILL_TEAMS='{"vision": {"weight": 2}}'.""",
-        ) from error
+        names = [name for name in known if f'"{name}"' in str(error)]
+        raise mistakes.of_json(error, map(source, names)) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{_file()} is not TOML: {error}", "Correct it.") from error
     except (UnicodeDecodeError, OSError) as error:
         reason = f"{_file()}, or a file in {SECRETS}, cannot be read: {error}"
         raise UsageError(reason, "Correct it, or its rights.") from error
-    if misspelt := [*_misspelt()]:
-        raise _refusal(misspelt)
+    mistakes.check_names(os.environ, _PREFIX, ["settings", *known])
     return settings
-
-
-def _refusal(mistakes: Iterable[str]) -> UsageError:
-    return UsageError(
-        "\n".join(dict.fromkeys(mistakes)), "README.md and docs/10-http-api.md have every setting."
-    )
-
-
-def _mistake(error: ErrorDetails, options: dict[str, Any]) -> str:
-    """One line: where it was said, which setting, what is wrong and what is allowed."""
-    name, *inner = (str(part) for part in error["loc"] if part != "[key]")
-    setting, source = ".".join([name, *inner]), _source(name, options)
-    if error["type"] == "extra_forbidden":
-        known = Team.model_fields if inner else Settings.model_fields
-        return f"{source}: there is no setting {setting}{resembling(setting.split('.')[-1], known)}"
-    said = _MISTAKES.get(error["type"], "is wrong: {said}")
-    if error["type"] == "value_error":
-        said = "{said}"
-    reason = said.format_map({"said": plain(error["msg"]), **error.get("ctx", {})})
-    got = "" if name in _UNSHOWN else f" (got {error['input']!r})"
-    return f"{source}: {setting} {reason}{got}"
-
-
-def _source(name: str, options: dict[str, Any]) -> str:
-    """Where a setting was said."""
-    if name in options:
-        return {"models": "--models-file"}.get(name, f"--{name.replace('_', '-')}")
-    if any(variable.upper() == _variable(name) for variable in os.environ):
-        return _variable(name)
-    secret = SECRETS / _variable(name).lower()
-    return str(secret if secret.exists() else _file())
-
-
-def _misspelt() -> Iterator[str]:
-    known = ("settings", *Settings.model_fields)
-    for variable in sorted(os.environ):
-        name = variable.lower().removeprefix(_PREFIX.lower())
-        if len(name) < len(variable) and name not in known:
-            for near in get_close_matches(name, known, n=1, cutoff=_MISSPELT):
-                yield f"{variable} is no setting; did you mean {_variable(near)}?"
 
 
 def _variable(name: str) -> str:
