@@ -13,6 +13,7 @@ Every error says what failed and, in `hint`, what to do next.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -31,6 +32,12 @@ def resembling(name: str, known: Iterable[str]) -> str:
     by_letters = {one.lower(): one for one in known}
     near = get_close_matches(name.lower(), by_letters, n=1)
     return f"; did you mean {by_letters[near[0]]!r}?" if near else ""
+
+
+def shown(value: object) -> str:
+    """A value that somebody gave, as Python writes it; of tables and lists, as they may be nested
+    too deeply for that, the beginning."""
+    return repr(value) if isinstance(value, str) else reprlib.repr(value)
 
 
 def plain(message: str) -> str:

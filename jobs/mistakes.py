@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
-from jobs.errors import UsageError, plain, resembling
+from jobs.errors import UsageError, plain, resembling, shown
 
 # Where a setting was said: a variable, a file, an option.
 Source = Callable[[str], str]
@@ -87,7 +87,7 @@ def _mistake(
     if error["type"] == "value_error":
         said = "{said}"
     reason = said.format_map({"said": plain(error["msg"]), **error.get("ctx", {})})
-    got = "" if name in unshown else f" (got {error['input']!r})"
+    got = "" if name in unshown else f" (got {shown(error['input'])})"
     return f"{source(name)}: {setting} {reason}{got}"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from importlib.resources.abc import Traversable
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,10 @@ from urllib.parse import parse_qsl, urlsplit
 import orjson
 from platformdirs import user_config_path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
@@ -31,6 +34,7 @@ from jobs import mistakes
 from jobs.errors import UsageError
 from jobs.logs import LogFormat
 from jobs.teams import TEAM
+from jobs.toml import parse_toml
 
 # Where Compose and Kubernetes put them; `imagemill_api_keys` is the setting api_keys.
 SECRETS = Path("/run/secrets")
@@ -247,11 +251,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, _file())
+        variables, toml = _Variables(settings_cls), _Toml(settings_cls, _file())
         if not SECRETS.is_dir():
-            return init_settings, env_settings, toml
-        secrets = SecretsSettingsSource(settings_cls, SECRETS)
-        return init_settings, env_settings, secrets, toml
+            return init_settings, variables, toml
+        return init_settings, variables, _Secrets(settings_cls, SECRETS), toml
 
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these same settings, but no secrets."""
@@ -260,6 +263,29 @@ class Settings(BaseSettings):
             _variable(name): value if isinstance(value, str) else orjson.dumps(value).decode()
             for name, value in values.items()
         }
+
+
+class _JsonSource(PydanticBaseSettingsSource):
+    """A source whose tables and lists are JSON."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+
+
+class _Variables(_JsonSource, EnvSettingsSource):
+    pass
+
+
+class _Secrets(_JsonSource, SecretsSettingsSource):
+    pass
+
+
+class _Toml(TomlConfigSettingsSource):
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        return parse_toml(file_path.read_text("utf-8"))
 
 
 def load_settings(

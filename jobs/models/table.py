@@ -22,6 +22,7 @@ from jobs.models.hub import commit_of, fetch_small
 from jobs.models.inspection import FILES, inspect_folder
 from jobs.models.options import Options
 from jobs.requests import MAX_INPUTS, PixelSize
+from jobs.toml import parse_toml
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -326,7 +327,7 @@ def load_models(path: Path | None = None) -> ModelTable:
     """
     file = path or builtin_models()
     try:
-        table = _Table.model_validate(tomllib.loads(file.read_text("utf-8")))
+        table = _Table.model_validate(parse_toml(file.read_text("utf-8")))
     except OSError as error:
         raise UsageError(
             f"models table {file}: {error.strerror}", "Check --models-file, or IMAGEMILL_MODELS."

@@ -31,13 +31,14 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from jobs.errors import InvalidRequest, UsageError, plain, resembling
+from jobs.errors import InvalidRequest, UsageError, plain, resembling, shown
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
 from jobs.output.scorers import scorers_of
 from jobs.output.storage import open_file
 from jobs.requests import Seed
 from jobs.teams import OPEN_TEAM, TEAM, Priority
+from jobs.toml import parse_toml
 from producer.planning.recipes import MAX_IMAGES, Choosing
 from producer.planning.resolution import PlanOptions
 from producer.planning.tables import columns_of, kept_columns
@@ -248,7 +249,7 @@ def load_schedules(uri: str) -> ScheduleTable:
     """
     try:
         with open_file(uri, compression=None) as stream:
-            file = _File.model_validate(tomllib.loads(stream.read().decode()))
+            file = _File.model_validate(parse_toml(stream.read().decode()))
     except UsageError as error:
         raise UsageError(
             f"schedules file {error.message}",
@@ -285,5 +286,5 @@ def _mistake(error: ErrorDetails) -> str:
             # A whole row's own words begin with the field.
             return ".".join([*row, ""]) + reason if len(row) < 2 else f"{'.'.join(row)}: {reason}"
         case _:
-            reason = f"{error['msg'][:1].lower()}{error['msg'][1:]} (got {error['input']!r})"
+            reason = f"{error['msg'][:1].lower()}{error['msg'][1:]} (got {shown(error['input'])})"
     return f"{'.'.join(row)}: {reason}"

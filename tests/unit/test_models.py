@@ -29,6 +29,7 @@ def test_the_built_in_table_has_the_demo_model() -> None:
     ("text", "reason"),
     [
         ("default = ", "is not TOML"),
+        ("models = " + "[" * 2000, "is not TOML: nested too deeply"),
         ('default = "a"\n[models.b]\nrepo = "x/y"', "default 'a' is not one of the models"),
         ('default = "a"\n[models.a]\nrepo = "x/y"\nbatch_width = 3', "power of two"),
         ('default = "a"\n[models.a]\nrepo = "x/y"\nsteps = 99', "models.a.steps"),

@@ -213,6 +213,12 @@ out = "out/{date}"
         ("cron", 'model = "nope"\ncron', "a.model: unknown model 'nope'"),
         ("[schedules.a]", "[schedules]\n[other]", "other: unknown field"),
         ('"state"', "state", "is not TOML"),
+        ('"state"', "[" * 2000, "is not TOML: nested too deeply"),
+        (
+            "cron",
+            "model.a" + ".a" * 900 + " = 1\ncron",
+            "a.model: input should be a valid string (got {'a",
+        ),
     ],
 )
 def test_a_wrong_file_names_file_schedule_and_field(

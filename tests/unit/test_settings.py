@@ -60,6 +60,7 @@ def test_secrets_are_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("IMAGEMILL_TRACES", "collector:4318", "traces must be http://host:port"),
         ("IMAGEMILL_TRACES", "http://", "traces must be http://host:port"),
         ("IMAGEMILL_TEAMS", "{", "IMAGEMILL_TEAMS is no JSON"),
+        ("IMAGEMILL_TEAMS", '{"a":' * 2000, "IMAGEMILL_TEAMS is no JSON: nested too deeply"),
         ("IMAGEMILL_TEAMS", '["red"]', "teams must be a table"),
         ("IMAGEMILL_TEAMS", '{"red": {"wieght": 2}}', "teams.red.wieght; did you mean 'weight'"),
         ("IMAGEMILL_TEAMS", '{"red": {"weight": 0}}', "teams.red.weight must be at least 0.01"),
@@ -80,6 +81,8 @@ def test_secrets_are_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("IMAGEMILL_SETTINGS", "broken.toml", "broken.toml"),
         ("IMAGEMILL_SETTINGS", "latin.toml", "latin.toml.* cannot be read: 'utf-8'"),
         ("IMAGEMILL_SETTINGS", "/proc/self/mem", "/proc/self/mem.* cannot be read: .*error"),
+        ("IMAGEMILL_SETTINGS", "deep.toml", "deep.toml is not TOML: nested too deeply"),
+        ("IMAGEMILL_SETTINGS", "tables.toml", "tables.toml: models must be a path .got {'a': "),
         ("IMAGEMILL_SETTINGS", "unknown.toml", "unknown.toml: .* brokr; did you mean 'broker'"),
     ],
 )
@@ -88,6 +91,8 @@ def test_mistakes_are_named(
 ) -> None:
     (folder / "broken.toml").write_text("broker = ")
     (folder / "latin.toml").write_bytes(b'store = "caf\xe9"')
+    (folder / "deep.toml").write_text("teams = " + "[" * 2000 + "]" * 2000)
+    (folder / "tables.toml").write_text("models" + ".a" * 900 + " = 1")
     (folder / "unknown.toml").write_text('brokr = "redis://host"')
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=said) as refused:
