@@ -44,6 +44,7 @@ SENTINEL_PORT = 26379
 _SECRET = frozenset(("api_keys", "broker_secret", "metrics_token"))
 _UNSHOWN = _SECRET | {"broker"}  # which may hold a password
 _PREFIX = "IMAGEMILL_"
+_RATE = "6000/minute"
 
 
 def _check_public_url(url: str) -> str:
@@ -70,6 +71,19 @@ def _check_team(name: str) -> str:
     if not TEAM.fullmatch(name):
         raise ValueError("is no team's name: up to 64 letters, digits, - and _")
     return name
+
+
+def _check_rate(rate: str) -> str:
+    if rate != _RATE:
+        from limits import parse_many  # a tenth of the time of all settings, for whoever has it
+
+        try:
+            is_one = len(parse_many(rate)) == 1
+        except ValueError:
+            is_one = False
+        if not is_one:
+            raise ValueError("must be a number of requests in a time: 6000/minute, 5/10 second")
+    return rate
 
 
 def _check_proxy(network: str) -> str:
@@ -221,8 +235,10 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Interactive calls of a team that may wait")
     ] = 64
     team_rate: Annotated[
-        str, Field(description="Requests of a team, as the limits library writes it: 100/second")
-    ] = "6000/minute"
+        str,
+        Field(description="Requests of a team, as the limits library writes it: 100/second"),
+        AfterValidator(_check_rate),
+    ] = _RATE
     body_bytes: Annotated[
         int, Field(ge=1024, description="Bytes that the body of an HTTP request may have")
     ] = 136 * 2**20  # two images of 50 MiB as base64

@@ -149,17 +149,13 @@ def make_api(settings: Settings, table: ModelTable) -> FastAPI:
 
 def _pace(settings: Settings) -> tuple[FixedWindowRateLimiter, RateLimitItem]:
     """What counts the requests of teams in Redis, and how many they may send."""
-    try:
-        rate = parse(settings.team_rate)
-    except ValueError as error:
-        raise UsageError(f"setting team_rate: {error}", "Write for example 6000/minute.") from error
     counts = RedisStorage(
         "async+redis://",  # where it is, the pool knows
         implementation="redispy",
         key_prefix=f"{settings.key_prefix}rate",
         connection_pool=Broker(settings).pool_async(),  # type: ignore[arg-type]
     )
-    return FixedWindowRateLimiter(counts), rate
+    return FixedWindowRateLimiter(counts), parse(settings.team_rate)
 
 
 def _host(settings: Settings) -> str:
