@@ -55,6 +55,14 @@ def of_json(error: SettingsError, sources: Iterable[str]) -> UsageError:
     )
 
 
+def reason_of(error: ErrorDetails) -> str:
+    """What is wrong with a value, and what is allowed: "must be at least 1"."""
+    said = _REASONS.get(error["type"], "is wrong: {said}")
+    if error["type"] == "value_error":
+        said = "{said}"
+    return said.format_map({"said": plain(error["msg"]), **error.get("ctx", {})})
+
+
 def check_names(variables: Iterable[str], prefix: str, known: Iterable[str]) -> None:
     """Refuse variables whose names are nearly those of settings.
 
@@ -83,12 +91,8 @@ def _mistake(
     if error["type"] == "extra_forbidden":
         near = resembling(setting.split(".")[-1], fields[name if inner else ""])
         return f"{source(name)}: there is no setting {setting}{near}"
-    said = _REASONS.get(error["type"], "is wrong: {said}")
-    if error["type"] == "value_error":
-        said = "{said}"
-    reason = said.format_map({"said": plain(error["msg"]), **error.get("ctx", {})})
     got = "" if name in unshown else f" (got {shown(error['input'])})"
-    return f"{source(name)}: {setting} {reason}{got}"
+    return f"{source(name)}: {setting} {reason_of(error)}{got}"
 
 
 def _misspelt(variables: Iterable[str], prefix: str, known: Iterable[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.commands import Group
 from jobs.errors import Exit, ImagemillError, exit_of
 from producer.commands import (
     checking,
@@ -48,7 +49,9 @@ def _root(
 
 def make_cli() -> typer.Typer:
     """The command with all its subcommands."""
-    cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    cli = typer.Typer(
+        cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    )
     cli.callback()(_root)
     panels: dict[str, list[Callable[..., None]]] = {
         HERE: [rendering.run, rendering.verify, checking.fsck, serving.up],

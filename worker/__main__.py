@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.broker.connection import check_kind
+from jobs.commands import Command
 from jobs.errors import Exit, ImagemillError, exit_of
 from jobs.logs import LogFormat, log_to_stderr
 from jobs.models.table import load_models
@@ -19,7 +20,7 @@ from worker.process.supervisor import Supervisor
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=Command)
 def worker(
     devices: Annotated[
         str, typer.Option(help="auto (every GPU, or the CPU if there is none), cpu, or 0,1,…")

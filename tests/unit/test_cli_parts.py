@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ from producer.upkeep.sheet import Tile, draw_sheet, write_sheet
 from producer.upkeep.verification import as_line, compare
 from tests.datasets import make_dataset
 from tests.samples import KEY, STACK, make_record, make_request
+from worker.__main__ import app as worker_app
 
 TABLE = load_models()
 
@@ -250,6 +252,34 @@ def test_helps_lose_no_word_to_markup() -> None:
         written = [command.help, *(getattr(one, "help", "") for one in command.params)]
         lost = {word for text in written for word in (text or "").split()} - {*shown.split()}
         assert not lost, names
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            "run m -o o --format jpgg",
+            "'--format': 'jpgg' is not one of 'jpeg', 'png'; did",
+        ),
+        ("export o t --to webdatset", "'--to': .*'parquet'; did you mean 'webdataset'?"),
+        ("prioritize r hgh", "'PRIORITY': 'hgh' is not one of 'low', 'normal', 'high'; did you"),
+        ("usage o --by teem", "'--by': 'teem' is not one of .*; did you mean 'team'?"),
+        ("keys create --priority x", "'--priority': 'x' is not one of 'low', 'normal', 'high' *"),
+        ("run m -o o --n 0", "'--n': must be at least 1 .got '0'."),
+        ("sheet o --images many", "'--images': must be a whole number .got 'many'."),
+        ("run m -o o --seed -1", "'--seed': -1 is no whole number from 0 to"),
+    ],
+)
+def test_wrong_options_are_told_plainly(command: str, said: str) -> None:
+    done = CliRunner().invoke(make_cli(), command.split(), env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert re.search(f"Invalid value for {said}", done.output), done.output
+
+
+def test_wrong_options_of_the_worker_s_commands_are_told_plainly() -> None:
+    done = CliRunner().invoke(worker_app, ["--log-format", "jsn"])
+    assert done.exit_code == 2
+    assert "'jsn' is not one of 'text', 'json'; did you mean 'json'?" in done.output
 
 
 @pytest.mark.parametrize(("stdout", "status"), [(">/dev/full", 1), (">&-", 0)])

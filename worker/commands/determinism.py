@@ -18,6 +18,7 @@ import typer
 from pydantic import TypeAdapter
 
 from jobs import children
+from jobs.commands import Command
 from jobs.errors import Exit, FatalError
 from jobs.models.table import load_models
 from jobs.settings import load_settings
@@ -46,7 +47,7 @@ class Verdict:
         return not any(one.different for f in (self.off, self.on) for one in f.ways.values())
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or MODEL:ADAPTER.")],
     devices: options.OneDevice = "auto",

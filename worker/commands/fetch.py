@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.commands import Command
 from jobs.errors import UsageError
 from jobs.models.table import ModelTable, load_models
 from jobs.output.dataset import read_summary
@@ -19,7 +20,7 @@ from worker.commands.ending import explained
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def fetch(
     names: Annotated[
         list[str] | None,

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from jobs.commands import Command
 from jobs.output.storage import Storage, open_storage
 from worker.commands import options
 from worker.commands.ending import explained
@@ -22,7 +23,7 @@ from worker.scoring.rater import make_rater
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Output location of a finished run.")],
     scorers: Annotated[

@@ -13,6 +13,7 @@ from typing import Annotated
 import orjson
 import typer
 
+from jobs.commands import Command
 from jobs.errors import UsageError
 from jobs.models.families import family_named, family_of
 from jobs.models.table import Model, ModelTable, load_models
@@ -59,7 +60,7 @@ class Tuning:
         return next(pace for pace in self.paces if pace.seconds * GOOD <= fastest)
 
 
-@app.command()
+@app.command(cls=Command)
 def tune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name of the models table.")],
     size: Annotated[
