@@ -186,7 +186,7 @@ def diff(
 ) -> None:
     """Compare two datasets: requests in common, bytes, pixels, columns.
 
-    Exits with 1 if any image differs.
+    Exits with 1 if an image differs, or only one of them has it; with 0 if all have equal bytes.
     """
     from producer.control.progress import display
     from producer.report.checks import show_comparison
@@ -199,5 +199,5 @@ def diff(
         show_json(found)
     elif not quiet:
         show_comparison(found)
-    if found.changed:
+    if found.differs:
         raise typer.Exit(Exit.FAILED)

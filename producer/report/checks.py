@@ -51,6 +51,9 @@ def show_comparison(found: Comparison) -> None:
     """How far two datasets are apart."""
     only = f"{found.only_first:,} only in the first, {found.only_second:,} only in the second"
     show(f"{counted(found.common, 'request')} in common, {only}")
+    if not found.common:
+        show("In common are requests of the same content, or else custom_id, with an image in both")
+        return
     show(f"{counted(found.equal, 'image')} with the same bytes, {found.changed:,} with others")
     if found.changed > found.incomparable:
         show(

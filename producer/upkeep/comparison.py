@@ -78,6 +78,11 @@ class Comparison:
         """Images whose bytes differ."""
         return self.common - self.equal
 
+    @property
+    def differs(self) -> bool:
+        """Whether one of them has an image that the other has not, or not with these bytes."""
+        return bool(self.changed or self.only_first or self.only_second)
+
 
 def compare(first: str, second: str, progress: Callable[[int, int], None]) -> Comparison:
     """Compare the images and records of two finished datasets.

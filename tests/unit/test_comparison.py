@@ -106,6 +106,35 @@ def test_the_command(places: tuple[str, str]) -> None:
     assert "(row-0): 3 on average, 9 at most" in changed.stdout
 
 
+@pytest.mark.parametrize(("counts", "more"), [((2, 3), 1), ((3, 2), 0)])
+def test_images_that_only_one_has_are_a_difference(
+    places: tuple[str, str], counts: tuple[int, int], more: int
+) -> None:
+    for place, images in zip(places, counts, strict=True):
+        make_dataset(place, images)
+    done = CliRunner().invoke(make_cli(), ["diff", *places])
+    only = f"{1 - more} only in the first, {more} only in the second"
+    assert (done.exit_code, done.stdout.splitlines()) == (
+        1,
+        [f"2 requests in common, {only}", "2 images with the same bytes, 0 with others"],
+    )
+
+
+def test_nothing_in_common_is_a_difference_and_told(places: tuple[str, str]) -> None:
+    make_dataset(places[0], 2)
+    rows = make_dataset(places[1], 1)
+    rows[0] |= {"job_id": "f" * 32, "custom_id": "another"}
+    write_rows(places[1], rows)
+    done = CliRunner().invoke(make_cli(), ["diff", *places])
+    assert (done.exit_code, done.stdout.splitlines()) == (
+        1,
+        [
+            "0 requests in common, 2 only in the first, 1 only in the second",
+            "In common are requests of the same content, or else custom_id, with an image in both",
+        ],
+    )
+
+
 def test_what_is_no_dataset_is_refused(places: tuple[str, str]) -> None:
     make_dataset(places[0], 1)
     with pytest.raises(UsageError, match="no output of a run"):
