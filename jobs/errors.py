@@ -70,6 +70,9 @@ class InvalidRequest(ImagemillError):
         self.reason = reason
         self.code = code
 
+    def __reduce__(self) -> tuple[type, tuple[str, ...], dict[str, object]]:
+        return type(self), (self.field, self.reason, self.code), self.__dict__
+
 
 @dataclass(frozen=True, slots=True)
 class LineError:

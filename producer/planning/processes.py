@@ -8,21 +8,20 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 
-from jobs.children import die_with_parent
-from jobs.errors import FatalError, UsageError
+from jobs.errors import UsageError
+from producer.helpers import Helpers
 from producer.planning.manifest import Block
 from producer.planning.planner import PlannedBlock, Planner
 
 ALONE_SECONDS = 0.3  # that planning has taken before other processes are started
 MOST_HELPERS = 4  # as many as one process can read for and write
 AHEAD = 3  # blocks that are planned here before one that another process is still at
+SENT = 2  # blocks that another process has at a time: the next is at hand when it has planned one
 KEPT = 8  # blocks, for each other process, that are planned while an earlier one is not yet
 MAX_EXPANDED = 10_000_000  # images that the lines with recipes may stand for
 
@@ -53,31 +52,23 @@ class _Part:
     planned: Future[PlannedBlock] | None = None
 
 
-class _Helpers:
+class _Others:
     """Other processes that plan blocks."""
 
-    def __init__(self, count: int) -> None:
-        # Spawned: storage clients and their threads do not survive a fork. Garbage is collected
-        # after blocks that leave some, not among millions of live objects.
-        self._pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin_child)
-        self._starting = [self._pool.submit(os.getpid) for _ in range(count)]
+    def __init__(self, count: int, stack: ExitStack) -> None:
+        self._helpers = stack.enter_context(Helpers(count, _begin, SENT))
+        self._starting = [self._helpers.submit(os.getpid) for _ in range(count)]
         self._count = count
 
     def have_room(self, parts: Iterable[_Part]) -> bool:
-        """Whether one would wait, given all parts, and few are kept until an earlier one is there.
-
-        One that has planned a block is to have the next at hand.
-        """
+        """Whether one would wait, of all parts, and few are kept until an earlier one is there."""
         begun = [part.planned.done() for part in parts if part.planned]
         has_started = any(one.done() for one in self._starting)
-        is_waiting = begun.count(False) < 2 * self._count
+        is_waiting = begun.count(False) < SENT * self._count
         return has_started and is_waiting and len(begun) < KEPT * self._count
 
     def plan(self, planner: Planner, block: Block) -> Future[PlannedBlock]:
-        return self._pool.submit(_plan, pickle.dumps(planner), block)
-
-    def stop(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        return self._helpers.submit(_plan, pickle.dumps(planner), block)
 
 
 def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block, PlannedBlock]]:
@@ -85,12 +76,12 @@ def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block
     takes longer than most manifests do.
 
     Raises:
-        FatalError: another process was killed.
+        FatalError: another process has ended.
     """
     cutter, begun = _Cutter(), time.monotonic()
     parts = deque[_Part]()
     count = min((os.cpu_count() or 1) - 1, MOST_HELPERS)
-    helpers: _Helpers | None = None
+    others: _Others | None = None
 
     def settle() -> Iterator[tuple[Block, PlannedBlock]]:
         """What becomes of the first part; nothing yet where it is cut into parts of its own."""
@@ -102,14 +93,13 @@ def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block
         else:
             yield first.block, result
 
-    with _deaths_told(), ExitStack() as stack:
+    with ExitStack() as stack:
         while (part := _unplanned(parts, blocks)) or parts:
             late = time.monotonic() - begun > ALONE_SECONDS
-            if part and count and late and not helpers:
-                helpers = _Helpers(count)
-                stack.callback(helpers.stop)
-            if part and helpers and helpers.have_room(parts):
-                part.planned = helpers.plan(planner, part.block)
+            if part and count and late and not others:
+                others = _Others(count, stack)
+            if part and others and others.have_room(parts):
+                part.planned = others.plan(planner, part.block)
             elif part and (part is parts[0] or len(parts) < 2 * count + AHEAD):
                 part.planned = Future()
                 with _uncollected():
@@ -129,18 +119,6 @@ def _unplanned(parts: deque[_Part], blocks: Iterator[Block]) -> _Part | None:
         parts.append(_Part(block))
         return parts[-1]
     return None
-
-
-@contextmanager
-def _deaths_told() -> Iterator[None]:
-    """Raises FatalError where another process has died."""
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise FatalError(
-            "a process that planned was killed, as happens where memory is short",
-            "Have more memory free, then try again.",
-        ) from error
 
 
 @contextmanager
@@ -170,8 +148,7 @@ def _plan(planner: bytes, block: Block) -> PlannedBlock:
     return planned
 
 
-def _begin_child() -> None:
-    """A killed command must leave no process behind that waits for work for ever."""
+def _begin() -> None:
+    """Garbage is collected after blocks that leave some, not among millions of live objects."""
     gc.freeze()
     gc.disable()
-    die_with_parent()

@@ -4,17 +4,18 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from jobs.errors import FatalError, InvalidRequest
 from jobs.models.table import ModelTable, load_models
 from jobs.requests import Request
+from producer.helpers import Helpers
 from producer.planning import processes
 from producer.planning.blocks import plan_blocks
 from producer.planning.intake import Intake
@@ -126,14 +127,14 @@ def test_parallel_planning_gives_what_planning_in_process_gives(
     alone = plan(tmp_path / "m", lines)
     asked: list[Future[Any]] = []
 
-    class Pool(ProcessPoolExecutor):
+    class Asked(Helpers):
         def submit(self, *args: Any, **named: Any) -> Future[Any]:
             asked.append(super().submit(*args, **named))
             return asked[-1]
 
     monkeypatch.setattr(processes, "ALONE_SECONDS", 0)
     monkeypatch.setattr("os.cpu_count", lambda: 3)  # so this process, and two others
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(processes, "Helpers", Asked)
     together = []
     for block in plan_blocks(str(tmp_path / "m"), TABLE, PlanOptions(), dict(FINGERPRINTS)):
         together.append(block)
@@ -144,16 +145,16 @@ def test_parallel_planning_gives_what_planning_in_process_gives(
 
 
 def test_that_a_planning_process_was_killed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Deadly(ProcessPoolExecutor):
+    class Deadly(Helpers):
         def submit(self, act: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
             return super().submit(os._exit, 1) if args else super().submit(act, **named)
 
     monkeypatch.setattr(processes, "ALONE_SECONDS", -1)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", Deadly)
+    monkeypatch.setattr(processes, "Helpers", Deadly)
     planner = Planner(TABLE, PlanOptions(), dict(FINGERPRINTS), Intake(None, None, frozenset()))
     blocks = (Block(number, [b'{"prompt": "a"}']) for number in count(1))
-    with pytest.raises(FatalError, match="a process that planned was killed"):
+    with pytest.raises(FatalError, match="a process that helped ended: exit code 1"):
         for _ in plan_each(planner, blocks):
             pass
 
@@ -170,7 +171,7 @@ def test_few_blocks_wait_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch
             return super().result(timeout)
 
     class Pool:
-        def __init__(self, *_: object, **__: object) -> None:
+        def __init__(self, *_: object) -> None:
             pass
 
         def submit(self, _: Callable[..., Any], *given: Any) -> Future[Any]:
@@ -183,8 +184,11 @@ def test_few_blocks_wait_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch
             done.set_result(PlannedBlock() if block else 0)
             return done
 
-        def shutdown(self, cancel_futures: bool) -> None:
-            assert cancel_futures
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
 
     def read() -> Iterator[Block]:
         for number in range(1, 101):
@@ -193,7 +197,7 @@ def test_few_blocks_wait_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(processes, "ALONE_SECONDS", -1)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(processes, "Helpers", Pool)
     planner = Planner(TABLE, PlanOptions(), dict(FINGERPRINTS), Intake(None, None, frozenset()))
     for block, _ in plan_each(planner, read()):
         given.append(block.first)

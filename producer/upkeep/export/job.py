@@ -7,21 +7,20 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from typing import IO, Any, cast
 
 import orjson
 
-from jobs.children import die_with_parent
 from jobs.errors import Exit, InvalidRequest, UsageError
 from jobs.output import layout
 from jobs.output.dataset import Summary, read_finished
 from jobs.output.images import ImageReader
 from jobs.output.records import Row, read_row
 from jobs.output.storage import Storage, open_storage
+from producer.helpers import Helpers
 from producer.upkeep.export.card import CARD, SHEET, make_card
 from producer.upkeep.export.columns import Columns
 from producer.upkeep.export.credentials import SIGNED, Credentials, SignedSamples, signatory
@@ -60,7 +59,8 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
 
     Raises:
         UsageError: there is no finished run, no image fits, or the target holds something else.
-        FatalError: an image is missing or damaged; the shards that exist then are whole.
+        FatalError: an image is missing or damaged, or a process of ours has ended; the shards that
+            exist then are whole.
     """
     source, target = open_storage(out), open_storage(to)
     if source.holds(target):
@@ -223,22 +223,17 @@ def _write_all(tasks: Iterator[_Task], processes: int) -> Iterator[tuple[Shard, 
             yield task.shard, task.write()
         return
     pending: deque[tuple[Shard, Future[bool]]] = deque()
-    # Spawned: storage clients and their threads do not survive a fork.
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_child) as pool:
-        try:
-            for task in tasks:
-                pending.append((task.shard, pool.submit(task.write)))
-                if len(pending) > processes:  # one more than are written, so that none waits
-                    shard, future = pending.popleft()
-                    yield shard, future.result()
-            while pending:
+    with Helpers(processes, _begin) as helpers:
+        for task in tasks:
+            pending.append((task.shard, helpers.submit(task.write)))
+            if len(pending) > processes:  # one more than are written, so that none waits
                 shard, future = pending.popleft()
                 yield shard, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while pending:
+            shard, future = pending.popleft()
+            yield shard, future.result()
 
 
-def _begin_child() -> None:
+def _begin() -> None:
     """Ctrl-C ends the shard under way with what it has opened; the command says the rest."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(Exit.INTERRUPTED))
-    die_with_parent()

@@ -1,0 +1,112 @@
+"""Other processes that work for this one."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any, ParamSpec, Self, TypeVar
+
+from jobs.children import die_with_parent, reason
+from jobs.errors import FatalError
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+class Helpers:
+    """Processes that call functions for this one, whose arguments and results can be pickled.
+
+    Each has a pipe of its own, so that one that is killed, even as it sends a result, is told at
+    once; with one pipe for all, as ProcessPoolExecutor has it, nobody would learn that the rest of
+    the result never comes.
+
+    begin: is called in each at its start; ahead: calls that one is sent at a time, at least 1.
+    """
+
+    def __init__(self, count: int, begin: Callable[[], None], ahead: int = 1) -> None:
+        # Started by this thread: the kernel takes the thread that starts a process for its parent.
+        self._all = [_Helper(begin) for _ in range(count)]
+        self._free: SimpleQueue[_Helper] = SimpleQueue()
+        for helper in self._all * ahead:
+            self._free.put(helper)
+        self._threads = ThreadPoolExecutor(count * ahead, "helper")
+
+    def submit(
+        self, act: Callable[_Given, _Result], *args: _Given.args, **kwargs: _Given.kwargs
+    ) -> Future[_Result]:
+        """What it returns, or raises; FatalError if the process that was to call it has ended."""
+        return self._threads.submit(self._call, act, args, kwargs)
+
+    def _call(self, *call: Any) -> Any:
+        helper = self._free.get_nowait()  # there are as many as threads
+        try:
+            return helper.call(call)
+        finally:
+            self._free.put(helper)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What has begun is waited for, the rest is cancelled."""
+        self._threads.shutdown(cancel_futures=True)
+        for helper in self._all:
+            helper.end()
+
+
+class _Helper:
+    def __init__(self, begin: Callable[[], None]) -> None:
+        # Spawned: storage clients and their threads do not survive a fork.
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, begin), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._sending, self._receiving = Lock(), Lock()
+
+    def call(self, call: Any) -> Any:
+        """Wait for the result of a call, which may be sent while it is at an earlier one."""
+        try:
+            with self._sending:
+                self._pipe.send(call)
+                self._receiving.acquire()  # before others send: results come in the calls' order
+            try:
+                succeeded, result = self._pipe.recv()
+            finally:
+                self._receiving.release()
+        except (EOFError, OSError) as error:
+            with self._sending:
+                self._process.join()
+            raise FatalError(
+                f"a process that helped ended: {reason(self._process.exitcode or 0)}",
+                "Where memory is short, processes are killed: have more free, then try again.",
+            ) from error
+        if not succeeded:
+            raise result
+        return result
+
+    def end(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, begin: Callable[[], None]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
+    die_with_parent()
+    begin()
+    with suppress(EOFError, OSError):  # nobody waits for us any more
+        while True:
+            act, args, kwargs = pipe.recv()
+            try:
+                answer = True, act(*args, **kwargs)
+            except Exception as error:
+                error.add_note(traceback.format_exc())  # which is not pickled
+                answer = False, error
+            pipe.send(answer)
