@@ -189,13 +189,12 @@ def test_hostile_messages(site: Site, ledger: Ledger, dice: random.Random) -> No
 def test_a_message_of_any_length_costs_a_worker_no_memory(site: Site, ledger: Ledger) -> None:
     """a message of 64 MiB."""
     ledger.times = 1
-    site.client.config_set("appendonly", "no")  # it would write the script's value to disk
+    site.client.config_set("appendonly", "no")  # it would write the message to disk
     worker = site.start_worker("null")
     eventually(site.fleet.workers)
     [parent] = site.parents(worker)
     before = peak(parent.pid)
-    made = "return redis.call('lpush', KEYS[1], string.rep('x', ARGV[1]))"
-    site.client.eval(made, 1, f"{site.settings.key_prefix}bulk.null", str(64 * 2**20))
+    site.client.lpush(f"{site.settings.key_prefix}bulk.null", b"x" * 64 * 2**20)
     site.start(site.plan("run", "null", SEEDS, chunk=4))
     site.wait("run")
     ledger.check(site, "run", SEEDS)
