@@ -164,14 +164,32 @@ def _host(settings: Settings) -> str:
 
 
 class _Facade(FastAPI):
-    """FastAPI with the access log around all of it, answers of its own middleware too."""
+    """FastAPI that answers HEAD; around all of it, answers of its own middleware too, the access
+    log."""
 
     def __init__(self, traffic: Traffic, **options: Any) -> None:
         self.traffic = traffic
         super().__init__(**options)
 
     def build_middleware_stack(self) -> ASGIApp:
-        return AccessLog(super().build_middleware_stack(), self.traffic)
+        return AccessLog(HeadAsGet(super().build_middleware_stack()), self.traffic)
+
+
+class HeadAsGet:
+    """Has HEAD answered wherever GET is, as GET is; the server sends the head of that alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        asked = {**scope, "method": "GET"}  # another: the server goes by its own
+        try:
+            await self.app(asked, receive, send)
+        finally:
+            scope["route"] = asked.get("route")
 
 
 class AccessLog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -434,6 +435,16 @@ def test_stored_files_are_looked_at_and_read_in_pieces(url: str) -> None:
     piece = httpx.get(image, headers={"Range": "bytes=4-7"})
     assert (piece.status_code, piece.content) == (206, whole.content[4:8])
     assert httpx.head(image.replace("signature=", "signature=0")).status_code == 403
+
+
+def test_pages_have_heads_without_a_body_and_count_as_what_they_are(url: str) -> None:
+    with httpx.Client(base_url=url) as client:  # one connection: what is too much would break it
+        for path in ("/", "/login", "/docs", "/v1/models"):
+            head, page = client.head(path), client.get(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-type"] == page.headers["content-type"]
+        told = client.get("/metrics").text
+    assert re.search(r'imagemill_http_requests_total{route="/login",status="200"} [2-9]', told)
 
 
 def test_slow_inputs_of_one_team_cost_another_nothing(plant: Plant) -> None:

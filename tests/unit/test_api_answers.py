@@ -148,11 +148,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/openai/v1/files", "GET, POST"),
-        ("/openai/v1/files/file-1", "GET, DELETE"),
+        ("/openai/v1/files", "GET, HEAD, POST"),
+        ("/openai/v1/files/file-1", "GET, HEAD, DELETE"),
         ("/v1/images/generations", "POST"),
         ("/files/a/b", "GET, HEAD"),
-        ("/healthz", "GET"),
+        ("/healthz", "GET, HEAD"),
     ],
 )
 def test_405_names_all_that_the_path_may_be_asked_with(
@@ -160,6 +160,21 @@ def test_405_names_all_that_the_path_may_be_asked_with(
 ) -> None:
     answer = ask(api, "PATCH", path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/healthz", 200), ("/docs", 200), ("/login", 200), ("/nowhere", 404)]
+)
+def test_head_is_answered_as_get_is(api: FastAPI, path: str, status: int) -> None:
+    head, get = ask(api, "HEAD", path), ask(api, "GET", path)
+    assert head.status_code == get.status_code == status
+    for header in ("content-type", "content-length"):
+        assert head.headers[header] == get.headers[header]
+
+
+def test_what_is_not_got_has_no_head(api: FastAPI) -> None:
+    answer = ask(api, "HEAD", "/v1/images/generations")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
 def test_the_docs_need_no_other_site(api: FastAPI) -> None:

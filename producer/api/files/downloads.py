@@ -58,7 +58,6 @@ class Downloads:
 UsedDownloads = Annotated[Downloads, provided(Downloads)]
 
 
-@router.head("/files/{path:path}", include_in_schema=False)
 @router.get("/files/{path:path}", response_class=Response, tags=["Files"])
 async def download(
     path: str,

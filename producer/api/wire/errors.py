@@ -147,14 +147,15 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
 
 def _methods(request: Request) -> list[str]:
     """What the path of a request may be asked with: Starlette names one route's methods only."""
-    return [
+    taken = [
         method
-        for method in ("GET", "HEAD", "POST", "DELETE")
+        for method in ("GET", "POST", "DELETE")
         if any(
             route.matches({**request.scope, "method": method})[0] == Match.FULL
             for route in request.app.routes
         )
     ]
+    return [*taken[:1], "HEAD", *taken[1:]] if "GET" in taken else taken
 
 
 def error_json(problem: ApiError, openai: bool) -> dict[str, object]:
