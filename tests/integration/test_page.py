@@ -489,6 +489,11 @@ def test_an_unknown_column_is_refused(site: Site, page: TestClient) -> None:
         assert "which is no column of the dataset" in text
         assert re.search(r"Its columns: [^<]* prompt, [^<]* width", text)
     assert "did you mean &#39;width&#39;?" in text
+    text = page.get(f"/runs/{LOOSE}", params={"by": "widht"}).text
+    assert re.search(r"The order names [^<]*widht[^<]*; did you mean &#39;width&#39;", text)
+    assert 'aria-invalid="true"' not in text  # of the condition
+    for by in ("width", "message", "signed_sha256"):
+        assert "The order names" not in page.get(f"/runs/{LOOSE}", params={"by": by}).text
     none = page.get(f"/runs/{LOOSE}", params={"where": "guidance_scale > 90"}).text
     assert "Nothing here matches" in none
 

@@ -160,7 +160,8 @@ def look_through(
     Numbers come before texts, and what lacks the column last, in either direction.
 
     Raises:
-        UsageError: the condition cannot be asked of a record, or names a column that none has.
+        UsageError: the condition cannot be asked of a record; or it, or the order, names a column
+            that none has.
         FatalError, TransientError.
     """
     asked = condition.columns if condition else frozenset[str]()
@@ -174,7 +175,7 @@ def look_through(
         records = _of_parts(album, files, asked | {wanted.by})
     places, keys = bytearray(), _Keys(wanted.by)
     names = _score_columns(album.storage)
-    unseen = set(asked) - names - OWN_COLUMNS
+    unseen = {*asked, *filter(None, [wanted.by])} - names - OWN_COLUMNS
     for number, (row, file, start, length, record) in enumerate(records):
         if number % TOLD_ROWS == 0:
             tell(row)
@@ -190,7 +191,8 @@ def look_through(
         places += np.array((row, file, start, length), _PLACE).tobytes()
         keys.add(record)
     if unseen and names:
-        raise unknown_column("The condition", min(unseen), names)
+        name = min(unseen)
+        raise unknown_column("The condition" if name in asked else "The order", name, names)
     order = keys.order(wanted.falling)
     return Ranking(
         files,
