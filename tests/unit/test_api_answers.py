@@ -15,9 +15,13 @@ from jobs.inputs.images import InputPolicy
 from jobs.models.table import load_models
 from jobs.settings import Settings
 from producer.api.application import make_api
-from producer.api.friendli.bodies import ContainerImageEditBody, ContainerImageGenerationBody
+from producer.api.friendli.bodies import (
+    ContainerImageEditBody,
+    ContainerImageEditForm,
+    ContainerImageGenerationBody,
+)
 from producer.api.openai.bodies import CreateImageRequest, EditImageBodyJsonParam
-from producer.api.wire.errors import culprit_of, handle_errors
+from producer.api.wire.errors import Culprit, culprit_of, handle_errors
 from producer.api.wire.parts import provide
 from producer.api.wire.reading import BodyLimits, Given, StrictRoute, refused
 
@@ -45,6 +49,13 @@ from producer.api.wire.reading import BodyLimits, Given, StrictRoute, refused
         (CreateImageRequest, {"n": True}, "n", "input should be a valid integer"),
         (CreateImageRequest, {"seed": 1e17}, "seed", "input should be a valid integer"),
         (CreateImageRequest, {"size": "15x64"}, "size", "must be auto or WIDTHxHEIGHT"),
+        (CreateImageRequest, {"sede": 1}, "sede", "unknown field; did you mean 'seed'?"),
+        (ContainerImageGenerationBody, {"widht": 1}, "widht", "field; did you mean 'width'?"),
+        (
+            EditImageBodyJsonParam, {"images": [{"image_ulr": "a"}]}, "images[0].image_ulr",
+            "unknown field; did you mean 'image_url'?",
+        ),
+        (CreateImageRequest, {"seed": "{said}", "sede": 1}, "seed", "should be a valid integer"),
     ],
 )  # fmt: skip
 def test_the_culprit_is_named_down_to_its_place(
@@ -55,6 +66,23 @@ def test_the_culprit_is_named_down_to_its_place(
     culprit = culprit_of(refused(caught.value))
     assert (culprit.field, culprit.place) == (next(iter(body)), place)
     assert reason in culprit.reason
+
+
+def test_a_field_of_a_form_is_told_the_one_that_it_is_like() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ContainerImageEditForm.model_validate_strings({"prompt": "x", "stregth": "1"}, strict=False)
+    reason = culprit_of(refused(caught.value)).reason
+    assert reason == "unknown field; did you mean 'strength'?"
+
+
+def test_a_misspelt_field_is_told_before_the_one_that_it_leaves_missing() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CreateImageRequest.model_validate({"promt": "x"})
+    culprit = culprit_of(refused(caught.value))
+    assert culprit == Culprit("promt", "promt", "unknown field; did you mean 'prompt'?")
+    with pytest.raises(ValidationError) as caught:
+        CreateImageRequest.model_validate({"colour": "x"})
+    assert culprit_of(refused(caught.value)) == Culprit("prompt", "prompt", "is required")
 
 
 def test_whole_numbers_are_integers_however_they_are_written() -> None:

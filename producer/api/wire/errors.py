@@ -7,6 +7,7 @@ Everything but /openai answers {"message", "field", "code"}; /openai answers
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,6 +231,7 @@ _KINDS = {"model_type": "an object", "model_attributes_type": "an object", "list
 def culprit_of(error: RequestValidationError) -> Culprit:
     """The first field that is wrong, and why."""
     errors = error.errors()
+    errors = _misspelt(errors) or errors
     errors = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
     # Each alternative of a union has its errors; the one that was meant got furthest.
     furthest = max(map(_depth, errors))
@@ -242,6 +244,14 @@ def culprit_of(error: RequestValidationError) -> Culprit:
     # Names of a union's alternatives stand among the steps: classes, and list[…].
     steps = [f"[{one}]" if isinstance(one, int) else f".{one}" for one in inner if _is_step(one)]
     return Culprit(str(field), f"{field}{''.join(steps)}", reason)
+
+
+def _misspelt(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Unknown fields that are like the required one which is missing first."""
+    first = errors[0]
+    said = f"did you mean {str(first['loc'][-1])!r}"
+    unknown = [one for one in errors if one["type"] == "extra_forbidden" and said in one["msg"]]
+    return unknown if first["type"] == "missing" else []
 
 
 def _depth(error: dict[str, Any]) -> tuple[int, bool]:
@@ -260,6 +270,6 @@ def _reason(error: dict[str, Any]) -> str:
         case "missing":
             return "is required" if len(error["loc"]) > 1 else "a body is required"
         case "extra_forbidden":
-            return "unknown field"
+            return message if message.startswith("unknown field") else "unknown field"
         case _:
             return f"{message[:1].lower()}{message[1:]}"

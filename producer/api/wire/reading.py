@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from email.message import Message as Header
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
+from jobs.errors import resembling
 from jobs.requests import MAX_INPUTS
 from producer.api.wire.errors import ApiError
 from producer.api.wire.parts import part_of
@@ -54,6 +62,33 @@ class Given(BaseModel):
             for k, v in data.items()
             if v is not None or k not in cls.model_fields
         }
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_near(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Unknown fields are told which one they are like."""
+        try:
+            return read(data)
+        except ValidationError as error:
+            errors = error.errors(include_url=False)
+            if not any(map(_is_unknown, errors)):
+                raise
+            told = [_told(one, cls.model_fields) for one in errors]
+            raise ValidationError.from_exception_data(error.title, told) from error
+
+
+def _is_unknown(error: ErrorDetails) -> bool:
+    return error["type"] == "extra_forbidden" and len(error["loc"]) == 1
+
+
+def _told(error: ErrorDetails, known: Iterable[str]) -> InitErrorDetails:
+    """The same error; of an unknown field, with the known one that it is like."""
+    said = error["msg"]
+    if _is_unknown(error):
+        said = f"unknown field{resembling(str(error['loc'][0]), known)}"
+    # No template: values that it quotes may have braces.
+    reason = PydanticCustomError(error["type"], "{said}", {"said": said, **error.get("ctx", {})})
+    return InitErrorDetails(type=reason, loc=error["loc"], input=error["input"])
 
 
 @dataclass(frozen=True, slots=True)
