@@ -112,7 +112,7 @@ def export(
     one machine or many, share the work.
     """
     from producer.control.progress import display
-    from producer.report.console import show_json
+    from producer.report.console import said_if_stopped, show_json
     from producer.report.exports import show_export, show_layout
     from producer.upkeep.export.credentials import read_credentials
     from producer.upkeep.export.job import export as write
@@ -146,7 +146,8 @@ def export(
         )
     credentials = read_credentials(sign, certificate) if sign and certificate else None
     order = Order(to, selection, where or "", license_name, processes, credentials)
-    with display(quiet) as shown:
+    stopped = "Stopped. Whole shards stay: run the same command again to write the others."
+    with said_if_stopped(stopped), display(quiet) as shown:
         outcome = write(out, target, order, shown.exporting)
     if as_json:
         show_json(outcome)
@@ -167,11 +168,12 @@ def push(
 
     The same command again sends only what the hub does not have.
     """
-    from producer.report.console import show_json
+    from producer.report.console import said_if_stopped, show_json
     from producer.report.exports import show_pushed
     from producer.upkeep.export.pushing import push as upload
 
-    pushed = upload(export, place, private)
+    with said_if_stopped("Stopped. Run the same command again to send what the hub lacks."):
+        pushed = upload(export, place, private)
     if as_json:
         show_json(pushed)
     elif not quiet:

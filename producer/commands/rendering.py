@@ -42,19 +42,16 @@ def run(
     from producer.local.embedded import Crew
     from producer.local.whole import render
     from producer.planning.submission import Job
-    from producer.report.console import say
+    from producer.report.console import said_if_stopped, say
 
     settings = load_settings(models=models_file)
     table = load_models(settings.models)
     wanted = requests.planned(settings, table, limit)
     job = Job(manifest, out, table, wanted, team=options.team_of(team, settings))
-    try:
-        with display(quiet) as shown:
-            told = (lambda address: say(f"The page: {address}")) if page else None
-            outcome = render(job, settings, Crew(devices, workers), shown, told)
-    except KeyboardInterrupt:
-        say("Stopped. What is rendered is stored: run the same command again to go on.")
-        raise
+    stopped = "Stopped. What is rendered is stored: run the same command again to go on."
+    with said_if_stopped(stopped), display(quiet) as shown:
+        told = (lambda address: say(f"The page: {address}")) if page else None
+        outcome = render(job, settings, Crew(devices, workers), shown, told)
     end(outcome, quiet, as_json)
 
 
@@ -118,17 +115,13 @@ def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> No
     from jobs.output.storage import open_storage
     from producer.control.progress import display, follow
     from producer.local.whole import Outcome, final_summary
-    from producer.report.console import say
+    from producer.report.console import said_if_stopped, say
 
     started = time.monotonic()
     _warn(run_id, known)
-    with known.reached():
-        try:
-            with display(quiet) as shown:
-                progress = follow(known.runs, run_id, shown)
-        except KeyboardInterrupt:
-            say(f"The run goes on: imagemill watch {run_id}, or imagemill cancel {run_id}.")
-            raise
+    stopped = f"The run goes on: imagemill watch {run_id}, or imagemill cancel {run_id}."
+    with known.reached(), said_if_stopped(stopped), display(quiet) as shown:
+        progress = follow(known.runs, run_id, shown)
     if progress.state == "cancelled":
         say(f"run {run_id} was cancelled; imagemill resume {progress.out} goes on")
         raise typer.Exit(Exit.FAILED)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,17 @@ log = logging.getLogger(__name__)
 def say(text: str) -> None:
     """A line for people, on stderr."""
     new_console(stderr=True).print(text)
+
+
+@contextmanager
+def said_if_stopped(text: str) -> Iterator[None]:
+    """Say it where Ctrl-C ends the block: what became of the work, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.unraisablehook = lambda _: None  # or files that are half written complain at the end
+        say(text)
+        raise
 
 
 def show(result: str | Table) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 
 from jobs.output.storage import open_storage
@@ -44,6 +46,23 @@ def test_a_killed_export_goes_on(cli: Cli) -> None:
     assert {path.name: path.read_bytes() for path in shards.glob("[0-9]*")} == {
         path.name: path.read_bytes() for path in again.iterdir()
     }
+
+
+def test_ctrl_c_ends_an_export_and_its_processes_and_says_how_to_go_on(cli: Cli) -> None:
+    make_dataset(str(cli.folder / "out"), 150)
+    command = ["export", "out", "to", "--to", "parquet", "--shard-size", "1", "--workers", "2"]
+    stopped = cli.start(*command)
+    shards = cli.folder / "to/train"
+    eventually(lambda: list(shards.glob("*.parquet")))
+    parent = psutil.Process(stopped.pid)
+    for one in (parent, *parent.children()):  # as a terminal does
+        one.send_signal(signal.SIGINT)
+    _, told = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    assert told == "Stopped. Whole shards stay: run the same command again to write the others.\n"
+    assert not cli.processes()
+    there = len(list(shards.glob("*.parquet")))
+    assert cli.json(*command)["written"] == 150 - there
 
 
 def test_images_are_signed_by_several_processes(cli: Cli) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, NoReturn, cast
 
 import orjson
 
@@ -236,4 +236,9 @@ def _write_all(tasks: Iterator[_Task], processes: int) -> Iterator[tuple[Shard, 
 
 def _begin() -> None:
     """Ctrl-C ends the shard under way with what it has opened; the command says the rest."""
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(Exit.INTERRUPTED))
+    signal.signal(signal.SIGINT, _stop)
+
+
+def _stop(*_: object) -> NoReturn:
+    sys.unraisablehook = lambda _: None  # or files that are half written complain at the end
+    sys.exit(Exit.INTERRUPTED)
