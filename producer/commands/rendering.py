@@ -76,7 +76,16 @@ def submit(
     from producer.control.progress import display
     from producer.control.status import look
     from producer.local.whole import Outcome
-    from producer.planning.submission import Job, doubts_of, identify, launch, prepare
+    from producer.planning.reopening import gone_images
+    from producer.planning.submission import (
+        Job,
+        doubts_of,
+        identify,
+        launch,
+        losses_of,
+        prepare,
+        reopened,
+    )
     from producer.report.console import say, show, show_json
 
     started = time.monotonic()
@@ -88,10 +97,14 @@ def submit(
     job = Job(manifest, out, table, wanted, team=options.team_of(team, settings), priority=priority)
     submission = identify(job)
     storage, summary = submission.storage, submission.finished
-    if summary is None:
+    gone = gone_images(storage) if summary else frozenset[str]()
+    if summary is None or gone:
         known.check_free(storage, submission.run_id)
         workers = known.workers()
         with display(quiet) as shown:
+            if gone:
+                shown.warning(losses_of(gone, storage))
+                submission = reopened(submission, gone)
             plan = prepare(submission, shown.planning, workers)
             if plan.doubtful:
                 shown.warning(doubts_of(plan))

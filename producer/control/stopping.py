@@ -74,7 +74,8 @@ def resume(name: str, known: Installation) -> Status:
     if stored_summary(storage, run_id).state == "finished":
         raise UsageError(
             f"run {run_id} has finished already: {storage.uri}",
-            "If requests failed, imagemill retry renders them again.",
+            "If requests failed, imagemill retry renders them again; images that are gone, "
+            f"imagemill fsck {storage.uri} --repair.",
         )
     known.ping()
     plan = planned_run(storage, run_id)

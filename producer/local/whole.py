@@ -18,7 +18,16 @@ from producer.local.embedded import GO_ON, Crew, Embedded, embedded
 from producer.local.occupancy import occupied
 from producer.planning.chunks import WORKERS
 from producer.planning.rates import measure, rates_file
-from producer.planning.submission import Job, doubts_of, identify, launch, prepare
+from producer.planning.reopening import gone_images
+from producer.planning.submission import (
+    Job,
+    doubts_of,
+    identify,
+    launch,
+    losses_of,
+    prepare,
+    reopened,
+)
 
 SHORTEST = 1.0  # seconds between two records that a pace may be told of
 
@@ -66,11 +75,15 @@ def render(
     started = time.monotonic()
     submission = identify(job)
     storage, summary, rendered = submission.storage, submission.finished, False
-    if summary is None:
+    gone = gone_images(storage) if summary else frozenset[str]()
+    if summary is None or gone:
         with occupied(storage), embedded(settings, crew) as children:
             # A worker takes seconds to start, so it starts while the manifest is read.
             children.serve([job.table.route(job.options.model).model])
             address = children.open_page() if show_page else None
+            if gone:
+                display.warning(losses_of(gone, storage))
+                submission = reopened(submission, gone)
             plan = prepare(submission, display.planning, crew.size() or WORKERS)
             if plan.doubtful:
                 display.warning(doubts_of(plan))

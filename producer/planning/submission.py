@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +37,7 @@ from producer.planning.generations import next_id
 from producer.planning.manifest import manifest_digest
 from producer.planning.planner import PlannedBlock
 from producer.planning.rates import rates_file, read_rates
+from producer.planning.reopening import reopen
 from producer.planning.repeats import Hashes
 from producer.planning.resolution import PlanOptions
 from producer.planning.reuse import has_earlier, reuse_records
@@ -152,6 +153,18 @@ def prepare(
         write_plan(submission.storage, plan)
     write_summary(submission.storage, planned(plan))
     return plan
+
+
+def reopened(submission: Submission, gone: Set[str]) -> Submission:
+    """A submission that was finished, whose images of these paths are gone: unfinished again."""
+    plan = reopen(submission.storage, submission.run_id, gone) or submission.plan
+    return replace(submission, plan=plan, finished=None)
+
+
+def losses_of(gone: Set[str], storage: Storage) -> str:
+    """What to say of images that are gone."""
+    images = f"{len(gone):,} image{' is' if len(gone) == 1 else 's are'}"
+    return f"{images} gone from {storage.uri}: rendered again"
 
 
 def doubts_of(plan: Plan) -> str:

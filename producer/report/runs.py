@@ -33,7 +33,9 @@ def show_outcome(outcome: Outcome) -> None:
     out, summary = outcome.out, outcome.summary
     if not outcome.rendered:
         images = counted(summary.done, "image")
-        show(f"Nothing was left to render: {images} on record in {out}; fsck checks their files")
+        is_local = open_storage(out).local_root is not None  # where files that are gone are told
+        checks = "compares their bytes" if is_local else "looks whether their files are there"
+        show(f"Nothing was left to render: {images} on record; imagemill fsck {out} {checks}")
     else:
         pace = f", {outcome.pace:.1f} images/s while rendering" if outcome.pace else ""
         show(f"{counted(summary.done, 'image')} in {out} ({outcome.seconds:.1f} s{pace})")

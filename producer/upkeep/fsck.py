@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
-from itertools import groupby
 
 from jobs.output.dataset import planned, read_finished, write_summary
-from jobs.output.plan import Chunk, Plan, read_plan, read_shard, write_plan
-from jobs.output.records import encode_part, parts_by_shard, read_part
+from jobs.output.records import parts_by_shard, read_part
 from jobs.output.storage import Storage
-from jobs.requests import Request
 from jobs.settings import Settings
 from producer.control.progress import Display
 from producer.local.embedded import Crew
 from producer.local.whole import finish
+from producer.planning.reopening import reopen, runs_of
 
 READERS = 16
 
@@ -49,7 +47,7 @@ def inspect(storage: Storage) -> Damage:
     current = read_finished(storage).run_id
     records: dict[str, tuple[int, str]] = {}
     # Its own records count most: an image may have been rendered anew for it.
-    for run_id in [*_others(storage, current), current]:
+    for run_id in runs_of(storage, current):
         records |= dict(_images(storage, run_id))
     sizes = storage.sizes("images")
     there = sorted(records.keys() & sizes.keys())
@@ -78,65 +76,12 @@ def repair(
     """
     current = read_finished(storage).run_id
     bad = frozenset(damage.missing + damage.torn)
-    if bad:
-        # Earlier runs get chunks too: whoever submits their manifests again has them rendered.
-        plans = {run: _reopen(storage, run, bad) for run in [*_others(storage, current), current]}
-        if plan := plans[current]:
-            write_summary(storage, planned(plan))
-            finish(plan, storage, settings, crew, display)
+    if bad and (plan := reopen(storage, current, bad)):
+        write_summary(storage, planned(plan))
+        finish(plan, storage, settings, crew, display)
     for path in damage.orphans:
         storage.remove(path)
     return inspect(storage)
-
-
-def _reopen(storage: Storage, run_id: str, bad: frozenset[str]) -> Plan | None:
-    """Take the records of bad images out of a run; their requests get chunks of their own.
-
-    Returns the run's new plan; None if it has none of these images.
-    """
-    plan = read_plan(storage, run_id)
-    if plan is None:
-        return None
-    shards = list(plan.shards)
-    kept: dict[str, bytes] = {}
-    for number, parts in parts_by_shard(storage, run_id).items():
-        if number >= len(shards):
-            continue
-        lost: set[str] = set()
-        for part in parts:
-            rows = list(read_part(storage, part))
-            dropped = {row["job_id"] for row in rows if row.get("file_name") in bad}
-            if dropped:
-                lost |= dropped
-                kept[part] = encode_part(row for row in rows if row["job_id"] not in dropped)
-        if lost:
-            chunks = _chunks(read_shard(storage, run_id, number), lost)
-            shard = shards[number]
-            shards[number] = replace(shard, chunks=(*shard.chunks, *chunks))
-    if not kept:
-        return None
-    reopened = replace(plan, shards=tuple(shards))
-    write_plan(storage, reopened)  # first: a record without a request to render would be for good
-    for part, content in kept.items():
-        storage.write(part, content)
-    return reopened
-
-
-def _chunks(requests: list[Request], lost: set[str]) -> Iterator[Chunk]:
-    """Ranges of a shard's rows that hold just these job ids."""
-    rows = [(row, r.key.model, r.round) for row, r in enumerate(requests) if r.job_id in lost]
-
-    def together(one: tuple[int, tuple[int, str, int]]) -> tuple[int, str, int]:
-        number, (row, model, of) = one
-        return row - number, model, of
-
-    for (_, model, of), group in groupby(enumerate(rows), together):
-        found = [row for _, (row, _, _) in group]
-        yield Chunk(model, found[0], found[-1] + 1, of)
-
-
-def _others(storage: Storage, run_id: str) -> list[str]:
-    return [name for name in storage.list("_run") if name != run_id]
 
 
 def _images(storage: Storage, run_id: str) -> Iterable[tuple[str, tuple[int, str]]]:

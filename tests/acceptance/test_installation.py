@@ -59,6 +59,11 @@ def test_submitted_run_finishes(installed: Cli) -> None:
     assert (listed["team"], listed["priority"]) == ("default", "normal")
     again = installed("submit", manifest, "--out", "out", "--model", "null", "--wait")
     assert "Nothing was left to render: 20 images" in again.stdout
+    image = next((installed.folder / "out" / "images").rglob("*.jpg"))
+    image.unlink()
+    again = installed("submit", manifest, "--out", "out", "--model", "null", "--wait")
+    assert "1 image is gone from" in again.stderr
+    assert image.exists()
 
 
 def test_a_team_with_too_little_left_is_told(

@@ -31,7 +31,12 @@ def test_dataset_on_s3(cli: Cli, bucket: str) -> None:
     assert [row["custom_id"] for row in rows] == [f"circle-{i}" for i in range(20)]
     for row in rows:
         assert sha256(storage.read(row["file_name"])).hexdigest() == row["sha256"]
+    storage.remove(rows[0]["file_name"])
+    again = cli(*command).stdout  # it is not listed
+    assert f"imagemill fsck {out} looks whether their files are there" in again
+    cli("fsck", out, "--repair")
     assert not cli.json(*command)["rendered"]
+    assert sha256(storage.read(rows[0]["file_name"])).hexdigest() == rows[0]["sha256"]
     assert cli.json("status", out, "--broker", "redis://127.0.0.1:1")["state"] == "finished"
     (used,) = cli.json("usage", bucket)
     assert (used["name"], used["images"]) == ("null", 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def test_second_run_renders_nothing(cli: Cli) -> None:
     again = cli("run", manifest, "--out", "out", "--model", "null")
     assert "Nothing was left to render: 20 images" in again.stdout
     assert (cli.folder / "out" / "metadata.jsonl").read_bytes() == before
+
+
+def test_pictures_that_are_gone_are_rendered_again(cli: Cli) -> None:
+    """One of them, then a folder of them; an earlier manifest's of the same place as well."""
+    command = ("run", cli.manifest(*circles(20)), "--out", "out", "--model", "null")
+    cli(*command)
+    images = cli.folder / "out" / "images"
+    before = {path: path.read_bytes() for path in images.rglob("*.jpg")}
+    gone = min(before)
+    gone.unlink()
+    again = cli(*command)
+    assert "1 image is gone from" in again.stderr
+    assert "20 images in" in again.stdout
+    shutil.rmtree(images)
+    assert "20 images are gone from" in cli(*command).stderr
+    assert {path: path.read_bytes() for path in images.rglob("*.jpg")} == before
+    assert not cli.json(*command)["rendered"]
+    assert cli.json("fsck", "out") == {"images": 20, "missing": [], "torn": [], "orphans": []}
 
 
 def test_grown_manifest_renders_only_what_is_new(cli: Cli) -> None:

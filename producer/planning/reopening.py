@@ -1,0 +1,109 @@
+"""Finished runs some of whose images are gone: which, and chunks that render them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import replace
+from itertools import groupby
+
+import msgspec
+
+from jobs.errors import FatalError
+from jobs.output import layout
+from jobs.output.plan import Chunk, Plan, read_plan, read_shard, write_plan
+from jobs.output.records import encode_part, parts_by_shard, read_part
+from jobs.output.storage import Storage
+from jobs.requests import Request
+
+
+class _Image(msgspec.Struct):
+    """What of a dataset's row is looked at: a fifth of the time that whole rows take."""
+
+    file_name: str
+
+
+def gone_images(storage: Storage) -> frozenset[str]:
+    """Paths of the images of a dataset that somebody has removed from this machine's disk.
+
+    Of an object store none are known: to list a million objects takes minutes.
+
+    Raises:
+        FatalError: a row is none of ours.
+    """
+    if storage.local_root is None:
+        return frozenset()
+    decoder = msgspec.json.Decoder(_Image)
+    try:
+        with storage.reader(layout.METADATA) as rows:
+            images = {decoder.decode(row).file_name for row in rows}
+    except FileNotFoundError:
+        return frozenset()
+    except msgspec.DecodeError as error:
+        raise FatalError(
+            f"{storage.name(layout.METADATA)} holds what imagemill did not write: {error}",
+            "Remove what wrote it, then run the manifest again.",
+        ) from error
+    folders = {image.rpartition("/")[0] for image in images}
+    return frozenset(
+        images - {f"{folder}/{name}" for folder in folders for name in storage.list(folder)}
+    )
+
+
+def runs_of(storage: Storage, current: str) -> list[str]:
+    """The ids of all runs of an output location, the one whose dataset is there last."""
+    return [*(name for name in storage.list("_run") if name != current), current]
+
+
+def reopen(storage: Storage, current: str, bad: Set[str]) -> Plan | None:
+    """Take the records of bad images out of a location; their requests get chunks of their own.
+
+    Earlier runs' too: whoever submits their manifests again has them rendered.
+
+    current: the run whose dataset is there; bad: paths of images.
+
+    Returns its new plan; None if it has none of these images.
+    """
+    return {run: _reopen(storage, run, bad) for run in runs_of(storage, current)}[current]
+
+
+def _reopen(storage: Storage, run_id: str, bad: Set[str]) -> Plan | None:
+    """The same for one run."""
+    plan = read_plan(storage, run_id)
+    if plan is None:
+        return None
+    shards = list(plan.shards)
+    kept: dict[str, bytes] = {}
+    for number, parts in parts_by_shard(storage, run_id).items():
+        if number >= len(shards):
+            continue
+        lost: set[str] = set()
+        for part in parts:
+            rows = list(read_part(storage, part))
+            dropped = {row["job_id"] for row in rows if row.get("file_name") in bad}
+            if dropped:
+                lost |= dropped
+                kept[part] = encode_part(row for row in rows if row["job_id"] not in dropped)
+        if lost:
+            chunks = _chunks(read_shard(storage, run_id, number), lost)
+            shard = shards[number]
+            shards[number] = replace(shard, chunks=(*shard.chunks, *chunks))
+    if not kept:
+        return None
+    reopened = replace(plan, shards=tuple(shards))
+    write_plan(storage, reopened)  # first: a record without a request to render would be for good
+    for part, content in kept.items():
+        storage.write(part, content)
+    return reopened
+
+
+def _chunks(requests: list[Request], lost: set[str]) -> Iterator[Chunk]:
+    """Ranges of a shard's rows that hold just these job ids."""
+    rows = [(row, r.key.model, r.round) for row, r in enumerate(requests) if r.job_id in lost]
+
+    def together(one: tuple[int, tuple[int, str, int]]) -> tuple[int, str, int]:
+        number, (row, model, of) = one
+        return row - number, model, of
+
+    for (_, model, of), group in groupby(enumerate(rows), together):
+        found = [row for _, (row, _, _) in group]
+        yield Chunk(model, found[0], found[-1] + 1, of)
