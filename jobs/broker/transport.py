@@ -16,13 +16,14 @@ from queue import Empty
 from typing import Any, TypeVar
 
 import redis
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport.redis import Channel, PrefixedStrictRedis, QoS, Transport
 from redis._parsers import _RESP3Parser
 from redis._parsers.socket import SocketBuffer
 
 from jobs.broker import messages
 from jobs.broker.connection import SOCKET_TIMEOUTS, Broker, drop_endless
+from jobs.broker.messages import Message
 from jobs.broker.seals import NO_SEAL, Seal, make_seal
 from jobs.settings import Settings
 
@@ -40,16 +41,22 @@ class SteadyQoS(QoS):
     Kombu drops the credit only after Redis has answered, so one failed ack leaves a worker that
     lives on and consumes nothing; one that Redis refuses, as it has no memory left, ends the
     worker. The message itself stays in `unacked` and is delivered again by its lease.
+
+    Wakes have no lease, which would cost each call two round trips: whoever waits sends the next.
     """
 
     channel: SteadyChannel
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        self.channel.steadily(lambda: super(SteadyQoS, self).append(message, delivery_tag))  # type: ignore[no-untyped-call]
+        if message.headers["task"] == messages.WAKE:
+            virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+        else:
+            self.channel.steadily(lambda: super(SteadyQoS, self).append(message, delivery_tag))  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
         with self._giving_up(delivery_tag):
-            self.channel.steadily(lambda: super(SteadyQoS, self).ack(delivery_tag))  # type: ignore[no-untyped-call]
+            if not self._is_wake(delivery_tag):
+                self.channel.steadily(lambda: super(SteadyQoS, self).ack(delivery_tag))  # type: ignore[no-untyped-call]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         with self._giving_up(delivery_tag):
@@ -61,7 +68,10 @@ class SteadyQoS(QoS):
     def held(self) -> list[str]:
         """The messages whose leases are to be renewed, by their tags."""
         # Kombu forgets what is given up when the next message comes.
-        return [tag for tag in self._delivered if tag not in self._dirty]
+        return [tag for tag in self._delivered if tag not in self._dirty and not self._is_wake(tag)]
+
+    def _is_wake(self, tag: str) -> bool:
+        return tag in self._delivered and self._delivered[tag].headers["task"] == messages.WAKE
 
     @contextmanager
     def _giving_up(self, delivery_tag: str) -> Iterator[None]:
@@ -87,6 +97,10 @@ class SteadyQoS(QoS):
         """Put a message that a worker held back into its queue, made anew."""
         seal = self.channel.seal
 
+        def push(client: Any, message: Message) -> None:
+            how = client.lpush if leftmost else client.rpush
+            how(message.queue, messages.make(message, seal))
+
         def restore(pipe: Any) -> None:
             held = pipe.hget(self.unacked_key, tag)
             pipe.multi()
@@ -99,11 +113,14 @@ class SteadyQoS(QoS):
                 log.error("A message that a worker held was put aside: %s", error)
                 pipe.lpush(messages.QUARANTINE, messages.put_aside(held, "unacked", str(error)))
             else:
-                push = pipe.lpush if leftmost else pipe.rpush
-                push(message.queue, messages.make(message, seal))
+                push(pipe, message)
 
         with self.channel.conn_or_acquire(client) as connection:
-            connection.transaction(restore, self.unacked_key)
+            if self._is_wake(tag):
+                queue = self._delivered[tag].delivery_info["routing_key"]
+                push(connection, Message(messages.WAKE, (), queue))
+            else:
+                connection.transaction(restore, self.unacked_key)
 
 
 class BoundedBuffer(SocketBuffer):

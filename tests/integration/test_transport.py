@@ -9,8 +9,9 @@ import redis
 
 from jobs.broker.app import make_app
 from jobs.broker.connection import connect
-from jobs.broker.dispatch import Dispatcher
-from jobs.broker.queues import BULK, queue_name
+from jobs.broker.dispatch import Dispatcher, wake_message
+from jobs.broker.messages import WAKE, parse
+from jobs.broker.queues import BULK, INTERACTIVE, queue_name
 from jobs.broker.seals import NO_SEAL
 from jobs.settings import Settings
 from tests.sites import queue_chunks
@@ -42,3 +43,22 @@ def test_a_refused_message_is_left_to_its_lease(client: redis.Redis, broker: str
         assert not channel.qos.held
         channel.qos.restore_by_tag(message.delivery_tag)
     assert client.llen(f"{settings.key_prefix}{queue_name(BULK, 'm')}") == left
+
+
+@pytest.mark.parametrize("how", ["ack", "requeue", "close"])
+def test_a_wake_is_held_without_a_lease(client: redis.Redis, broker: str, how: str) -> None:
+    settings = Settings(broker=broker)
+    queue = queue_name(INTERACTIVE, "m")
+    name = f"{settings.key_prefix}{queue}"
+    client.lpush(name, wake_message("m", NO_SEAL))
+    with make_app(settings).connection() as connection:
+        channel = connection.default_channel
+        message = channel.basic_get(queue)
+        assert not client.exists(name, f"{settings.key_prefix}unacked")
+        assert not channel.qos.held
+        if how == "ack":
+            message.ack()
+        elif how == "requeue":
+            message.requeue()
+    left = [parse(raw, NO_SEAL, queue).task for raw in client.lrange(name, 0, -1)]
+    assert left == ([] if how == "ack" else [WAKE])
