@@ -22,6 +22,7 @@ from jobs import traces
 from jobs.broker.fleet import Worker
 from jobs.broker.heartbeat import heartbeat
 from jobs.broker.messages import FEED, FINALIZE, RENDER, WAKE
+from jobs.calls.claims import RENEW_SECONDS
 from jobs.children import die_with_parent
 from jobs.errors import ImagemillError
 from jobs.logs import PROCESS_TEXT, about, log_to_stderr
@@ -111,6 +112,7 @@ def work(connection: Connection, worker: Worker) -> None:
     traces.set_up(settings.traces, "imagemill-worker")
     with (
         heartbeat("look-out", LOOK_SECONDS, shop.lookout.look),
+        heartbeat("claims on calls", RENEW_SECONDS, shop.claims.renew),
         heartbeat("counts", REPORT_SECONDS, shop.report),
         heartbeat("accounts of calls", WRITE_SECONDS, shop.accounts.write),
     ):

@@ -6,16 +6,17 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from threading import Lock
 from typing import Any, cast
 
 import orjson
 import redis
 
-from jobs.broker.heartbeat import heartbeat
 from jobs.broker.seals import Seal
 from jobs.calls.call import Answer, Call, CallKeys, decode_call
 
 TAKES = 3  # a call that was taken so often without an answer is given up
+RENEW_SECONDS = 0.5  # how often a living worker's claims are to be renewed
 ANSWER_SECONDS = 60  # how long an answer waits for whoever asked
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,7 @@ return taken
 class Claims:
     """The calls that this worker is at. Raises redis.RedisError when Redis is away.
 
-    seconds: after that a dead worker's calls may be taken again; renewed: a living one's are, so
-    often.
+    seconds: after that a dead worker's calls may be taken again.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class Claims:
         prefix: str,
         seal: Seal,
         seconds: float = 3.0,
-        renewed: float = 0.5,
     ) -> None:
         self._client = client
         self._seconds = seconds
-        self._renewed = renewed
         self._keys = CallKeys(prefix)
         self._seal = seal
         self._take = client.register_script(TAKE)
+        self._kept: list[tuple[str, list[str]]] = []  # a set of calls that wait, members of it
+        self._lock = Lock()
 
     def any_waits(self, models: Collection[str]) -> bool:
         """Whether any of some models has a call that no answer has been given to: one command."""
@@ -116,17 +116,32 @@ class Claims:
 
     @contextmanager
     def keep(self, calls: Sequence[Call]) -> Iterator[None]:
-        """Hold the claim on calls that are being rendered, however long that takes."""
-        waiting = self._keys.waiting(calls[0].request.key.model)
+        """Have `renew` hold the claim on calls that are being rendered, however long that takes."""
+        kept = self._keys.waiting(calls[0].request.key.model), [call.member for call in calls]
+        with self._lock:
+            self._kept.append(kept)
+        try:
+            yield
+        finally:
+            with self._lock:  # a renewal under way ends first: it must not undo what comes after
+                self._kept.remove(kept)
 
-        def renew() -> None:
+    def renew(self) -> None:
+        """Renew the claims that are kept.
+
+        One thread of the process does so all the time: with one of its own, each batch of calls
+        would wait for its start and its end.
+        """
+        with self._lock:
+            if not self._kept:
+                return
             seconds, micros = self._client.time()
             until = seconds + micros / 1e6 + self._seconds
-            # XX: never bring back a call that was answered or withdrawn meanwhile.
-            self._client.zadd(waiting, {call.member: until for call in calls}, xx=True)
-
-        with heartbeat("claims on calls", self._renewed, renew):
-            yield
+            with self._client.pipeline(transaction=False) as pipe:
+                for waiting, members in self._kept:
+                    # XX: never bring back a call that was answered or withdrawn meanwhile.
+                    pipe.zadd(waiting, dict.fromkeys(members, until), xx=True)
+                pipe.execute()
 
     def hand_back(self, calls: Sequence[Call], seconds: float) -> None:
         """Leave calls to other workers, who may take them at once, and we after so many seconds."""

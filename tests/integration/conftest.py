@@ -8,6 +8,7 @@ import pytest
 
 from jobs.broker.fleet import Worker
 from jobs.broker.heartbeat import heartbeat
+from jobs.calls.claims import RENEW_SECONDS
 from tests.sites import Site
 from worker.interludes import LOOK_SECONDS
 from worker.scoring.raters import Raters
@@ -22,7 +23,10 @@ def shop(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
         monkeypatch.setenv(name, value)
     worker = Worker(name="w", models=("null",), device="cpu", host="host", pid=1)
     shop = make_workshop(worker, Shelf.put_all, Raters("cpu").score)
-    with heartbeat("look-out", LOOK_SECONDS, shop.lookout.look):
+    with (
+        heartbeat("look-out", LOOK_SECONDS, shop.lookout.look),
+        heartbeat("claims on calls", RENEW_SECONDS, shop.claims.renew),
+    ):
         yield shop
     for threads in (shop.device, shop.executor, shop.inputs, shop.call_inputs):
         threads.shutdown()

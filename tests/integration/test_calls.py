@@ -17,6 +17,7 @@ import redis
 
 from jobs.broker.connection import connect, connect_async
 from jobs.broker.fleet import Fleet, Worker
+from jobs.broker.heartbeat import heartbeat
 from jobs.broker.messages import WAKE, parse
 from jobs.broker.queues import INTERACTIVE, queue_name
 from jobs.broker.seals import NO_SEAL, Seal
@@ -134,9 +135,9 @@ def test_a_call_whose_workers_die_is_given_up(client: redis.Redis, put: Put) -> 
 
 def test_claims_run_out_unless_they_are_kept(client: redis.Redis, put: Put) -> None:
     put(make_call("a"))
-    mine, other = (Claims(client, "t:", NO_SEAL, seconds=0.6, renewed=0.1) for _ in range(2))
+    mine, other = (Claims(client, "t:", NO_SEAL, seconds=0.6) for _ in range(2))
     taken = mine.take({"null": 1})
-    with mine.keep(taken):
+    with heartbeat("claims", 0.1, mine.renew), mine.keep(taken):
         score = client.zscore(KEYS.waiting("null"), taken[0].member)
         eventually(lambda: client.zscore(KEYS.waiting("null"), taken[0].member) > score + 0.7)
         assert other.take({"null": 1}) == []
