@@ -1,7 +1,7 @@
 """The device process: at several messages at a time, of which one has the device.
 
-Each message has a thread of its own, which prepares and ends it; whatever touches a model runs in
-one other thread, always the same, one after the other.
+Each message but a wake has a thread of its own, which prepares and ends it; whatever touches a
+model runs in one other thread, always the same, one after the other.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ class Device:
                 return
             if name == STOP:
                 self.shop.stopping.set()
+            elif task == WAKE:  # there is nothing to prepare: a thread between would cost time
+                self.shop.device.submit(self.do, name, task, arguments)
+                self.say("next", name)
             else:
                 threads.submit(self.do, name, task, arguments)
 

@@ -243,10 +243,9 @@ def release(shop: Workshop, work: Work) -> None:
     retrying(shop.runs.attempts.release, work.run_id, work.number, work.attempt)
 
 
-def wake(shop: Workshop, make_way: MakeWay) -> None:
-    """Serve interactive calls, the oldest first, until none waits."""
-    make_way()
-    serve_all(shop, lambda: shop.device.submit(serve_calls, shop).result())
+def wake(shop: Workshop, _: MakeWay) -> None:
+    """Serve interactive calls in the device's thread, the oldest first, until none waits."""
+    serve_all(shop, partial(serve_calls, shop))
 
 
 def serve_all(shop: Workshop, serve: Callable[[], bool]) -> None:
