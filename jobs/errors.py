@@ -91,15 +91,24 @@ class ManifestRefused(ImagemillError):
     """A manifest with invalid lines.
 
     total: how many; reasons: to refuse them, of which `errors` holds the first; rest: requests of
-    the other lines; report: where all reasons are, if somewhere.
+    the other lines; besides: why yet others could not be checked; report: where all reasons are, if
+    somewhere.
     """
 
-    def __init__(self, total: int, reasons: int, errors: list[LineError], rest: int) -> None:
+    def __init__(
+        self,
+        total: int,
+        reasons: int,
+        errors: list[LineError],
+        rest: int,
+        besides: ImagemillError | None = None,
+    ) -> None:
         what = "it" if total == 1 else "them"
-        others = ", or pass --skip-invalid to render the rest" if rest else ""
+        others = ", or pass --skip-invalid to render the rest" if rest and not besides else ""
+        more = f"\nOther lines could not be checked: {besides}" if besides else ""
         super().__init__(
             f"{total:,} invalid line{'' if total == 1 else 's'}; nothing was enqueued",
-            f"Correct {what}{others}.",
+            f"Correct {what}{others}.{more}",
         )
         self.total = total
         self.reasons = reasons

@@ -24,8 +24,9 @@ def plan(
 ) -> None:
     """Check and count a manifest, estimate its time; enqueue nothing.
 
-    Exits with 2 if run and submit, with the same options, would refuse it. Shows the first 20
-    errors, and warnings; with --json, the first 10,000.
+    Exits with 2 if run and submit, with the same options, would refuse it, else with 1 if nobody
+    can tell now what a model's weights are. Shows the first 20 errors, and warnings; with --json,
+    the first 10,000.
     """
     from jobs.models.table import load_models
     from jobs.settings import load_settings
@@ -33,6 +34,7 @@ def plan(
     from producer.planning.rates import estimate, rates_file, read_rates
     from producer.planning.submission import LISTED_ERRORS, SHOWN_ERRORS, survey
     from producer.report.console import show_json
+    from producer.report.errors import show_error
     from producer.report.runs import show_survey
 
     settings = load_settings(models=models_file)
@@ -57,13 +59,18 @@ def plan(
             "errors": [asdict(one) for one in faults.first],
             "doubtful": doubts.lines,
             "warnings": [asdict(one) for one in doubts.first],
+            "unidentified": str(found.unidentified) if found.unidentified else None,
             "groups": groups,
         }
         show_json(shown_json)
     elif not quiet:
         show_survey(found, table, rates)
+    if found.unidentified:
+        show_error(found.unidentified)
     if found.is_refused:
         raise typer.Exit(Exit.USAGE)
+    if found.unidentified:
+        raise typer.Exit(Exit.FAILED)
 
 
 def make_models() -> typer.Typer:

@@ -6,14 +6,14 @@ fills no pipeline call in its block goes on to shards of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, count, islice
 from operator import attrgetter
 
 import numpy as np
 
-from jobs.errors import LineError
+from jobs.errors import FatalError, LineError
 from jobs.inputs.decoding import give_back
 from jobs.models.table import ModelTable
 from jobs.output.storage import Storage
@@ -46,7 +46,8 @@ def plan_blocks(
 ) -> Iterator[PlannedBlock]:
     """Every block of a manifest, planned, duplicates refused, and shards of what they leave over.
 
-    That the manifest is empty is an error of its.
+    That the manifest is empty is an error of its. Lines of models whose weights nobody can tell now
+    are left out; the last block says so.
 
     Adds to `fingerprints`, and to the table's commits, as it goes.
 
@@ -54,8 +55,8 @@ def plan_blocks(
     known of the models' times.
 
     Raises:
-        UsageError, FatalError: the manifest, or a model that it names, cannot be read; its lines
-            stand for more than MAX_EXPANDED images.
+        UsageError, FatalError: the manifest cannot be read; its lines stand for more than
+            MAX_EXPANDED images.
     """
     each = options.n * (options.rule.tries if options.rule else 1)
     blocks = read_blocks(manifest, options.limit, each, dict(options.columns), options.keep)
@@ -89,8 +90,15 @@ def plan_blocks(
                 yield plan_carried(groups, _pop(homes, groups), planner.grouper)
     for groups in carrier.end():
         yield plan_carried(groups, _pop(homes, groups), planner.grouper)
-    if is_empty:
+    if planner.unidentified:
+        yield PlannedBlock(unidentified=_joined(planner.unidentified.values()))
+    elif is_empty:
         yield PlannedBlock(errors=[LineError(1, "", "", "the manifest is empty")])
+
+
+def _joined(errors: Iterable[FatalError]) -> FatalError:
+    hints = dict.fromkeys(error.hint for error in errors)
+    return FatalError("\n".join(error.message for error in errors), " ".join(hints))
 
 
 def _pop(homes: dict[str, int], groups: list[Group]) -> frozenset[int]:

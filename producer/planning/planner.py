@@ -12,7 +12,7 @@ from operator import attrgetter
 import numpy as np
 import numpy.typing as npt
 
-from jobs.errors import InvalidRequest, LineError
+from jobs.errors import FatalError, InvalidRequest, LineError
 from jobs.models.fingerprints import commits_of, route_digest
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
@@ -47,6 +47,8 @@ class PlannedBlock:
     chooses: whether a line chooses among candidates. What plan_blocks yields has errors and doubts
     in the order of lines.
 
+    unidentified: why nobody can tell now what some lines stand for; then it has nothing else.
+
     carried: requests of earlier shards, numbered `homes`, that it renders: then it has no others.
     """
 
@@ -67,6 +69,7 @@ class PlannedBlock:
     chooses: bool = False
     carried: int = 0
     homes: frozenset[int] = frozenset()
+    unidentified: FatalError | None = None
 
     @property
     def requests(self) -> int:
@@ -99,7 +102,8 @@ class Planner:
     """Plans blocks; can be sent to another process, with what it has learned of models so far.
 
     rates: what is known of the models' times; refused: models that lines may not name, with the
-    reason; carries: whether what fills no call may be rendered with that of other blocks.
+    reason; unidentified: models whose weights nobody can tell now, and why: their lines are left
+    out; carries: whether what fills no call may be rendered with that of other blocks.
     """
 
     table: ModelTable
@@ -108,6 +112,7 @@ class Planner:
     intake: Intake
     rates: Rates = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    unidentified: dict[str, FatalError] = field(default_factory=dict)
     carries: bool = False
 
     @cached_property
@@ -207,6 +212,8 @@ class Planner:
             except InvalidRequest as error:
                 found.errors.append(LineError(number, name, error.field, error.reason))
             except UnknownFingerprint as unknown:
+                if unknown.model in self.unidentified:
+                    continue
                 if reason := self._refusal(unknown.model):
                     found.errors.append(LineError(number, name, "model", reason))
                 else:
@@ -223,25 +230,23 @@ class Planner:
         return found
 
     def learn(self, route: str) -> None:
-        """Find a model's fingerprint out, or why no line may name it.
-
-        Raises:
-            FatalError: the models table has it, but its weights cannot be identified now.
-        """
+        """Find a model's fingerprint out, or why no line may name it, or why nobody can tell."""
         if self._refusal(route):
             return
         try:
             self.table.commits.update(commits_of(self.table, route))
             self.fingerprints[route] = route_digest(self.table, route)
-        except NoSuchWeights as error:
-            if self._is_listed(route):
-                raise
-            self.refused[route] = error.message  # whoever wrote the line chose it
+        except FatalError as error:
+            if isinstance(error, NoSuchWeights) and not self._is_listed(route):
+                self.refused[route] = error.message  # whoever wrote the line chose it
+            else:
+                self.unidentified[route] = error
 
     def _refusal(self, route: str) -> str | None:
         if reason := self.refused.get(route):
             return reason
-        others = sum(not self._is_listed(known) for known in (*self.refused, *self.fingerprints))
+        met = (*self.refused, *self.unidentified, *self.fingerprints)
+        others = sum(not self._is_listed(known) for known in met)
         if others < MAX_UNLISTED or self._is_listed(route):
             return None
         return f"the manifest names more than {MAX_UNLISTED} models that models.toml does not have"

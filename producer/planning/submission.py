@@ -210,7 +210,8 @@ class Survey:
     """What a manifest would become. `lines` stand for `requests`, and for `further` candidates
     that may be needed; `faults` are of other lines.
 
-    doubts: of lines that are taken but may not be meant; is_refused: whether a submission would be.
+    doubts: of lines that are taken but may not be meant; is_refused: whether a submission would be;
+    unidentified: why nobody can tell now what yet other lines stand for.
     """
 
     lines: int
@@ -220,6 +221,7 @@ class Survey:
     doubts: Remarks
     is_refused: bool
     groups: Counter[BatchKey]
+    unidentified: FatalError | None = None
 
 
 def survey(
@@ -238,7 +240,9 @@ def survey(
     groups: Counter[BatchKey] = Counter()
     faults, doubts = Remarks(most), Remarks(most)
     lines = requests = 0
+    unidentified = None
     for block in plan_blocks(manifest, replace(table, commits={}), options, {}):
+        unidentified = block.unidentified
         groups += block.groups
         lines += block.lines
         requests += block.requests
@@ -246,12 +250,15 @@ def survey(
         doubts.add(block.doubts)
         on_lines(requests + faults.lines)
     surely = groups.total()
-    refused = _is_refused(requests, faults, options)
-    return Survey(lines, surely, requests - surely, faults, doubts, refused, groups)
+    refused = _is_refused(requests, faults, options, unidentified)
+    return Survey(lines, surely, requests - surely, faults, doubts, refused, groups, unidentified)
 
 
-def _is_refused(requests: int, faults: Remarks, options: PlanOptions) -> bool:
-    return faults.lines > 0 and not (options.skip_invalid and requests)
+def _is_refused(
+    requests: int, faults: Remarks, options: PlanOptions, unidentified: FatalError | None
+) -> bool:
+    may_leave_some = requests or unidentified
+    return faults.lines > 0 and not (options.skip_invalid and may_leave_some)
 
 
 def _begin_plan(submission: Submission, on_lines: OnLines, workers: int, keep_report: bool) -> Plan:
@@ -283,11 +290,13 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
     rates = read_rates(rates_file())
     requests = surely = doubtful = 0
     keeps = chooses = False
+    unidentified = None
     with ExitStack() as stack:
         copy = stack.enter_context(storage.writer(layout.manifest(run)))
         report = stack.enter_context(storage.writer(layout.invalid(run)))
         writes = stack.enter_context(_Writes(storage))
         for block in plan_blocks(job.manifest, table, job.options, fingerprints, storage, rates):
+            unidentified = block.unidentified
             copy.write(block.raw)
             if block.requests or block.carried:
                 writes.add(layout.shard(run, len(shards)), block.shard)
@@ -306,8 +315,10 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
             _report(report, block)
             faults.add(block.errors)
             on_lines(requests + faults.lines)
-    if _is_refused(requests, faults, job.options):
-        raise ManifestRefused(faults.lines, faults.reasons, faults.first, requests)
+    if _is_refused(requests, faults, job.options, unidentified):
+        raise ManifestRefused(faults.lines, faults.reasons, faults.first, requests, unidentified)
+    if unidentified:
+        raise unidentified
     seconds = sum(some.first_seconds() for some in calls)
     shards = [
         replace(shard, chunks=chunks, elsewhere=tuple(others))

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from jobs.errors import FatalError
+from jobs.errors import FatalError, ManifestRefused
 from jobs.inputs.fetching import MAX_URL
 from jobs.models import fingerprints
 from jobs.models.hub import NoSuchWeights
@@ -24,6 +24,7 @@ from producer.planning.intake import Intake
 from producer.planning.manifest import SHOWN_ERRORS, Block
 from producer.planning.planner import MAX_UNLISTED, Planner
 from producer.planning.resolution import PlanOptions
+from producer.planning.submission import Job, identify, prepare, survey
 
 GOOD = b'{"prompt": "good", "model": "null"}'
 MIB = 2**20
@@ -176,5 +177,33 @@ def test_a_model_that_the_hub_does_not_tell_about_now_is_no_line_s_fault(
     monkeypatch.setattr("jobs.models.table.commit_of", commit)
     manifest = tmp_path / "m.jsonl"
     manifest.write_bytes(b'{"prompt": "x", "model": "a/b"}\n')
-    with pytest.raises(FatalError, match="a/b: no answer"):
-        list(plan_blocks(str(manifest), planner.table, planner.options, {}))
+    (_, last) = plan_blocks(str(manifest), planner.table, planner.options, {})
+    assert str(last.unidentified) == "a/b: no answer"
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_model_that_the_hub_does_not_tell_about_now_hides_no_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip: bool
+) -> None:
+    def commit(repo: str, _: str | None) -> str:
+        raise FatalError(f"{repo}: no answer", "Look at the network.")
+
+    monkeypatch.setattr(fingerprints, "commit_of", commit)
+    monkeypatch.setattr("jobs.models.table.commit_of", commit)
+    manifest, out = tmp_path / "m.jsonl", tmp_path / "out"
+    lines = [
+        {"prompt": 5}, {"prompt": "x", "model": "a/b"}, {"prompt": "y", "model": "null"},
+        {"prompt": "z", "model": "a/b", "seed": "many"}, {"prompt": "x", "model": "c/d"},
+    ]  # fmt: skip
+    manifest.write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    options = PlanOptions(skip_invalid=skip)
+    found = survey(str(manifest), load_models(), options, lambda _: None)
+    assert [error.line for error in found.faults.first] == [1, 4]
+    assert (found.lines, found.is_refused) == (1, not skip)
+    assert str(found.unidentified) == "a/b: no answer\nc/d: no answer\nLook at the network."
+    job = Job(str(manifest), str(out), load_models(), options)
+    with pytest.raises(FatalError if skip else ManifestRefused) as refused:
+        prepare(identify(job), lambda _: None)
+    assert "a/b: no answer\nc/d: no answer\nLook at the network." in str(refused.value)
+    assert ("2 invalid lines" in str(refused.value)) is not skip
+    assert not out.exists()
