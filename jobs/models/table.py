@@ -219,6 +219,8 @@ class ModelTable:
             if name not in self._found and len(self._found) < _LOOKED_UP:
                 self._found[name] = _look_up(name)
             return self._found.get(name) or Model(repo=name)
+        if not self.closed and (lack := _lack_of_folder(name)):
+            raise InvalidRequest("model", lack, "model_not_found")
         known = sorted([*self.models, *self.aliases])
         owned = [(model, a) for model, row in self.models.items() for a in row.adapters]
         near = resembling(name, (*known, *(a for _, a in owned), *map(":".join, owned)))
@@ -293,6 +295,17 @@ def _is_pipeline(folder: str) -> bool:
         return (Path(folder) / "model_index.json").is_file()
     except (OSError, ValueError):  # too long a name, or a NUL in it
         return False
+
+
+def _lack_of_folder(name: str) -> str:
+    """What a folder lacks to be a model; "" for what names none."""
+    try:
+        is_there = Path(name).is_dir()
+    except OSError:  # too long a name
+        return ""
+    if is_there:
+        return f"folder {name!r} has no model_index.json: it is no pipeline of diffusers"
+    return f"there is no folder {name!r}" if "/" in name else ""
 
 
 class _Table(BaseModel):

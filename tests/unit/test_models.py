@@ -1,7 +1,9 @@
 """The models table names what is wrong with it."""
 
 import hashlib
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Event
 from typing import BinaryIO
@@ -92,6 +94,26 @@ def test_a_mistyped_name_is_told_the_nearest(tmp_path: Path, wrong: str, near: s
     table = load_models(table_of(tmp_path, text + '[aliases]\ndall-e-3 = "b"\n'))
     with pytest.raises(InvalidRequest, match=f"; did you mean '{near}'\\?$"):
         table.route(wrong)
+
+
+def test_a_folder_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    table = load_models()
+    for name, lack in {
+        "./nofolder": "there is no folder './nofolder'",
+        str(tmp_path / "nofolder"): "there is no folder",
+        "a/b/c": "there is no folder 'a/b/c'",
+        "./empty": "folder './empty' has no model_index.json",
+        "empty": "folder 'empty' has no model_index.json",
+        "emty": "unknown model 'emty'; known: ",
+        "x" * 5000: "unknown model",
+        "a\0/b": "there is no folder 'a\\x00/b'",
+    }.items():
+        with pytest.raises(InvalidRequest, match=f"^model: {re.escape(lack)}"):
+            table.route(name)
+        with pytest.raises(InvalidRequest, match="unknown model"):  # a stranger is told nothing
+            replace(table, closed=True).route(name)
 
 
 def test_aliases_are_other_names(tmp_path: Path) -> None:
