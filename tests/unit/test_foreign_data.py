@@ -18,7 +18,7 @@ from jobs.output.records import chunks_done, parts_by_shard, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import Settings
 from producer.control.progress import display
-from producer.upkeep.fsck import _reopen as reopen
+from producer.planning.reopening import reopen
 from producer.upkeep.verification import verify
 
 RUN = "0123456789ab"
