@@ -25,6 +25,7 @@ Scores = Mapping[str, Score]  # column → an image's; without those that it has
 
 PARTS_AHEAD = 16
 
+MAX_DEPTH = 16  # of the values in a row
 _FILE_NAME = re.compile(r"images/[0-9]{5,}/[0-9a-f]{32}\.[a-z]{3,4}")
 
 
@@ -281,7 +282,8 @@ def read_row(line: bytes, source: str) -> Row:
     try:
         row = orjson.loads(line)
         named = row["status"] == "invalid" or JOB_ID.fullmatch(row["job_id"])
-        if named and (row["status"] != "done" or _FILE_NAME.fullmatch(row["file_name"])):
+        named = named and (row["status"] != "done" or _FILE_NAME.fullmatch(row["file_name"]))
+        if named and not (line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deep(row)):
             return cast("Row", row)
     except (orjson.JSONDecodeError, LookupError, TypeError):
         pass
@@ -289,6 +291,19 @@ def read_row(line: bytes, source: str) -> Row:
         f"{source} holds what imagemill did not write: {line[:80]!r}",
         "Remove what wrote it, then run the manifest again.",
     )
+
+
+def _is_deep(row: object) -> bool:
+    """Whether its values are nested deeper than any of ours: Python could not compare them."""
+    level = [row]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 def parts_by_shard(storage: Storage, run_id: str) -> dict[int, list[str]]:

@@ -86,6 +86,18 @@ def test_a_record_of_another_form_is_refused(storage: Storage, field: str, value
         list(read_part(storage, layout.METADATA))
 
 
+def test_a_record_that_is_nested_deeply_is_refused(storage: Storage) -> None:
+    """It had ended exports and comparisons with a traceback."""
+    for depth, prompt in ((15, "[" * 99), (16, "a"), (1000, "a")):
+        row = orjson.dumps(ROW | {"prompt": prompt})[:-1]
+        storage.write("p", row + b',"x":' + b"[" * depth + b"1" + b"]" * depth + b"}\n")
+        if depth < 16:
+            assert [one["prompt"] for one in read_part(storage, "p")] == [prompt]
+            continue
+        with pytest.raises(FatalError, match="what imagemill did not write"):
+            list(read_part(storage, "p"))
+
+
 @pytest.mark.parametrize(
     "line", [b"[]", b"5", b"null", b"{}", b"{", b"\xff", b'{"status": "done"}']
 )
