@@ -6,9 +6,7 @@ out. A request is the same thing with nothing left open: every default filled in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import lru_cache
-from operator import attrgetter
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -77,8 +75,7 @@ class Body(BaseModel):
         return self.model_copy(update={"seed": (self.seed + number) % SEEDS})
 
 
-@dataclass(frozen=True, slots=True)
-class BatchKey:
+class BatchKey(NamedTuple):
     """What requests must share to be rendered by one pipeline call, as far as their family asks for
     all of it (Family.call_key).
 
@@ -87,6 +84,9 @@ class BatchKey:
     passing empty ones (SDXL encodes "" but zeroes an absent one); inputs counts images a request,
     without a mask; slots is how many requests the call has room for, 0 where that is the model's
     batch_width.
+
+    A tuple, because each line of a manifest may have another: that is made in a tenth of the time
+    of a frozen dataclass, and compared too.
     """
 
     task: Task
@@ -102,26 +102,25 @@ class BatchKey:
     inputs: int = 0
     slots: Annotated[int, Field(ge=0)] = 0
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Equal ones that other processes send are one object, which compares in no time."""
-        return _known_key, _values(self)
-
     @property
     def route(self) -> str:
         """ "model" or "model:adapter", as a user writes it."""
         return f"{self.model}:{self.adapter}" if self.adapter else self.model
+
+    def with_guidance(self, scale: float) -> BatchKey:
+        """The same with another guidance scale, in half of _replace's time."""
+        return BatchKey._make((*self[:_GUIDANCE], scale, *self[_GUIDANCE + 1 :]))
+
+    def with_slots(self, slots: int) -> BatchKey:
+        """The same with other slots, in a third of _replace's time."""
+        return BatchKey._make((*self[:-1], slots))
 
     def slots_within(self, width: int) -> int:
         """The slots of a call, of a worker whose model has room for `width` requests."""
         return min(self.slots or width, width)
 
 
-_values = attrgetter(*(one.name for one in fields(BatchKey)))
-
-
-@lru_cache(KEYS_KEPT)
-def _known_key(*values: Any) -> BatchKey:
-    return BatchKey(*values)
+_GUIDANCE = BatchKey._fields.index("guidance_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +181,10 @@ class Request(NamedTuple):
     images: tuple[str, ...] = ()
     control_images: tuple[str, ...] = ()
     candidate: Candidate | None = None
+
+    def with_key(self, key: BatchKey) -> Request:
+        """The same with another key, in a third of _replace's time."""
+        return Request._make((*self[:2], key, *self[3:]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As its class would, in half the time: planners send many to each other."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from io import BytesIO
 
 from PIL import Image
@@ -34,7 +33,7 @@ def plan_run(
     model: str = "null",
 ) -> Plan:
     """A run of so many requests: their seeds count from 0, `prompts` replaces some texts."""
-    key, shards = replace(KEY, model=model), []
+    key, shards = KEY._replace(model=model), []
     for number, first in enumerate(range(0, requests, shard)):
         rows = range(first, min(first + shard, requests))
         own = [

@@ -32,7 +32,7 @@ STACK = Stack(
 
 
 def make_key(**fields: Any) -> BatchKey:
-    return replace(KEY, **fields)
+    return KEY._replace(**fields)
 
 
 def make_request(number: int = 0, key: BatchKey = KEY, **fields: Any) -> Request:

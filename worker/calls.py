@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from contextvars import copy_context
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from threading import Semaphore
 
@@ -113,7 +113,7 @@ def fill(waiting: int, choice: Sequence[int]) -> int:
 
 def within(request: Request, slots: int) -> Request:
     """The same request, to be rendered by a pipeline call of so many slots."""
-    return request._replace(key=replace(request.key, slots=slots))
+    return request.with_key(request.key.with_slots(slots))
 
 
 @dataclass(frozen=True)

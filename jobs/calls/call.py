@@ -44,7 +44,7 @@ class Call:
     @property
     def member(self) -> str:
         """Its name among those that wait: calls of one group can share a batch."""
-        group = blake2b(orjson.dumps(self.request.key), digest_size=8).hexdigest()
+        group = blake2b(orjson.dumps(self.request.key._asdict()), digest_size=8).hexdigest()
         return f"{group}:{self.id}"
 
 

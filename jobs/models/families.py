@@ -7,7 +7,7 @@ docs/05-families.md shows how to add one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.requests import BatchKey
@@ -71,7 +71,7 @@ class Family:
         if key.guidance_scale is None or self.mixes_guidance is None:
             return key
         guides = key.guidance_scale > 1 or self.mixes_guidance == "embedded"
-        return replace(key, guidance_scale=2.0 if guides else 0.0)
+        return key.with_guidance(2.0 if guides else 0.0)
 
 
 _ALL: tuple[Capability, ...] = (

@@ -46,7 +46,7 @@ def plan(
     rates = read_rates(rates_file())
     if as_json:
         groups = [
-            asdict(key) | {"images": images} | asdict(estimate(key, images, table, rates))
+            key._asdict() | {"images": images} | asdict(estimate(key, images, table, rates))
             for key, images in found.groups.items()
         ]
         faults, doubts = found.faults, found.doubts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from jobs.output.plan import SHARD_LINES
 from jobs.requests import BatchKey, Request
@@ -39,10 +40,9 @@ class Carrier:
         self._blocks += 1
         for key, requests in left:
             self._join(key, requests)
-        while self._waiting:
-            key = next(iter(self._waiting))
-            if self._blocks - self._waiting[key].since < BLOCKS:
-                break
+        latest = self._blocks - BLOCKS
+        over = takewhile(lambda one: one[1].since <= latest, self._waiting.items())
+        for key in [key for key, _ in over]:
             self._close(key)
         rows = sum(len(requests) for _, requests in self._ready)
         if rows >= SHARD_LINES or (rows and self._blocks - self._ready_since >= BLOCKS):
@@ -55,16 +55,20 @@ class Carrier:
         yield from self._take()
 
     def _join(self, key: BatchKey, requests: list[Request]) -> None:
-        waiting = self._waiting.setdefault(key, _Waiting(self._blocks, []))
-        waiting.requests += requests
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            self._waiting[key] = _Waiting(self._blocks, requests)
+            return
+        joined = waiting.requests + requests
         width = self._grouper.width(key)
-        if len(waiting.requests) < width:
+        if len(joined) < width:
+            waiting.requests = joined
             return
         # Whoever waited is served first, so all that is left over is of this block.
-        self._add_ready((key, waiting.requests[:width]))
+        self._add_ready((key, joined[:width]))
         del self._waiting[key]
-        if len(waiting.requests) > width:
-            self._waiting[key] = _Waiting(self._blocks, waiting.requests[width:])
+        if len(joined) > width:
+            self._waiting[key] = _Waiting(self._blocks, joined[width:])
 
     def _close(self, key: BatchKey) -> None:
         for group in self._grouper.fit((key, self._waiting.pop(key).requests)):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import groupby
 from operator import attrgetter
 
 from jobs.models.families import family_named
 from jobs.models.table import ModelTable
-from jobs.requests import KEYS_KEPT, BatchKey, Request
+from jobs.requests import BatchKey, Request
 from producer.planning.chunks import Calls, collect
-from producer.planning.rates import Rates, estimate
+from producer.planning.rates import Estimate, Rates, estimate
 from producer.planning.slots import fit
 
 Group = tuple[BatchKey, list[Request]]  # and what all of these share, the slots of their calls
@@ -30,7 +30,7 @@ class Grouper:
         """Requests by what those of one call share, given lists of one batch key and round each."""
         together: defaultdict[tuple[BatchKey, int], list[Request]] = defaultdict(list)
         for same in rows:
-            key = _call_key(same[0].key, self.table.get(same[0].key.model).family)
+            key = family_named(self.table.get(same[0].key.model).family).call_key(same[0].key)
             together[key, same[0].round] += same
         return [(key, requests) for (key, _), requests in together.items()]
 
@@ -47,7 +47,7 @@ class Grouper:
         count = len(requests) % self.width(key)
         if not count:
             return group, (key, [])
-        left = sorted(requests, key=attrgetter("job_id"))[:count]
+        left = nsmallest(count, requests, key=attrgetter("job_id"))
         if count == len(requests):
             return (key, []), (key, left)
         others = {one.job_id for one in left}
@@ -71,20 +71,24 @@ class Grouper:
         fitted: defaultdict[int, list[Request]] = defaultdict(list)
         for one in requests:
             if slots := narrow.get(one.job_id, 0):
-                one = one._replace(key=_with_slots(one.key, slots))
+                one = one.with_key(one.key.with_slots(slots))
             fitted[slots].append(one)
-        return [(_with_slots(key, slots), some) for slots, some in fitted.items()]
+        return [(key.with_slots(slots), some) for slots, some in fitted.items()]
 
     def calls(self, grouped: Sequence[Group]) -> Calls:
         """The pipeline calls that a shard's rows make, in their order."""
         calls: list[tuple[str, int, int, float]] = []
         guessed: set[str] = set()
+        estimates: dict[tuple[object, ...], Estimate] = {}
         start = 0
         # Two may share a key: of lines that say the slots that others got.
         for (number, key), groups in groupby(grouped, _round_and_key):
             images = sum(len(requests) for _, requests in groups)
             slots = self.width(key)
-            of_one = estimate(key, slots, self.table, self.rates)
+            like = slots, *key[: BatchKey._fields.index("guidance_scale")]
+            of_one = estimates.get(like)
+            if of_one is None:
+                of_one = estimates[like] = estimate(key, slots, self.table, self.rates)
             if not of_one.device:
                 guessed.add(key.model)
             end = start + images
@@ -94,16 +98,6 @@ class Grouper:
         return collect(calls, guessed)
 
 
-@lru_cache(KEYS_KEPT)
-def _call_key(key: BatchKey, family: str) -> BatchKey:
-    return family_named(family).call_key(key)
-
-
-@lru_cache(KEYS_KEPT)
-def _with_slots(key: BatchKey, slots: int) -> BatchKey:
-    return replace(key, slots=slots)
-
-
 def in_order(groups: Iterable[Group]) -> list[Group]:
     """Those of one round and model together, and within it those of one adapter."""
     return sorted(groups, key=_place)
@@ -111,12 +105,7 @@ def in_order(groups: Iterable[Group]) -> list[Group]:
 
 def _place(group: Group) -> tuple[int, str, str, str]:
     number, key = _round_and_key(group)
-    return number, key.model, key.adapter, _text(key)
-
-
-@lru_cache(KEYS_KEPT)
-def _text(key: BatchKey) -> str:
-    return repr(key)
+    return number, key.model, key.adapter, tuple.__repr__(key)
 
 
 def _round_and_key(group: Group) -> tuple[int, BatchKey]:

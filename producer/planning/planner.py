@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from itertools import chain, groupby
-from operator import attrgetter
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -303,7 +302,7 @@ def _planned(groups: list[Group], left: list[Group], grouper: Grouper) -> Planne
     """A shard of these requests. left: those that are in no call of it."""
     rows = rows_of([*groups, *left])
     return PlannedBlock(
-        shard=encode_shard(rows),
+        shard=encode_shard(rows) if rows else b"",
         calls=grouper.calls(groups),
         groups=_count_keys(groups),
         left=left,
@@ -327,7 +326,4 @@ def _jobs(rows: list[Request]) -> Hashes:
 
 def _count_keys(groups: Sequence[Group]) -> Counter[BatchKey]:
     """The requests of each key that are surely needed."""
-    found: Counter[BatchKey] = Counter()
-    for key, some in groupby(rows_of(groups), attrgetter("key")):
-        found[key] += sum([one.candidate is None or not one.round for one in some])
-    return found
+    return Counter(one.key for one in rows_of(groups) if one.candidate is None or not one.round)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, repeat
 from operator import attrgetter
@@ -78,9 +78,11 @@ class UnknownFingerprint(Exception):
 
 # What of a body decides its batch key, besides what of it there is at all.
 _parameters = attrgetter(*PlainBody.__struct_fields__[PARAMETERS])
-_OF_THE_IMAGE = tuple(one.name for one in fields(BatchKey) if one.name != "slots")
+_GUIDANCE = PlainBody.__struct_fields__[PARAMETERS].index("guidance_scale")
 # …, their canonical form, and what gives the job ids of requests that begin with it
 _Key = tuple[BatchKey, ImageFormat, bytes, Callable[[bytes], str]]
+# What those share that differ in their guidance: the usual key, and the parts of its canonical form
+_Kind = tuple[BatchKey, ImageFormat, tuple[bytes, bytes, bytes]]
 _Inputs = tuple[tuple[str, ...], tuple[str, ...]]  # images (a mask is the last), control images
 
 
@@ -96,10 +98,8 @@ class Resolver:
     fingerprints: Mapping[str, str]
     intake: Intake | None = None
     _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
+    _kinds: dict[tuple[Any, ...], _Kind] = field(default_factory=dict, init=False, repr=False)
     _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
-    _identifiers: dict[tuple[BatchKey, ImageFormat], Callable[[bytes], str]] = field(
-        default_factory=dict, init=False, repr=False
-    )
     _taken: dict[tuple[Task, _Inputs], _Inputs] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -151,8 +151,8 @@ class Resolver:
         found = self._keys.get(parameters)
         if found is None:
             inputs = len(images) - (task == "inpaint")
-            found = self._make_key(task, body, inputs, len(controls), slots)
-            self._keys[parameters] = found
+            counts = inputs, len(controls)
+            found = self._keys[parameters] = self._key(parameters, task, body, counts, slots)
         key, image_format, content, job_id = found
         if images or controls:
             if key.task != task:  # a model that edits takes control images as its inputs
@@ -197,7 +197,7 @@ class Resolver:
         examples = dict(zip(kinds, plain.lines, strict=True))
         for kind, line in examples.items():
             if kind not in self._keys:
-                self._keys[kind] = self._make_key("generate", line.body, 0, 0, slots=kind[0])
+                self._keys[kind] = self._key(kind, "generate", line.body, (0, 0), slots=kind[0])
         found = map(self._keys.__getitem__, kinds)
         keys, formats, contents, identifiers = zip(*found, strict=True)
         names = [
@@ -240,7 +240,7 @@ class Resolver:
     def forget(self) -> None:
         """Forget what kinds of bodies there were, if they are many."""
         if len(self._keys) > KEYS_KEPT:
-            for known in (self._keys, self._interned, self._identifiers):
+            for known in (self._keys, self._kinds, self._interned):
                 known.clear()
 
     def candidates(self, first: Request, rule: Rule) -> Iterator[Request]:
@@ -257,7 +257,8 @@ class Resolver:
                 f"no scorer of the run gives a column {name!r}; name one with --score",
             )
         yield first._replace(candidate=Candidate(first.job_id, 0, rule))
-        identify = self._identifiers[first.key, first.format]
+        fingerprint = self.fingerprints[first.key.route]
+        identify = job_identifier(b"".join(_content(first.key, first.format, fingerprint)))
         derive = seed_deriver(first.seed)
         for number in range(1, rule.tries):
             seed = derive(b"candidate %d" % number)
@@ -284,7 +285,37 @@ class Resolver:
             self._taken[task, given] = known
         return known
 
-    def _make_key(self, task: Task, body: AnyBody, images: int, controls: int, slots: int) -> _Key:
+    def _key(
+        self,
+        parameters: tuple[Any, ...],
+        task: Task,
+        body: AnyBody,
+        counts: tuple[int, int],
+        slots: int,
+    ) -> _Key:
+        """What bodies with these parameters share.
+
+        Each may have a guidance of its own, of which only whether it is given must be checked.
+
+        counts: of images and control images. Raises: as resolve.
+        """
+        *others, values = parameters
+        guidance = values[_GUIDANCE]
+        like = *others, values[:_GUIDANCE], guidance is None, values[_GUIDANCE + 1 :]
+        kind = self._kinds.get(like)
+        if kind is None:
+            kind = self._kinds[like] = self._kind(task, body, *counts, slots)
+        key, image_format, (before, usual, after) = kind
+        if guidance is None:
+            content = before + usual + after
+        else:
+            guidance = float(guidance) + 0.0  # equal keys are written alike, and -0.0 is 0.0
+            key = key.with_guidance(guidance)
+            content = before + orjson.dumps(guidance) + after
+        key = self._interned.setdefault(key, key)
+        return key, image_format, content, job_identifier(content)
+
+    def _kind(self, task: Task, body: AnyBody, images: int, controls: int, slots: int) -> _Kind:
         route = self.table.route(body.model or self.options.model)
         model = self.table.get(route.model)
         if task == "generate" and controls and not model.controlnets and "edit" in model.takes:
@@ -301,9 +332,9 @@ class Resolver:
         if slots and not model.takes_slots(slots):
             most = f"up to {model.batch_width}, {route.model}'s batch_width"
             raise InvalidRequest("slots", f"{slots} is no power of two {most}")
-        guidance = model.guidance_scale if body.guidance_scale is None else body.guidance_scale
+        guidance = model.guidance_scale
         weights = body.controlnet_weights or [1.0] * controls
-        key = BatchKey(  # + 0.0: equal keys are written alike, and -0.0 is 0.0
+        key = BatchKey(  # + 0.0: see above
             task=task,
             model=route.model,
             adapter=route.adapter,
@@ -320,21 +351,25 @@ class Resolver:
         fingerprint = self.fingerprints.get(key.route)
         if fingerprint is None:
             raise UnknownFingerprint(key.route)
-        key = self._interned.setdefault(key, key)
         image_format = _format(body, self.options.format)
-        content = orjson.dumps((_identity(key), image_format, fingerprint))
-        identify = job_identifier(content)
-        self._identifiers[key, image_format] = identify
-        return key, image_format, content, identify
+        return key, image_format, _content(key, image_format, fingerprint)
 
 
 def _suffix(number: int) -> bytes:
     return b"#%d" % number if number else b""
 
 
-def _identity(key: BatchKey) -> dict[str, Any]:
-    """What of a key makes another image: its fingerprint says the model, its record the slots."""
-    return {name: getattr(key, name) for name in _OF_THE_IMAGE} | {"model": ""}
+def _content(key: BatchKey, image_format: str, fingerprint: str) -> tuple[bytes, bytes, bytes]:
+    """The canonical form of what makes another image, in parts: the second is the guidance.
+
+    The fingerprint says the model of a key, the record of an image the slots.
+    """
+    parts = key._asdict() | {"model": "", "guidance_scale": None}
+    del parts["slots"]
+    name = b'"guidance_scale":'
+    text = orjson.dumps((parts, image_format, fingerprint))
+    before, _, after = text.partition(name + b"null")
+    return before + name, orjson.dumps(key.guidance_scale), after
 
 
 def _references(inputs: Input | list[Input] | tuple[Input, ...]) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def test_memory_that_runs_out_is_a_record_with_the_bytes(
     renderer.render(asked())
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
-        huge = replace(KEY, width=2048, height=2048)
+        huge = KEY._replace(width=2048, height=2048)
         requests = [replace(one, request=one.request._replace(key=huge)) for one in asked()]
         rendered = renderer.render(requests)
     finally:
@@ -167,7 +167,7 @@ def test_a_compiled_unet_is_whole_and_its_bytes_do_not_go_by_what_came_before(
     tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     row = "options = { compile = true }"
-    other = replace(KEY, width=96)
+    other = KEY._replace(width=96)
     requests = asked()
     fresh = load(tmp_path, pytestconfig, "cuda", row)
     fresh.render([replace(one, request=one.request._replace(key=other)) for one in requests])

@@ -126,7 +126,7 @@ def ask(
 ) -> Prepared:
     if images:
         task: Task = "inpaint" if mask else "edit"
-        key = replace(key, task=task, inputs=len(images), steps=max(4, key.steps))
+        key = key._replace(task=task, inputs=len(images), steps=max(4, key.steps))
     request = make_request(seed, key, prompt=prompt, negative_prompt=negative)
     return Prepared(request, images, controls, mask)
 
@@ -213,7 +213,7 @@ def guided_each(task: Task, key: BatchKey = PLAIN, steered: bool = False) -> lis
     """Requests that differ in everything, the guidance included."""
     return [
         ask(
-            prompt, seed, replace(key, guidance_scale=scale),
+            prompt, seed, key._replace(guidance_scale=scale),
             images=() if task == "generate" else (picture(seed),),
             mask=mask(*BOXES[0]) if task == "inpaint" else None,
             controls=(picture(seed + 5),) if steered else (),
@@ -228,7 +228,7 @@ def test_controlnets_are_told_the_guidance_of_each(studio: Studio) -> None:
     """The one that FLUX has; it sees the guidance as the transformer does."""
     part = f'[models.flux.controlnets.edges]\nrepo = "{studio.part("fluxcontrolnet")}"\n'
     renderer = studio.load("flux", parts=part)
-    asked = guided_each("generate", replace(PLAIN, controlnet_weights=(0.8,)), steered=True)
+    asked = guided_each("generate", PLAIN._replace(controlnet_weights=(0.8,)), steered=True)
     assert_independent(renderer, asked[:3])
     other = replace(asked[0], controls=(picture(9),))
     assert not same(one(renderer, other), one(renderer, asked[0]))
@@ -240,8 +240,8 @@ def test_a_guidance_each_outlasts_a_call_between_two_steps(
 ) -> None:
     """Which has its own, or the pipeline's."""
     renderer = studio.get("flux")
-    asked = guided_each("generate", replace(PLAIN, steps=4))
-    key = replace(PLAIN, slots=1, steps=3, guidance_scale=guest)
+    asked = guided_each("generate", PLAIN._replace(steps=4))
+    key = PLAIN._replace(slots=1, steps=3, guidance_scale=guest)
     visitor = ask("a green star", 7, key)
     alone, expected = [one(renderer, request) for request in asked], one(renderer, visitor)
     visits = Visits(renderer, [visitor])
@@ -259,14 +259,14 @@ def test_each_field_of_a_generation_has_its_effect(studio: Studio, name: str) ->
     changed = [
         ask("a blue star"),
         ask(seed=2),
-        ask(key=replace(PLAIN, steps=3)),
-        ask(key=replace(PLAIN, guidance_scale=6.0)),
+        ask(key=PLAIN._replace(steps=3)),
+        ask(key=PLAIN._replace(guidance_scale=6.0)),
     ]
     if "negative_prompt" in FAMILIES[family_of(renderer_class(renderer)) or ""].takes:
-        changed.append(ask(key=replace(PLAIN, negative=True), negative="a blue star"))
+        changed.append(ask(key=PLAIN._replace(negative=True), negative="a blue star"))
     for request in changed:
         assert not same(one(renderer, request), before), request.request
-    wide = one(renderer, ask(key=replace(PLAIN, width=96)))
+    wide = one(renderer, ask(key=PLAIN._replace(width=96)))
     assert wide.shape == (64, 96, 3)
 
 
@@ -283,7 +283,7 @@ def test_each_field_of_an_edit_has_its_effect(studio: Studio, name: str) -> None
     assert same(one(renderer, ask(images=images)), before)
     assert not same(one(renderer, ask(images=(picture(2),))), before)
     assert not same(one(renderer, ask("a blue star", images=images)), before)
-    wide = one(renderer, ask(key=replace(PLAIN, width=96), images=images))
+    wide = one(renderer, ask(key=PLAIN._replace(width=96), images=images))
     assert wide.shape == (64, 96, 3)
     if name != "pix2pix":  # which draws nothing else
         assert not same(one(renderer, ask()), before)
@@ -293,7 +293,7 @@ def test_each_field_of_an_edit_has_its_effect(studio: Studio, name: str) -> None
 def test_strength_says_how_far_an_edit_goes(studio: Studio, name: str) -> None:
     renderer, image = studio.get(name), picture(1)
     far, near = (
-        one(renderer, ask(key=replace(PLAIN, steps=10, strength=strength), images=(image,)))
+        one(renderer, ask(key=PLAIN._replace(steps=10, strength=strength), images=(image,)))
         for strength in (0.9, 0.2)
     )
     assert not same(far, near)
@@ -326,14 +326,14 @@ def test_each_field_of_a_masked_edit_has_its_effect(studio: Studio, name: str) -
     before = one(renderer, ask(images=image, mask=mask(*box)))
     assert before.shape == (64, 64, 3)
     assert same(one(renderer, ask(images=image, mask=mask(*box))), before)
-    stronger = replace(PLAIN, steps=10, strength=0.9)
+    stronger = PLAIN._replace(steps=10, strength=0.9)
     changed = [
         ask(images=(picture(2),), mask=mask(*box)),
         ask(images=image, mask=mask(*BOXES[0])),
         ask("a blue star", images=image, mask=mask(*box)),
         ask(seed=2, images=image, mask=mask(*box)),
         ask(images=image, mask=mask(*box), key=stronger),
-        ask(images=image, mask=mask(*box), key=replace(stronger, strength=0.3)),
+        ask(images=image, mask=mask(*box), key=stronger._replace(strength=0.3)),
     ]
     made = {one(renderer, request).tobytes() for request in changed}
     assert len(made | {before.tobytes()}) == len(changed) + 1
@@ -357,7 +357,7 @@ def test_masks_and_control_images_go_together(studio: Studio) -> None:
     for name, net in (("sd", "controlnet-1"), ("sdxl", "xlcontrolnet-1")):
         part = f'[models.{name}.controlnets.edges]\nrepo = "{studio.part(net)}"\n'
         renderer = studio.load(name, parts=part)
-        key = replace(PLAIN, controlnet_weights=(0.8,))
+        key = PLAIN._replace(controlnet_weights=(0.8,))
         asked = [
             ask(
                 seed=seed, key=key, images=(picture(seed),), controls=(picture(seed + 5),),
@@ -394,11 +394,11 @@ def interlude(visits: Visits) -> Interlude:
 def test_a_call_between_two_steps_changes_no_byte(studio: Studio, name: str) -> None:
     """Neither of its own image, of a batch of fewer slots, nor of the batch that makes way."""
     renderer = studio.get(name)
-    long = replace(PLAIN, steps=4)
+    long = PLAIN._replace(steps=4)
     asked = [ask(prompt, seed, key=long) for seed, prompt in enumerate(RAGGED[:3])]
     alone = [pixels(result) for result in renderer.render(asked)]
-    key = replace(PLAIN, slots=1, steps=3)
-    guests = [ask("a green star", 7, key), ask("a green star", 8, replace(key, width=96))]
+    key = PLAIN._replace(slots=1, steps=3)
+    guests = [ask("a green star", 7, key), ask("a green star", 8, key._replace(width=96))]
     if name in EDITS:
         guests.append(ask("a green star", 9, key, images=(picture(1),)))
     if name in INPAINTS:
@@ -416,7 +416,7 @@ def test_a_call_with_an_adapter_between_two_steps_changes_no_byte(studio: Studio
     """Both ways round; and that of a run stays the one that its batch is rendered with."""
     part = f'[models.sd.adapters.ink]\nrepo = "{studio.part("lora-ink")}"\n'
     renderer = studio.load("sd", parts=part)
-    plain, styled = ask(key=replace(PLAIN, steps=4)), adapted("ink")
+    plain, styled = ask(key=PLAIN._replace(steps=4)), adapted("ink")
     expected = one(renderer, plain), one(renderer, styled)
     fresh = studio.load("sd", parts=part)  # which has not loaded the adapter before
     for asked, guest, (host, visitor) in (
@@ -523,7 +523,7 @@ def guided(studio: Studio) -> BatchRenderer:
 
 
 def steered(*weights: float, edit: bool = False, controls: tuple[int, ...] = (7, 8)) -> Prepared:
-    key = replace(PLAIN, controlnet_weights=weights)
+    key = PLAIN._replace(controlnet_weights=weights)
     images = (picture(1),) if edit else ()
     guides = tuple(picture(number, (80, 64)) for number in controls[: len(weights)])
     return ask(key=key, images=images, controls=guides)
@@ -580,7 +580,7 @@ def test_sdxl_has_controlnets_too(studio: Studio) -> None:
 
 
 def adapted(adapter: str, seed: int = 1) -> Prepared:
-    return ask(seed=seed, key=replace(PLAIN, adapter=adapter))
+    return ask(seed=seed, key=PLAIN._replace(adapter=adapter))
 
 
 @pytest.mark.parametrize(("name", "lora"), [("sd", "lora"), ("flux", "fluxlora")])
@@ -603,7 +603,7 @@ def test_adapters_switch_and_leave_no_trace(studio: Studio, name: str, lora: str
 def test_an_adapter_that_the_table_lacks_is_named(studio: Studio) -> None:
     renderer = studio.load("sd")
     with pytest.raises(FatalError, match=r"(?s)no adapter 'ink'.*same models table"):
-        renderer.check_weights(replace(PLAIN, adapter="ink"), "planned")
+        renderer.check_weights(PLAIN._replace(adapter="ink"), "planned")
 
 
 def test_adapters_that_do_not_fit_leave_and_come_back(studio: Studio) -> None:
@@ -650,7 +650,7 @@ def test_an_adapter_works_with_edits_and_controlnets(studio: Studio) -> None:
     renderer = studio.load("sd", parts=parts)
     for request in (steered(1.0), steered(1.0, edit=True), ask(images=(picture(1),))):
         plain = one(renderer, request)
-        key = replace(request.request.key, adapter="ink")
+        key = request.request.key._replace(adapter="ink")
         styled = replace(request, request=request.request._replace(key=key))
         assert not same(one(renderer, styled), plain)
         assert same(one(renderer, request), plain)
@@ -661,7 +661,7 @@ def test_an_adapters_fingerprint_is_that_of_its_plan(studio: Studio) -> None:
     table = studio.table("sd", parts=parts)
     renderer = studio.load("sd", parts=parts)
     for adapter, route in (("", "sd"), ("ink", "sd:ink")):
-        renderer.check_weights(replace(PLAIN, adapter=adapter), route_digest(table, route))
+        renderer.check_weights(PLAIN._replace(adapter=adapter), route_digest(table, route))
     with pytest.raises(FatalError):
         renderer.check_weights(PLAIN, route_digest(table, "sd:ink"))
 
@@ -819,7 +819,7 @@ def test_a_vae_without_memory_saves_before_fewer_are_rendered(
     else:
         assert rendered.code == "out_of_memory"
     monkeypatch.undo()
-    (other,) = renderer.render([ask(key=replace(PLAIN, width=96))])
+    (other,) = renderer.render([ask(key=PLAIN._replace(width=96))])
     assert (other.stack.modes, vae.use_slicing, vae.use_tiling) == ("", False, False)
 
 
@@ -1008,7 +1008,7 @@ def test_steps_are_cached_by_every_pipeline_that_can(studio: Studio, name: str, 
     """By those as well that open no context for it."""
     arguments = f'{{ kind = "{kind}", arguments = {{ {CACHES[kind]} }} }}'
     cached = studio.load(name, f"options = {{ step_cache = {arguments} }}", width=1)
-    key = replace(PLAIN, steps=4)
+    key = PLAIN._replace(steps=4)
     for images in ((), (picture(1),)):
         request = ask(key=key, images=images)
         first = one(cached, request)
@@ -1109,13 +1109,13 @@ def test_many_adapters_share_their_graphs(studio: Studio, monkeypatch: pytest.Mo
         for n in range(12)
     )
     rows += f'[models.sd.adapters.text]\nrepo = "{studio.part("textlora-ink")}"\n'
-    key = replace(PLAIN, steps=1, guidance_scale=1.0)
+    key = PLAIN._replace(steps=1, guidance_scale=1.0)
 
     def drawn(renderer: BatchRenderer, adapter: str) -> NDArray[np.float32]:
-        return one(renderer, ask(key=replace(key, adapter=adapter)))
+        return one(renderer, ask(key=key._replace(adapter=adapter)))
 
     def modes(renderer: BatchRenderer, adapter: str) -> str:
-        return renderer.renderer.stack_for(replace(key, adapter=adapter)).modes
+        return renderer.renderer.stack_for(key._replace(adapter=adapter)).modes
 
     plain = studio.load("sd", parts=rows, width=1)
     renderer = studio.load("sd", "options = { compile = true }", rows, width=1)
@@ -1160,7 +1160,7 @@ def test_compiling_is_no_rendering(studio: Studio, monkeypatch: pytest.MonkeyPat
     assert cold.seconds_compile > 0
     assert warm.seconds_compile == 0
     assert together <= time.monotonic() - started
-    guest = ask(key=replace(PLAIN, width=96))
+    guest = ask(key=PLAIN._replace(width=96))
     (host,) = renderer.render([ask()], interlude(Visits(renderer, [guest])))
     assert host.seconds_compile == 0
     (visitor,) = renderer.render([guest])
@@ -1181,7 +1181,7 @@ def test_a_compiled_model_is_warm_before_it_is_asked(
     assert before > 0
     for adapter in ("", "ink", "oil"):
         for slots in (1, 2, 4):
-            key = replace(PLAIN, model="sd", adapter=adapter, slots=slots, steps=3)
+            key = PLAIN._replace(model="sd", adapter=adapter, slots=slots, steps=3)
             (rendered,) = renderer.render([ask(key=key)])
             assert (rendered.status, rendered.seconds_compile) == ("done", 0)
     assert counter.frame_count == before
@@ -1198,7 +1198,7 @@ def test_a_unet_is_compiled_whole_on_a_gpu(studio: Studio, monkeypatch: pytest.M
     assert base.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     for sizes, graphs in (([64], 1), ([64, 96], 2), ([96, 64, 128], 3)):
         for size in sizes:
-            one(renderer, ask(key=replace(PLAIN, width=size)))
+            one(renderer, ask(key=PLAIN._replace(width=size)))
         assert counter.frame_count == graphs
 
 
@@ -1294,14 +1294,14 @@ def test_the_table_agrees_with_diffusers(name: str) -> None:
             assert_takes(name, own, PLAIN)
         if "edit" in family.takes:
             strength = 0.5 if "strength" in family.takes else None
-            key = replace(PLAIN, task="edit", inputs=1, strength=strength)
+            key = PLAIN._replace(task="edit", inputs=1, strength=strength)
             auto = _get_task_class(
                 AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, class_name, not family.edits_itself
             )
             assert_takes(name, own if family.edits_itself else auto, key)
         if "inpaint" in family.takes:
             strength = 0.5 if "strength" in family.takes else None
-            key = replace(PLAIN, task="inpaint", inputs=1, strength=strength)
+            key = PLAIN._replace(task="inpaint", inputs=1, strength=strength)
             auto = _get_task_class(
                 AUTO_INPAINT_PIPELINES_MAPPING, class_name, not family.edits_itself
             )
@@ -1309,7 +1309,7 @@ def test_the_table_agrees_with_diffusers(name: str) -> None:
         if family.control:
             control = class_name.replace("Pipeline", "ControlNetPipeline")
             auto = _get_task_class(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, control)
-            assert_takes(name, auto, replace(PLAIN, controlnet_weights=(1.0,)))
+            assert_takes(name, auto, PLAIN._replace(controlnet_weights=(1.0,)))
 
 
 def assert_takes(name: str, pipeline: type, key: BatchKey) -> None:
@@ -1318,7 +1318,7 @@ def assert_takes(name: str, pipeline: type, key: BatchKey) -> None:
     accepted = inspect.signature(pipeline.__call__).parameters
     images = (picture(1),) * key.inputs
     request = ask(
-        key=replace(key, negative=negative), images=images, controls=(picture(2),),
+        key=key._replace(negative=negative), images=images, controls=(picture(2),),
         mask=mask(*BOXES[0]) if key.task == "inpaint" else None,
     )  # fmt: skip
     call = arguments(family, accepted, request.request.key, [request])

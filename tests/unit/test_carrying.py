@@ -99,7 +99,7 @@ def test_each_request_is_in_one_call_and_calls_are_full(tmp_path: Path) -> None:
     calls = list(chain.from_iterable(chunks(storage, plan).values()))
     assert len({one.job_id for call in calls for one in call}) == COUNT == plan.requests
     assert sum(map(len, calls)) == COUNT == plan.left
-    of_key = Counter(replace(call[0].key, slots=0) for call in calls for _ in call)
+    of_key = Counter(call[0].key._replace(slots=0) for call in calls for _ in call)
     # What fills no call is what is left over of all the lines of a key, not of a block's.
     left = sum(len(call) for call in calls if call[0].key.slots)
     assert left <= sum(count % WIDTH for count in of_key.values()) < COUNT / 3

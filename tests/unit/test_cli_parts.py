@@ -71,7 +71,7 @@ def test_a_record_asks_for_its_own_request_again(line: bytes) -> None:
     request = resolved(line)
     row = make_record(request, file_name="x").row()
     again = resolved(encode_part([as_line(row)]))
-    assert again.key == replace(request.key, slots=STACK.batch_width)
+    assert again.key == request.key._replace(slots=STACK.batch_width)
     assert again.job_id == request.job_id
 
 
@@ -114,7 +114,7 @@ def test_rates_replace_guesses(tmp_path: Path) -> None:
     file = tmp_path / "cache" / "rates.json"
     guess = estimate(key, 100, TABLE, read_rates(file))
     assert guess.device == ""
-    longer = replace(key, steps=2 * key.steps)
+    longer = key._replace(steps=2 * key.steps)
     assert estimate(longer, 100, TABLE, read_rates(file)).seconds == 2 * guess.seconds
     row = {"model": "null", "adapter": "", "width": 64, "height": 64, "num_inference_steps": 8}
     row |= {"device_name": "a card", "seconds_render": 0.5, "status": "done", "batch_width": 16}
@@ -124,7 +124,7 @@ def test_rates_replace_guesses(tmp_path: Path) -> None:
     measure(storage, file)
     found = estimate(key, 100, TABLE, read_rates(file))
     assert (found.seconds, found.device) == (100.0, "a card")
-    narrow = replace(key, slots=1)  # an image's share of such a call is another
+    narrow = key._replace(slots=1)  # an image's share of such a call is another
     assert estimate(narrow, 100, TABLE, read_rates(file)).device == ""
 
 

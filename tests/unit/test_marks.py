@@ -76,7 +76,7 @@ def test_the_longest_prompt_fits(kind: ImageFormat) -> None:
 
 
 def test_parameters_are_told_as_other_tools_write_them() -> None:
-    key = replace(make_key(width=512, height=768, steps=20, guidance_scale=7.0), negative=True)
+    key = make_key(width=512, height=768, steps=20, guidance_scale=7.0)._replace(negative=True)
     request = make_request(
         5, key, prompt="a cat,\non a mat", negative_prompt="a dog", seed=2**64 - 1
     )
@@ -85,7 +85,7 @@ def test_parameters_are_told_as_other_tools_write_them() -> None:
         "a cat,\non a mat\nNegative prompt: a dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, "
         "Seed: 18446744073709551615, Size: 512x768, Model: null"
     )
-    key = replace(key, negative=False, guidance_scale=None, strength=0.55, adapter="a")
+    key = key._replace(negative=False, guidance_scale=None, strength=0.55, adapter="a")
     assert describe(make_request(5, key, prompt="x"), STACK) == (
         'x\nSteps: 20, Sampler: S, Seed: 5, Size: 512x768, Model: "null:a", '
         "Denoising strength: 0.55"

@@ -212,6 +212,21 @@ def test_equal_numbers_are_one_job_whichever_way_they_are_written() -> None:
     assert len({one.job_id for one in alone}) == 1
 
 
+def test_a_guidance_of_its_own_is_the_same_line_among_others_as_alone() -> None:
+    """What lines with different ones share is found out once."""
+    resolver = Resolver(TABLE, PlanOptions(), FINGERPRINTS)
+    for model in ("shapes", "null"):
+        for scale in (None, 0, 2, 2.0, 0.1, 1e-7, 99.9):
+            for other in ({}, {"width": 72}, {"negative_prompt": "x"} if model == "shapes" else {}):
+                given = {"prompt": "p", "model": model, "guidance_scale": scale} | other
+                body = {name: value for name, value in given.items() if value is not None}
+                line = parse_line(1, json.dumps(body).encode())
+                assert not isinstance(line, list), line
+                found = resolver.resolve(0, line.task, line.body, "")
+                assert found == resolve(**body)
+                assert found.key.guidance_scale == (3.0 if scale is None else scale)
+
+
 def test_the_order_of_lines_changes_no_job_id(tmp_path: Path) -> None:
     lines = [{"custom_id": f"row {i}", "prompt": f"p{i}"} for i in range(500)]
     shuffled = random.Random(1).sample(lines, len(lines))

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from threading import Barrier, Event
@@ -78,7 +77,7 @@ def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-MASKED = replace(KEY, task="inpaint")
+MASKED = KEY._replace(task="inpaint")
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "I;16", "RGBA", "LA", "PA"])

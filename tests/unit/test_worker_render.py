@@ -241,7 +241,7 @@ def test_what_the_model_does_not_take_is_rejected_not_tried_again() -> None:
 
 
 def test_the_width_and_the_stack_are_those_of_the_key() -> None:
-    edit = replace(KEY, task="edit", inputs=1)
+    edit = KEY._replace(task="edit", inputs=1)
     rendered = BatchRenderer(Fake()).render([Prepared(make_request(seed, edit)) for seed in (1, 2)])
     assert [(one.stack.batch_width, one.stack.pipeline) for one in rendered] == [(1, "Edit")] * 2
 

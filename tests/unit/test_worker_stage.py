@@ -124,7 +124,7 @@ def test_a_device_that_does_not_render_is_this_workers_fault(adapter: str, whole
 
     scene: Any = Scene()
     scene.render = render
-    key = replace(KEY, adapter=adapter)
+    key = KEY._replace(adapter=adapter)
     scene.requests = [request(0)._replace(key=key)]
     with pytest.raises(Unfit) as unfit:
         Stage(scene, 1.0).run("m", scene, scene)
