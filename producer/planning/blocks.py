@@ -22,7 +22,7 @@ from producer.planning.grouping import Group
 from producer.planning.intake import Intake, local_folder
 from producer.planning.manifest import Block, read_blocks
 from producer.planning.planner import PlannedBlock, Planner, plan_carried, rows_of
-from producer.planning.processes import plan_each
+from producer.planning.processes import plan_each, uncollected
 from producer.planning.rates import Rates
 from producer.planning.repeats import Repeats
 from producer.planning.resolution import PlanOptions
@@ -84,10 +84,15 @@ def plan_blocks(
             number = next(shards)
             if not number % TRIMMED:
                 give_back()  # or what is kept of each block would lie between what others needed
-            homes |= {one.job_id: number for one in rows_of(result.left)}
-            for groups in carrier.add(result.left):
+            with uncollected():
+                homes |= {one.job_id: number for one in rows_of(result.left)}
+                carried = [
+                    plan_carried(groups, _pop(homes, groups), planner.grouper)
+                    for groups in carrier.add(result.left)
+                ]
+            for one in carried:
                 next(shards)
-                yield plan_carried(groups, _pop(homes, groups), planner.grouper)
+                yield one
     for groups in carrier.end():
         yield plan_carried(groups, _pop(homes, groups), planner.grouper)
     if planner.unidentified:

@@ -102,7 +102,7 @@ def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block
                 part.planned = others.plan(planner, part.block)
             elif part and (part is parts[0] or len(parts) < 2 * count + AHEAD):
                 part.planned = Future()
-                with _uncollected():
+                with uncollected():
                     part.planned.set_result(planner.plan(part.block))
             else:
                 yield from settle()  # which waits
@@ -122,7 +122,7 @@ def _unplanned(parts: deque[_Part], blocks: Iterator[Block]) -> _Part | None:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without a search for garbage among millions of live objects, every few hundred requests."""
     if not gc.isenabled():
         yield
