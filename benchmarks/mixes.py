@@ -9,7 +9,8 @@ keys as fill calls: only what is padded or narrow counts, not how large the imag
 same, of the calls that cost least if each key had its own (producer/planning/slots.py).
 job ÷ script: the same random guidance, by a script that renders and saves one at a time.
 
---plan: planned only, so many lines of each, and of 100 adapters.
+--plan: planned only, so many lines of each, and of 100 adapters, of 1,200 sizes and step counts,
+and with a guidance a line of a model that takes one a call.
 """
 
 from __future__ import annotations
@@ -66,6 +67,17 @@ def fives(i: int) -> dict[str, Any]:
 
 def guidance(i: int) -> dict[str, Any]:
     return {"guidance_scale": round(random.Random(i).uniform(1, 7), 3)}
+
+
+def guidance_alone(i: int) -> dict[str, Any]:
+    """Of a model whose pipeline calls take one each."""
+    return guidance(i) | {"model": "null"}
+
+
+def sizes(i: int) -> dict[str, Any]:
+    """30 x 20 sizes, two step counts, which no demo model takes."""
+    sides = {"width": 64 + 8 * (i % 30), "height": 64 + 8 * (i // 30 % 20)}
+    return sides | {"num_inference_steps": 4 + i // 600 % 2, "model": "null"}
 
 
 def adapters(i: int) -> dict[str, Any]:
@@ -137,7 +149,8 @@ def main() -> None:
 
 def plan_all(lines: int, rounds: int) -> None:
     mixes: dict[str, Mix] = {"one key": one_key, "40 sizes x 3 step counts": buckets}
-    mixes |= {"a guidance a line": guidance, "100 adapters": adapters, "two models": two}
+    mixes |= {"a guidance a line": guidance, "the same, one a call": guidance_alone}
+    mixes |= {"1,200 keys": sizes, "100 adapters": adapters, "two models": two}
     table = load_models()
     shapes = table.get("shapes")
     (outline,) = shapes.adapters.values()
