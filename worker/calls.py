@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from contextvars import copy_context
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from threading import Semaphore
 
@@ -170,14 +170,18 @@ class Answers:
             self._fail(call, error)
         else:
             self.accounts.note(call, one, record.status, record.bytes)
-            self.claims.answer(call, record.row())
+            spent = record.timings
+            answer = Answer(
+                record.status, record.code, record.message, spent.render, spent.encode, spent.store
+            )
+            self.claims.answer(call, answer)
 
     def _fail(self, call: Call, error: Exception) -> None:
         """Tell the caller no more than it needs: messages of storage name places of ours."""
         message = "the worker's log says why"
         if isinstance(error, FatalError | TransientError):
             message = "model or storage are not available; the worker's log says why"
-        self.claims.answer(call, asdict(Answer("failed", "unavailable", message)))
+        self.claims.answer(call, Answer("failed", "unavailable", message))
 
 
 def _note(what: str, error: Exception) -> None:

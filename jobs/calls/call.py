@@ -9,7 +9,7 @@ lost, the next wake finds it. A worker claims calls (jobs.calls.claims), renders
                                too late
     <prefix>call-takes:<id>    how often a worker has taken it
     <prefix>calls-of:<team>    sorted set: call id → its deadline
-    <prefix>answer:<id>        list of one answer, the record's row; expires soon
+    <prefix>answer:<id>        list of one answer, JSON; expires soon
 
 Times are Redis's own, in Unix seconds, so that hosts need not agree on theirs.
 """
@@ -50,7 +50,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a caller needs of a record's row, under the record's own names."""
+    """What a caller needs of a record; times are in seconds."""
 
     status: str
     code: str = ""
@@ -80,8 +80,13 @@ def decode_call(raw: bytes, seal: Seal) -> Call:
     return call
 
 
-def decode_answer(row: bytes | str) -> Answer:
-    return _ANSWER.validate_json(row)
+def encode_answer(answer: Answer) -> bytes:
+    return _ANSWER.dump_json(answer)
+
+
+def decode_answer(raw: bytes | str) -> Answer:
+    """Raises ValueError if it is none."""
+    return _ANSWER.validate_json(raw)
 
 
 @dataclass(frozen=True, slots=True)

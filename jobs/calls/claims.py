@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from threading import Lock
-from typing import Any, cast
+from typing import cast
 
-import orjson
 import redis
 
 from jobs.broker.seals import Seal
-from jobs.calls.call import Answer, Call, CallKeys, decode_call
+from jobs.calls.call import Answer, Call, CallKeys, decode_call, encode_answer
 
 TAKES = 3  # a call that was taken so often without an answer is given up
 RENEW_SECONDS = 0.5  # how often a living worker's claims are to be renewed
@@ -60,6 +58,18 @@ end
 return taken
 """
 
+# KEYS: the call's answer, its body, its takes, its team's calls, the calls that wait. ARGV: answer,
+# seconds that it waits for whoever asked, id, member. Of several answers the first stays; whatever
+# may lie in the place of the last two, it is heard.
+ANSWER = """
+redis.call('RPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, 0)
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('DEL', KEYS[2], KEYS[3])
+redis.call('ZREM', KEYS[4], ARGV[3])
+redis.call('ZREM', KEYS[5], ARGV[4])
+"""
+
 
 class Claims:
     """The calls that this worker is at. Raises redis.RedisError when Redis is away.
@@ -79,6 +89,7 @@ class Claims:
         self._keys = CallKeys(prefix)
         self._seal = seal
         self._take = client.register_script(TAKE)
+        self._answer = client.register_script(ANSWER)
         self._kept: list[tuple[str, list[str]]] = []  # a set of calls that wait, members of it
         self._lock = Lock()
 
@@ -112,7 +123,7 @@ class Claims:
                 yield call
             else:
                 message = f"the worker died {before} times while it was rendered"
-                self.answer(call, asdict(Answer("failed", "worker_died", message)))
+                self.answer(call, Answer("failed", "worker_died", message))
 
     @contextmanager
     def keep(self, calls: Sequence[Call]) -> Iterator[None]:
@@ -153,14 +164,13 @@ class Claims:
                 pipe.decr(self._keys.takes(call.id))
             pipe.execute()
 
-    def answer(self, call: Call, row: Mapping[str, Any]) -> None:
-        """Hand the record's row to whoever waits; a second answer changes nothing."""
-        answer = self._keys.answer(call.id)
-        with self._client.pipeline() as pipe:
-            pipe.zrem(self._keys.waiting(call.request.key.model), call.member)
-            pipe.zrem(self._keys.team(call.team), call.id)
-            pipe.delete(self._keys.call(call.id), self._keys.takes(call.id))
-            pipe.rpush(answer, orjson.dumps(row))
-            pipe.ltrim(answer, 0, 0)
-            pipe.expire(answer, ANSWER_SECONDS)
-            pipe.execute()
+    def answer(self, call: Call, answer: Answer) -> None:
+        """Hand an answer to whoever waits; a second one changes nothing."""
+        keys = self._keys
+        self._answer(
+            [
+                keys.answer(call.id), keys.call(call.id), keys.takes(call.id),
+                keys.team(call.team), keys.waiting(call.request.key.model),
+            ],
+            [encode_answer(answer), ANSWER_SECONDS, call.id, call.member],
+        )  # fmt: skip

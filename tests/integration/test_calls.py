@@ -11,7 +11,6 @@ from threading import Semaphore
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-import orjson
 import pytest
 import redis
 
@@ -21,7 +20,7 @@ from jobs.broker.heartbeat import heartbeat
 from jobs.broker.messages import WAKE, parse
 from jobs.broker.queues import INTERACTIVE, queue_name
 from jobs.broker.seals import NO_SEAL, Seal
-from jobs.calls.call import Call, CallKeys, decode_answer, encode_call
+from jobs.calls.call import Answer, Call, CallKeys, decode_answer, encode_call
 from jobs.calls.claims import Claims
 from jobs.calls.waiting import CallLimits, CallQueue, QueueFull
 from jobs.errors import FatalError
@@ -149,13 +148,20 @@ def test_one_answer_is_heard(client: redis.Redis, put: Put) -> None:
     put(call)
     calls = Claims(client, "t:", NO_SEAL)
     calls.take({"null": 1})
-    calls.answer(call, {"status": "done", "seconds_render": 1.5, "seed": "7"})
-    calls.answer(call, {"status": "failed", "code": "late"})
+    first = Answer("done", seconds_render=1.5)
+    calls.answer(call, first)
+    calls.answer(call, Answer("failed", "late"))
     assert client.llen(KEYS.answer("a")) == 1
-    found = client.lpop(KEYS.answer("a"))
-    assert orjson.loads(found)["seed"] == "7"
-    assert decode_answer(found).seconds_render == 1.5
+    assert decode_answer(client.lpop(KEYS.answer("a"))) == first  # type: ignore[arg-type]
     assert not client.exists(KEYS.waiting("null"), KEYS.call("a"))
+
+
+@pytest.mark.parametrize("key", [KEYS.waiting("null"), KEYS.team("team")])
+def test_an_answer_is_heard_whatever_lies_where_calls_wait(client: redis.Redis, key: str) -> None:
+    client.hset(key, "not", "ours")
+    with pytest.raises(redis.ResponseError):
+        Claims(client, "t:", NO_SEAL).answer(make_call("a"), Answer("done"))
+    assert decode_answer(client.lpop(KEYS.answer("a"))) == Answer("done")  # type: ignore[arg-type]
 
 
 def test_a_call_wakes_workers_again_until_enough_wakes_lie_there(
@@ -177,7 +183,7 @@ def test_a_call_wakes_workers_again_until_enough_wakes_lie_there(
         for _ in range(5):
             await queue.wake("null")
         assert client.llen(name) == 3
-        Claims(client, "t:", NO_SEAL).answer(call, {"status": "done"})
+        Claims(client, "t:", NO_SEAL).answer(call, Answer("done"))
         assert (await waiting).status == "done"
 
     asyncio.run(_with_queue(broker, call_and_answer, limits))
