@@ -2,10 +2,11 @@
 
     python -m benchmarks.latency [--calls 200] [--model shapes]
 
-The pipeline's own time is that of a process that does nothing else, in the same run, with the same
-slots, threads and steps. overhead: the whole HTTP call less the rendering as the worker measured it
-(Server-Timing). wait under bulk: the call less its own rendering; beside it a denoising step of the
-batches under way, which is what a call waits for, from their records.
+The pipeline's own time is that of a process that does nothing else, with the same slots, threads,
+steps and environment. It and the calls take turns: a machine's good and bad minutes are those of
+both. overhead: the whole HTTP call less the rendering as the worker measured it (Server-Timing).
+wait under bulk: the call less its own rendering; beside it a denoising step of the batches under
+way, which is what a call waits for, from their records.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
@@ -29,6 +30,8 @@ from benchmarks.measure import report
 from jobs.models.table import Model, load_models
 from jobs.output.records import read_part
 from jobs.output.storage import open_storage
+from worker.process.devices import Device
+from worker.process.environment import environment
 
 GENERATE = "/v1/images/generations"
 BULK_IMAGES = 4096
@@ -38,12 +41,12 @@ import sys, time
 import torch
 from diffusers import DiffusionPipeline
 
-folder, width, threads, steps, guidance, calls = sys.argv[1:]
+folder, width, threads, steps, guidance = sys.argv[1:]
 torch.set_num_threads(int(threads))
 pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 pipeline.set_progress_bar_config(disable=True)
 width = int(width)
-for i in range(int(calls) + 3):
+for i, _ in enumerate(sys.stdin):
     started = time.perf_counter()
     pipeline(
         prompt=["a red circle"] * width,
@@ -54,8 +57,7 @@ for i in range(int(calls) + 3):
         generator=[torch.Generator("cpu").manual_seed(i)] * width,
         output_type="np",
     )
-    if i >= 3:
-        print(time.perf_counter() - started)
+    print(time.perf_counter() - started, flush=True)
 """
 
 
@@ -138,12 +140,27 @@ def batch_seconds(folder: Path) -> list[float]:
     return list(found.values())
 
 
-def in_process(folder: Path, model: Model, width: int, calls: int) -> list[float]:
-    """Seconds of pipeline calls in a process of their own."""
-    arguments = [folder, width, model.threads, model.steps, model.guidance_scale, calls]
-    command = [sys.executable, "-c", _IN_PROCESS, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [float(text) for text in done.stdout.split()]
+@contextmanager
+def in_process(folder: Path, model: Model, width: int) -> Iterator[Callable[[], float]]:
+    """Makes a pipeline call in a process of its own, and tells its seconds."""
+    arguments = [folder, width, model.threads, model.steps, model.guidance_scale]
+    with subprocess.Popen(
+        [sys.executable, "-c", _IN_PROCESS, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | environment(Device("cpu0", ""), 1),
+    ) as process:
+        asked, told = process.stdin, process.stdout
+        assert asked
+        assert told
+
+        def render() -> float:
+            print(file=asked, flush=True)
+            return float(told.readline())
+
+        yield render
 
 
 def main() -> None:
@@ -163,24 +180,25 @@ def main() -> None:
     if not isinstance(source, Path):
         raise SystemExit(f"{options.model}: give a model whose repo is a folder")
     slots = min(model.call_slots)
-    alone = median(in_process(source, model, slots, 20))
     with tempfile.TemporaryDirectory() as name, facade(Path(name), options.model) as line:
-        for _ in range(10):  # warm
-            call(line, body)
-        idle = [call(line, body) for _ in range(options.calls)]
+        with in_process(source, model, slots) as render:
+            for _ in range(10):  # warm
+                render(), call(line, body)
+            turns = [(render(), *call(line, body)) for _ in range(options.calls)]
         start_bulk(line, options.model)
         busy = [call(line, body) for _ in range(options.calls // 4)]
         while not (seconds := batch_seconds(Path(name))):  # until the first chunk ends
             time.sleep(0.5)
         step = 1000 * median(seconds) / model.steps
-    overhead = [1000 * (whole - render) for whole, render in idle]
-    whole = median(whole for whole, _ in idle)
+    overhead = [1000 * (whole - rendering) for _, whole, rendering in turns]
+    alone, whole, rendering = map(median, zip(*turns, strict=True))
     waits = [1000 * (whole - render) for whole, render in busy]
     report(
         f"Latency of sync calls, {options.model}, {slots} slots; bulk in {model.batch_width}",
         [
             f"pipeline in process      {1000 * alone:.1f} ms",
-            f"call, idle worker        {1000 * whole:.1f} ms, {whole / alone:.2f} of the pipeline",
+            f"call, idle worker        {1000 * whole:.1f} ms, {whole / alone:.2f} of the pipeline; "
+            f"its rendering {1000 * rendering:.1f} ms",
             f"overhead, idle worker    p50 {median(overhead):.1f}, p99 {_at(overhead, 99):.1f} ms",
             f"step of a bulk batch     {step:.1f} ms",
             f"wait under bulk          p50 {median(waits):.1f} ms, p95 {_at(waits, 95):.1f} ms, "
