@@ -271,12 +271,18 @@ def _explain(
         except ValidationError as error:
             wrong = error
     custom_id = content.get("custom_id")
-    name = custom_id[:MAX_CUSTOM_ID] if isinstance(custom_id, str) else ""
+    name = _quotable(custom_id)[:MAX_CUSTOM_ID] if isinstance(custom_id, str) else ""
     errors = wrong.errors(include_url=False)[:SHOWN_ERRORS]
-    if errors[0]["type"] == "json_invalid":  # half of a surrogate pair, which Python takes
-        why = ValueError(errors[0]["ctx"]["error"])
+    if errors[0]["type"] == "json_invalid":  # of what Python takes, only this is refused
+        column = errors[0]["ctx"]["error"].rpartition(" ")[2]
+        why = ValueError(f"half of a surrogate pair at column {column}")
         return [LineError(number, name, "", _json_reason(raw, why))]
     return list(dict.fromkeys(_line_error(number, name, e, right) for e in _meant(errors, content)))
+
+
+def _quotable(text: str) -> str:
+    """A text that has UTF-8: escapes stand for halves of surrogate pairs."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _json_reason(raw: bytes, reason: ValueError) -> str:

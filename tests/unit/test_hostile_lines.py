@@ -19,6 +19,8 @@ from jobs.inputs.fetching import MAX_URL
 from jobs.models import fingerprints
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import load_models
+from jobs.output import layout
+from jobs.output.records import read_part
 from producer.planning.blocks import plan_blocks
 from producer.planning.intake import Intake
 from producer.planning.manifest import SHOWN_ERRORS, Block
@@ -94,6 +96,35 @@ def test_each_hostile_line_is_answered_alone_and_soon(planner: Planner, tmp_path
         assert planned.requests >= 2
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300 * 1024  # KiB
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (rb'{"custom_id": "s\ud800", "prompt": "x"}', r"s\ud800"),
+        (rb'{"custom_id": "s\udfff", "prompt": 5, "model": "\udc00"}', r"s\udfff"),
+        (
+            rb'{"custom_id":"s\ud800","method":"POST","url":"/v1/images/generations",'
+            rb'"body":{"prompt":"x"}}',
+            r"s\ud800",
+        ),
+        (rb'{"custom_id": "a", "prompt": "x\ud800"}', "a"),
+        (rb'{"custom_id": "a", "prompt": "x", "keep": {"\udc00": "\ud800"}}', "a"),
+        (rb'{"custom_id": "a", "prompt": "x", "\ud800": 1}', "a"),
+    ],
+)
+def test_half_of_a_surrogate_pair_costs_its_line_alone(
+    tmp_path: Path, line: bytes, name: str
+) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_bytes(GOOD + b"\n" + line + b"\n")
+    job = Job(str(manifest), str(tmp_path / "out"), load_models(), PlanOptions(skip_invalid=True))
+    submission = identify(job)
+    plan = prepare(submission, lambda _: None)
+    assert (plan.left, plan.invalid) == (1, 1)
+    (row,) = read_part(submission.storage, layout.invalid(plan.run_id))
+    assert (row["custom_id"], row["index"]) == (name, 1)
+    assert "half of a surrogate pair at column" in row["message"]
 
 
 def test_random_damage_to_good_lines_never_raises(planner: Planner) -> None:
