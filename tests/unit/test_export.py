@@ -397,6 +397,34 @@ def test_a_target_that_holds_something_else_is_refused(out: str, tmp_path: Path)
         write(out, str(to), "parquet")
 
 
+def test_a_failed_export_without_a_shard_leaves_the_place_to_another_order(
+    out: str, to: str
+) -> None:
+    rows = make_dataset(out, 4)
+    image = Path(out, rows[0]["file_name"])
+    whole = image.read_bytes()
+    image.write_bytes(b"x")
+    with pytest.raises(FatalError, match="is not what its record says"):
+        write(out, to, "parquet")
+    assert not list(Path(to).iterdir())
+    image.write_bytes(whole)
+    write(out, to, "webdataset", where="width > 1")
+
+
+def test_an_image_rendered_again_to_the_same_bytes_changes_no_export(out: str, to: str) -> None:
+    rows = make_dataset(out, 20)
+    write(out, to, "parquet")
+    shard = Path(to, "train/00001.parquet")
+    there = shard.read_bytes()
+    shard.unlink()
+    make_dataset(out, 20, {0: {"attempt": 2, "worker": "another", "seconds_render": 9.0}})
+    write(out, to, "parquet")
+    assert shard.read_bytes() == there
+    make_dataset(out, 20, {0: {"prompt": rows[0]["prompt"] + "!"}})
+    with pytest.raises(UsageError, match="another export \\(other records\\)"):
+        write(out, to, "parquet")
+
+
 def test_a_card_tells_that_images_were_chosen(out: str, tmp_path: Path) -> None:
     make_dataset(out, 4)
     card = tmp_path / "to" / "README.md"

@@ -6,10 +6,11 @@ import random
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
 import orjson
@@ -32,7 +33,7 @@ from producer.upkeep.sheet import sheet_of
 
 ABOUT = "export.json"  # what the shards beside it are made of
 SHEET_IMAGES, SHEET_SHARDS = 24, 4  # on the contact sheet; of so many shards
-VERSION = 1  # of how shards are written: another one's cannot be mixed with ours
+VERSION = 2  # of how shards are written: another one's cannot be mixed with ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
     with source.reader(layout.METADATA) as lines:
         found = survey(lines, source, order.selection)
         _check(found, order)
-        _claim(target, found, summary, order)
+        about = _about(found, summary, order)
+        _claim(target, about)
         missing = list(_missing(target, found, order.form))
         written = 0
         done = found.images - sum(shard.images for shard in missing)
@@ -85,10 +87,16 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
             )
             for shard in missing
         )
-        for shard, ours in _write_all(tasks, min(order.processes, len(missing))):
-            written += ours
-            done += shard.images
-            progress(done, found.images)
+        try:
+            for shard, ours in _write_all(tasks, min(order.processes, len(missing))):
+                written += ours
+                done += shard.images
+                progress(done, found.images)
+        except BaseException:
+            _unclaim(target, found.splits)
+            raise
+        if not target.exists(ABOUT):  # another command has failed meanwhile, before our first shard
+            target.write(ABOUT, about)
         if not target.exists(SHEET):
             # Of a stranger's images that are none there is no sheet.
             with suppress(InvalidRequest):
@@ -129,8 +137,8 @@ def _check(found: Survey, order: Order) -> None:
         )
 
 
-def _claim(target: Storage, found: Survey, summary: Summary, order: Order) -> None:
-    """Say what the target is for; raises UsageError where it is for something else."""
+def _about(found: Survey, summary: Summary, order: Order) -> bytes:
+    """What the shards are made of; others are never put beside them."""
     selection = order.selection
     about: dict[str, Any] = {
         "version": VERSION,
@@ -144,7 +152,11 @@ def _claim(target: Storage, found: Survey, summary: Summary, order: Order) -> No
     }
     if order.credentials:
         about["certificate"] = order.credentials.fingerprint
-    content = orjson.dumps(about, option=orjson.OPT_INDENT_2)
+    return orjson.dumps(about, option=orjson.OPT_INDENT_2)
+
+
+def _claim(target: Storage, about: bytes) -> None:
+    """Say what the target is for; raises UsageError where it is for something else."""
     # In this order: who else begins now writes it first.
     names = [name for name in target.list("") if name != CARD and not name.startswith(".")]
     try:
@@ -154,19 +166,30 @@ def _claim(target: Storage, found: Survey, summary: Summary, order: Order) -> No
             raise UsageError(
                 f"{target.uri} holds {names[0]} and is no export", "Choose another place."
             ) from None
-        target.write(ABOUT, content)
+        target.write(ABOUT, about)
         return
-    if before != content:
+    if before != about:
         raise UsageError(
             f"{target.uri} holds another export ({_difference(before, about)})",
             "Choose another place, or remove that export.",
         )
 
 
-def _difference(before: bytes, about: dict[str, Any]) -> str:
+def _unclaim(target: Storage, splits: Iterable[str]) -> None:
+    """Leave a target that holds no shard yet to whatever is ordered next."""
+    if any(target.list(split) for split in splits):
+        return
+    target.remove(ABOUT)
+    if target.local_root is not None:
+        for split in splits:
+            with suppress(OSError):  # there is none, or somebody else begins to write
+                Path(target.local_root, split).rmdir()
+
+
+def _difference(before: bytes, about: bytes) -> str:
     try:
         known = orjson.loads(before)
-        changed = [name for name, value in about.items() if known.get(name) != value]
+        changed = [name for name, value in orjson.loads(about).items() if known.get(name) != value]
     except (orjson.JSONDecodeError, AttributeError):
         changed = []
     return f"other {', '.join(changed)}" if changed else f"its {ABOUT} is not ours"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import IO
 
+import orjson
+
 from jobs.errors import FatalError, UsageError
 from jobs.formats import FORMATS
 from jobs.output import layout
@@ -22,6 +24,7 @@ from producer.upkeep.export.columns import Columns, ColumnSurvey
 from producer.upkeep.export.selection import WHOLE, Condition, Split, split_of, unknown_column
 
 ALL = "all"  # columns
+_IMAGE = ("file_name", "sha256")
 MAX_IMAGES = 10_000  # a shard: a key's last four digits tell them apart
 _EXTENSIONS = {entry.extension for entry in FORMATS.values()}
 _SIZE = re.compile(r"([0-9]{1,15}) ?(|[kMG]i?B)", re.IGNORECASE)
@@ -71,7 +74,8 @@ class Selection:
 @dataclass(frozen=True)
 class Survey:
     """What a dataset becomes. sources: (model, adapter, repo, revision, fingerprint) → images;
-    tasks: "generate" or "edit"; extensions: of image files; digest: SHA-256 of the records."""
+    tasks: "generate" or "edit"; extensions: of image files; digest: SHA-256 of what the export has
+    of its records: an image that is rendered again, to the same bytes, changes nothing."""
 
     shards: tuple[Shard, ...]
     columns: Columns
@@ -128,7 +132,6 @@ def survey(lines: IO[bytes], source: Storage, selection: Selection) -> Survey:
     cuts = _Cuts(selection.size)
     offset = 0
     for line in lines:
-        digest.update(line)
         row = read_row(line, where)
         if unseen:
             unseen -= row.keys()
@@ -140,6 +143,7 @@ def survey(lines: IO[bytes], source: Storage, selection: Selection) -> Survey:
             if not known or not isinstance(size, int) or size < 0:
                 raise FatalError(f"{where} holds a row without an image: {line[:80]!r}")
             columns.add(row)
+            digest.update(orjson.dumps(_exported(row, selection.columns)))
             sources[tuple(str(row.get(name, "")) for name in SOURCE)] += 1
             tasks.add(str(row.get("task", "")))
             extensions.add(extension)
@@ -211,6 +215,15 @@ class _Open:
 
     def shard(self, split: str) -> Shard:
         return Shard(split, self.number, self.offset, self.images, self.bytes)
+
+
+def _exported(row: Row, wanted: tuple[str, ...]) -> dict[str, object]:
+    """What an export has of a row, and its bytes by their hash."""
+    if wanted == (ALL,):
+        return {**row}
+    if wanted:
+        return {name: value for name, value in row.items() if name in wanted or name in _IMAGE}
+    return {name: value for name, value in row.items() if name not in INCIDENTAL}
 
 
 def _left_out(wanted: tuple[str, ...], names: frozenset[str]) -> frozenset[str]:
