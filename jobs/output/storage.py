@@ -385,7 +385,7 @@ def open_file(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]
     first, so that a download can be retried.
 
     Raises:
-        UsageError: there is no such file, or its protocol is unknown.
+        UsageError: the URI is empty, there is no such file, or its protocol is unknown.
         TransientError, FatalError: it cannot be opened.
     """
     _check_location(uri)
@@ -430,8 +430,11 @@ def _check_location(uri: str) -> None:
     """Refuse what fsspec would take for something else than it says.
 
     Raises:
-        UsageError: it has "::", or names an archive.
+        UsageError: it is empty, has "::", or names an archive.
     """
+    if not uri.strip().removeprefix("file://"):  # fsspec takes it for the working folder
+        hint = "Name a path, file:// or s3://; perhaps a variable in the command is not set."
+        raise UsageError(f"location {uri!r}: it is empty", hint)
     if "::" in uri or uri.startswith(ARCHIVES):
         reason = "archives and '::' are not taken"
         raise UsageError(f"location {uri!r}: {reason}", "Use a path, file:// or s3://.")
@@ -443,7 +446,8 @@ def open_storage(uri: str, **options: Any) -> Storage:
     Credentials and endpoints come the ecosystem's way: AWS_* and FSSPEC_* variables, profiles.
 
     Raises:
-        UsageError: the URI's protocol is unknown, its package is not installed, it is an archive.
+        UsageError: the URI is empty or an archive, its protocol is unknown, or the protocol's
+            package is not installed.
     """
     _check_location(uri)
     if uri.startswith(("s3://", "s3a://")):

@@ -45,9 +45,8 @@ def doctor(
     from producer.upkeep.doctor import Wanted, examine
 
     settings = load_settings(broker, models_file)
-    wanted = Wanted(
-        [*(out or []), *([store] if store else [])], devices, models.split(",") if models else []
-    )
+    places = [*(out or []), *([] if store is None else [store])]
+    wanted = Wanted(places, devices, models.split(",") if models else [])
     found = []
     for finding in examine(settings, load_models(settings.models), wanted):
         found.append(finding)

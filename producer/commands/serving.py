@@ -177,4 +177,4 @@ def _settings(
     from jobs.settings import load_settings
 
     settings = load_settings(broker, models_file, log_format)
-    return settings.model_copy(update={"store": store}) if store else settings
+    return settings.model_copy(update={"store": store}) if store is not None else settings

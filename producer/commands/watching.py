@@ -34,9 +34,9 @@ def status(
     from producer.report.runs import show_statuses
 
     known = installation(load_settings(broker))
-    statuses = [look(run, known)] if run else list_runs(known)
+    statuses = list_runs(known) if run is None else [look(run, known)]
     if as_json:
-        show_json(statuses[0] if run else statuses)
+        show_json(statuses if run is None else statuses[0])
     else:
         show_statuses(statuses)
         if aside := quarantined(known):

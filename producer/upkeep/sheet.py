@@ -103,7 +103,7 @@ def draw_sheet(tiles: list[Tile]) -> Image.Image:
 
 
 def _target(storage: Storage, target: str | None) -> tuple[Storage, str]:
-    where = target or f"{storage.uri.rstrip('/')}-sheet.png"
+    where = f"{storage.uri.rstrip('/')}-sheet.png" if target is None else target
     folder, slash, name = where.rpartition("/")
     if (slash and not folder) or folder.endswith("/") or not name.endswith(".png"):
         raise UsageError(f"no contact sheet at {where!r}", "Name a .png file: --to FILE.")

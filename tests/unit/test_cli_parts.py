@@ -312,7 +312,9 @@ def test_a_sheet_shows_what_an_image_was_made_from(tmp_path: Path) -> None:
     assert beside_the_second.getcolors() == [(96 * 160, (255, 255, 255))]
 
 
-@pytest.mark.parametrize("target", ["out/images/sheet.png", "out/sheet.png", "sheet.jpg", "a//"])
+@pytest.mark.parametrize(
+    "target", ["", "out/images/sheet.png", "out/sheet.png", "sheet.jpg", "a//"]
+)
 def test_sheet_refuses_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     monkeypatch.chdir(tmp_path)
     storage = open_storage("out")

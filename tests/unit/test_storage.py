@@ -165,6 +165,18 @@ def test_an_unknown_protocol_is_refused() -> None:
         open_storage("nope://bucket")
 
 
+@pytest.mark.parametrize("location", ["", " ", "file://"])
+def test_an_empty_location_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
+) -> None:
+    """To fsspec it is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="it is empty"):
+        open_storage(location)
+    with pytest.raises(UsageError, match="it is empty"), open_file(location):
+        pass
+
+
 @pytest.mark.parametrize("location", ["zip://x", "zip://x::a.zip", "tar://x", "out/a::b"])
 def test_what_means_something_else_to_fsspec_is_refused(location: str) -> None:
     with pytest.raises(UsageError, match="archives and '::' are not taken"):
