@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -69,7 +70,7 @@ def submit(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Send a manifest to a running installation and print the run's id."""
+    """Send a manifest to a running installation and print the run's id, also of a finished run."""
     from jobs.models.table import load_models
     from jobs.settings import load_settings
     from producer.control.installation import installation
@@ -111,20 +112,33 @@ def submit(
         known.admit(plan)
         with known.reached():
             summary = launch(plan, storage, known.runs, known.dispatcher)
-    if summary:
-        end(Outcome(storage.uri, summary, False, time.monotonic() - started), quiet, as_json)
+    run_id = submission.run_id
+    if not as_json:
+        show(run_id)
     elif wait:
-        say(f"run {submission.run_id}")
-        wait_for(submission.run_id, known, quiet, as_json)
-    elif as_json:
-        show_json(look(submission.run_id, known))
+        say(f"run {run_id}")
     else:
-        show(submission.run_id)
-        _warn(submission.run_id, known)
+        show_json(look(storage.uri if summary else run_id, known))
+    if summary:
+        outcome = Outcome(storage.uri, summary, False, time.monotonic() - started)
+        end(outcome, quiet or (as_json and not wait), as_json and wait, say)
+    elif wait:
+        wait_for(run_id, known, quiet, as_json, say)
+    elif not as_json:
+        _warn(run_id, known)
 
 
-def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> None:
-    """Follow a run of an installation, then show its outcome."""
+def wait_for(
+    run_id: str,
+    known: Installation,
+    quiet: bool,
+    as_json: bool,
+    tell: Callable[[str], None] | None = None,
+) -> None:
+    """Follow a run of an installation, then show its outcome.
+
+    tell: what shows it to people, a line at a time; on stdout if not given.
+    """
     from jobs.output.storage import open_storage
     from producer.control.progress import display, follow
     from producer.local.whole import Outcome, final_summary
@@ -139,7 +153,8 @@ def wait_for(run_id: str, known: Installation, quiet: bool, as_json: bool) -> No
         say(f"run {run_id} was cancelled; imagemill resume {progress.out} goes on")
         raise typer.Exit(Exit.FAILED)
     summary = final_summary(open_storage(progress.out), run_id)
-    end(Outcome(progress.out, summary, True, time.monotonic() - started), quiet, as_json)
+    outcome = Outcome(progress.out, summary, True, time.monotonic() - started)
+    end(outcome, quiet, as_json, tell)
 
 
 def _warn(run_id: str, known: Installation) -> None:
@@ -152,14 +167,20 @@ def _warn(run_id: str, known: Installation) -> None:
         say(f"No worker serves {names} yet. To start one: imagemill worker --models {names}")
 
 
-def end(outcome: Outcome, quiet: bool, as_json: bool) -> None:
-    """Show an outcome; exits with 1 if a request has no image, or an image not all its scores."""
+def end(
+    outcome: Outcome, quiet: bool, as_json: bool, tell: Callable[[str], None] | None = None
+) -> None:
+    """Show an outcome; exits with 1 if a request has no image, or an image not all its scores.
+
+    tell: as of wait_for.
+    """
+    from producer.report.console import show
     from producer.report.runs import show_outcome, show_outcome_json
 
     if as_json:
         show_outcome_json(outcome)
     elif not quiet:
-        show_outcome(outcome)
+        show_outcome(outcome, tell or show)
     if outcome.summary.without_image or outcome.summary.unscored:
         raise typer.Exit(Exit.FAILED)
 

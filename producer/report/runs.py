@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -28,19 +28,19 @@ SHOWN_REASONS = 3  # why there is no image, of as many requests
 SHOWN_NAME, SHOWN_MESSAGE = 64, 160  # characters
 
 
-def show_outcome(outcome: Outcome) -> None:
-    """The end of a job."""
+def show_outcome(outcome: Outcome, tell: Callable[[str], None] = show) -> None:
+    """The end of a job, told line by line."""
     out, summary = outcome.out, outcome.summary
     if not outcome.rendered:
         images = counted(summary.done, "image")
         is_local = open_storage(out).local_root is not None  # where files that are gone are told
         checks = "compares their bytes" if is_local else "looks whether their files are there"
-        show(f"Nothing was left to render: {images} on record; imagemill fsck {out} {checks}")
+        tell(f"Nothing was left to render: {images} on record; imagemill fsck {out} {checks}")
     else:
         pace = f", {outcome.pace:.1f} images/s while rendering" if outcome.pace else ""
-        show(f"{counted(summary.done, 'image')} in {out} ({outcome.seconds:.1f} s{pace})")
+        tell(f"{counted(summary.done, 'image')} in {out} ({outcome.seconds:.1f} s{pace})")
         if summary.busy:
-            show(_devices(summary.busy, summary.useful))
+            tell(_devices(summary.busy, summary.useful))
     if summary.without_image:
         counts = {
             "failed": summary.failed,
@@ -48,12 +48,12 @@ def show_outcome(outcome: Outcome) -> None:
             "invalid": summary.invalid,
         }
         reasons = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-        show(f"{summary.without_image:,} without an image ({reasons}):")
+        tell(f"{summary.without_image:,} without an image ({reasons}):")
         for reason in _first_reasons(out):
-            show(f"  {reason}")
-        show(f"Why, a row each: {out}/{layout.ERRORS}")
+            tell(f"  {reason}")
+        tell(f"Why, a row each: {out}/{layout.ERRORS}")
     for scorer, problem in summary.unscored.items():
-        show(f"No scores of {scorer} for some images: {problem}")
+        tell(f"No scores of {scorer} for some images: {problem}")
 
 
 def _first_reasons(out: str) -> Iterator[str]:
@@ -66,8 +66,8 @@ def _first_reasons(out: str) -> Iterator[str]:
 
 
 def show_outcome_json(outcome: Outcome) -> None:
-    """run.json's content under "summary", with where it is and what this command did."""
-    show_json(asdict(outcome) | {"pace": outcome.pace})
+    """run.json's content under "summary", with the run's id, where it is and what was done."""
+    show_json({"run_id": outcome.summary.run_id} | asdict(outcome) | {"pace": outcome.pace})
 
 
 def show_statuses(statuses: Sequence[Status]) -> None:

@@ -52,17 +52,25 @@ def editor(installed: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 def test_submitted_run_finishes(installed: Cli) -> None:
     manifest = installed.manifest(*circles(20))
     run_id = installed("submit", manifest, "--out", "out", "--model", "null").stdout.strip()
-    assert installed.json("watch", run_id)["summary"]["done"] == 20
+    watched = installed.json("watch", run_id)
+    assert (watched["run_id"], watched["summary"]["done"]) == (run_id, 20)
     assert installed.json("status", "out") == installed.json("status", run_id)
     (listed,) = installed.json("status")
     assert (listed["run_id"], listed["state"], listed["done"]) == (run_id, "finished", 20)
     assert (listed["team"], listed["priority"]) == ("default", "normal")
-    again = installed("submit", manifest, "--out", "out", "--model", "null", "--wait")
-    assert "Nothing was left to render: 20 images" in again.stdout
+    submit = ("submit", manifest, "--out", "out", "--model", "null")
+    for again in (installed(*submit), installed(*submit, "--wait")):
+        assert again.stdout == f"{run_id}\n"
+        assert "Nothing was left to render: 20 images" in again.stderr
+    assert installed.json(*submit) == installed.json("status", run_id)
+    waited = installed.json(*submit, "--wait")
+    assert (waited["run_id"], waited["rendered"]) == (run_id, False)
     image = next((installed.folder / "out" / "images").rglob("*.jpg"))
     image.unlink()
-    again = installed("submit", manifest, "--out", "out", "--model", "null", "--wait")
+    again = installed(*submit, "--wait")
+    assert again.stdout == f"{run_id}\n"
     assert "1 image is gone from" in again.stderr
+    assert "20 images in" in again.stderr
     assert image.exists()
 
 
