@@ -144,7 +144,6 @@ def wait_for(
     from producer.local.whole import Outcome, final_summary
     from producer.report.console import said_if_stopped, say
 
-    started = time.monotonic()
     _warn(run_id, known)
     stopped = f"The run goes on: imagemill watch {run_id}, or imagemill cancel {run_id}."
     with known.reached(), said_if_stopped(stopped), display(quiet) as shown:
@@ -153,8 +152,7 @@ def wait_for(
         say(f"run {run_id} was cancelled; imagemill resume {progress.out} goes on")
         raise typer.Exit(Exit.FAILED)
     summary = final_summary(open_storage(progress.out), run_id)
-    outcome = Outcome(progress.out, summary, True, time.monotonic() - started)
-    end(outcome, quiet, as_json, tell)
+    end(Outcome.of_run(progress.out, summary), quiet, as_json, tell)
 
 
 def _warn(run_id: str, known: Installation) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -56,12 +55,11 @@ def watch(
     from producer.control.status import look
     from producer.local.whole import Outcome, final_summary
 
-    started = time.monotonic()
     known = installation(load_settings(broker))
     found = look(run, known)
     if found.state == "finished":
         summary = final_summary(open_storage(found.out), found.run_id)
-        end(Outcome(found.out, summary, False, time.monotonic() - started), quiet, as_json)
+        end(Outcome.of_run(found.out, summary), quiet, as_json)
     else:
         wait_for(found.run_id, known, quiet, as_json)
 

@@ -34,12 +34,23 @@ SHORTEST = 1.0  # seconds between two records that a pace may be told of
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a job came to; `rendered` is False if this very call found nothing left to do."""
+    """What a job came to.
+
+    rendered: False if there was nothing left to do; seconds: that it took. Both are about this very
+    call, or about the whole run.
+    """
 
     out: str
     summary: Summary
     rendered: bool
     seconds: float
+
+    @classmethod
+    def of_run(cls, out: str, summary: Summary) -> Outcome:
+        """That of a run that has finished, whoever waited for it: from its plan to its end."""
+        begun, ended = map(datetime.fromisoformat, (summary.created_at, summary.finished_at))
+        rendered = summary.reused < summary.requests
+        return cls(out, summary, rendered, (ended - begun).total_seconds())
 
     @property
     def pace(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ def test_submitted_run_finishes(installed: Cli) -> None:
     assert "1 image is gone from" in again.stderr
     assert "20 images in" in again.stderr
     assert image.exists()
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_watched_run_is_told_by_its_own_figures(installed: Cli) -> None:
+    manifest = installed.manifest(*circles(20))
+    installed("submit", manifest, "--out", "out", "--model", "null", "--wait")
+    summary = installed.json("watch", "out")["summary"]
+    begun, ended = (datetime.fromisoformat(summary[at]) for at in ("created_at", "finished_at"))
+    took = (ended - begun).total_seconds()
+    told = installed("watch", "out").stdout
+    assert f"20 images in {installed.folder / 'out'} ({took:.1f} s)" in told
+    assert installed.json("watch", "out")["seconds"] == took
 
 
 def test_a_team_with_too_little_left_is_told(
