@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import chain, repeat
@@ -33,7 +34,10 @@ FIELDS = ("custom_id", *(name for name in Recipe.model_fields if name not in _VA
 _WHOLE = ("seed", "num_inference_steps", "width", "height", "n", "best_of", "max_tries")
 _LONGEST = 4 * MAX_PROMPT + 2  # bytes of a line of text: as many hold a character too many
 _ARROW_FILE = b"ARROW1"
-_REAL = ("guidance_scale", "strength")
+_NUMBERS = (*_WHOLE, "guidance_scale", "strength")
+# A group takes part in what is not written as a whole number.
+_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,20}(\.[0-9]*)?|(\.[0-9]+))([eE][+-]?[0-9]{1,3})?\s*")
+_ROW = re.compile(r"Row #(\d+)")  # of a CSV file, as pyarrow says it: the header is the first
 _BLANK = Raw()
 _ENCODER = Encoder()
 
@@ -93,13 +97,15 @@ def table_lines(
     columns: field of a line → the table's column; without an entry a field of a request has the
     column of its own name, if there is one that is no struct. What a line has beside (n, min, …)
     needs an entry: those are anybody's names. Empty cells are fields that are not given, other
-    columns are left out, and a custom_id that is a whole number becomes its text. keep: columns
+    columns are left out, and a custom_id that is a whole number becomes its text. Where the table's
+    form tells no types, a text that says a number is one in a field of numbers; any other stays,
+    and its line is refused for it. keep: columns
     that the dataset is to have, by their own names; text, where the table's form tells no types,
     and of times.
 
     Raises:
         UnfitTable: a column does not exist or cannot be kept, or none holds prompts.
-        DamagedTable: it is no such table.
+        DamagedTable: it is no such table, or a row has other cells than the first.
     """
     import pyarrow as pa
 
@@ -112,19 +118,20 @@ def table_lines(
         # The default one would hold 40 MB for reading a table by 3 MB at a time.
         pa.set_memory_pool(pa.system_memory_pool())
         names, batches = _batches(file, kind_of(uri), columns, keep, uri)
-        lines = _Lines(names, keep)
+        lines = _Lines(names, keep, is_typed=kind_of(uri) not in DELIMITERS)
         for batch in batches:
             yield from lines.of(batch)
     except (pa.ArrowException, TypeError, UnicodeDecodeError) as error:
-        reason = printable(str(error), 300)
+        reason = printable(_ROW.sub(_number_of_row, str(error)), 300)
         raise DamagedTable(f"manifest {uri} cannot be read: {reason}", "Check the file.") from error
 
 
 class _Lines:
     """Writes rows as lines: by a struct of msgspec, in half of the time that dicts take."""
 
-    def __init__(self, names: Sequence[str], keep: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], keep: Sequence[str], is_typed: bool) -> None:
         self._names, self._keep = names, keep
+        self._untyped = [] if is_typed else [n for n, name in enumerate(names) if name in _NUMBERS]
         fields = [(name, object, None) for name in (*names, "keep")]
         self._line = defstruct("Line", fields, omit_defaults=True)
 
@@ -135,6 +142,8 @@ class _Lines:
         if "custom_id" in self._names:
             at = self._names.index("custom_id")
             fields[at] = [str(v) if isinstance(v, int) else v for v in fields[at]]
+        for at in self._untyped:
+            fields[at] = [v and _number(v) for v in fields[at]]
         rows = zip(*kept, strict=True) if kept else repeat(())
         lines = [
             self._line(*row, self._kept(cells)) if row.count(None) < len(row) else _BLANK
@@ -145,6 +154,18 @@ class _Lines:
     def _kept(self, cells: tuple[object, ...]) -> dict[str, object] | None:
         named = zip(self._keep, cells, strict=False)
         return {name: cell for name, cell in named if cell is not None} or None
+
+
+def _number_of_row(found: re.Match[str]) -> str:
+    return f"row {int(found[1]) - 1}"
+
+
+def _number(text: str) -> str | int | float:
+    """The number that a cell of text says; the text itself if it says none that JSON's have."""
+    if not (found := _NUMBER.fullmatch(text)):
+        return text
+    value = float(text) if found.lastindex else int(text)
+    return value if -(2**63) <= value < 2**64 else text
 
 
 def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -180,16 +201,16 @@ def _batches(
         chosen = _choose(schema, columns, keep, uri)
     else:
         parse = csv.ParseOptions(delimiter=DELIMITERS[kind], newlines_in_values=True)
-        schema = csv.open_csv(file, parse_options=parse).schema
+        numbered = csv.ReadOptions(use_threads=False)  # threads know no numbers of rows
+        schema = csv.open_csv(file, numbered, parse).schema
         chosen = _choose(schema, columns, keep, uri)
         file.seek(0)
-        types = dict.fromkeys(keep, pa.string())
-        types |= {column: _type(field) for field, column in chosen.items()}
+        types = dict.fromkeys((*chosen.values(), *keep), pa.string())
         convert = csv.ConvertOptions(
             column_types=types, include_columns=[*types], strings_can_be_null=True,
             null_values=[""], quoted_strings_can_be_null=True,
         )  # fmt: skip
-        batches = csv.open_csv(file, parse_options=parse, convert_options=convert)
+        batches = csv.open_csv(file, numbered, parse, convert)
     return list(chosen), _slices(batches, [*chosen.values()], keep, uri)
 
 
@@ -265,11 +286,3 @@ def _choose(
         hint = f"{has}. Name one: --map prompt={likely}"
         raise UnfitTable(f"no column of {uri} is called prompt", hint)
     return chosen
-
-
-def _type(field: str) -> pa.DataType:
-    import pyarrow as pa
-
-    if field in _WHOLE:
-        return pa.uint64()
-    return pa.float64() if field in _REAL else pa.string()

@@ -83,6 +83,25 @@ def test_rows_are_lines(name: str) -> None:
     assert (block.errors, block.requests) == ([], 4)
 
 
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_cell_that_is_no_number_costs_its_row_alone(delimiter: str) -> None:
+    name = "cells.csv" if delimiter == "," else "cells.tsv"
+    rows = [
+        "prompt,width,seed,guidance_scale", "a, 64,007,1e1", "b,sixty,1,2", "c,64,-1,nan",
+        "d,,99999999999999999999,0x10", f"e,1_0,{2**64 - 1},.5", '"f\n",1e400,,',
+    ]  # fmt: skip
+    Path(name).write_text("\n".join(rows).replace(",", delimiter))
+    options = PlanOptions(model="null")
+    (block,) = plan_blocks(name, load_models(), options, {"null": "n"})
+    assert block.requests == 1
+    assert {(error.line, error.field) for error in block.errors} == {
+        (2, "width"), (3, "seed"), (3, "guidance_scale"), (4, "seed"), (4, "guidance_scale"),
+        (5, "width"), (6, "width"),
+    }  # fmt: skip
+    assert str(block.errors[0]).startswith("line 2: width: input should be a valid integer (got")
+    assert lines(name, {})[0] == {"prompt": "a", "width": 64, "seed": 7, "guidance_scale": 10.0}
+
+
 @pytest.mark.parametrize("name", ["m.parquet", "stream.arrow", "file.arrow", "m.csv", "m.tsv"])
 def test_columns_to_keep_are_told_apart(name: str) -> None:
     typed = not name.endswith("sv")
@@ -156,7 +175,20 @@ def test_lines_of_text_are_prompts_and_one_that_is_too_long_is_refused() -> None
         ("c.csv", "Caption\na\n", {"prompt": "captoin"}, UsageError, "did you mean 'Caption'"),
         ("bad.parquet", "x", {}, FatalError, "bad.parquet cannot be read: Parquet file size is"),
         ("bad.arrow", "x", {}, FatalError, "bad.arrow cannot be read"),
-        ("bad.csv", "prompt,seed\na,b\n", {}, FatalError, "conversion error to uint64"),
+        (
+            "wide.csv",
+            'prompt\n"a\n"\nb,c\n',
+            {},
+            FatalError,
+            "row 2: Expected 1 columns, got 2: b,c",
+        ),
+        (
+            "latin.csv",
+            b"prompt\na\n\xfc\n",
+            {},
+            FatalError,
+            "row 2: CSV conversion error to string",
+        ),
         ("bad.txt", b"\xff\n", {}, FatalError, "bad.txt cannot be read"),
         ("none.csv", None, {}, UsageError, "none.csv does not exist"),
     ],
