@@ -104,7 +104,7 @@ def table_lines(
     and of times.
 
     Raises:
-        UnfitTable: a column does not exist or cannot be kept, or none holds prompts.
+        UnfitTable: a column does not exist, exists twice or cannot be kept, or none holds prompts.
         DamagedTable: it is no such table, or a row has other cells than the first.
     """
     import pyarrow as pa
@@ -268,7 +268,7 @@ def _choose(
     """The column of each field that has one.
 
     Raises:
-        UnfitTable: one that was asked for does not exist, or none holds prompts.
+        UnfitTable: one of them does not exist or exists twice, or none holds prompts.
     """
     from pyarrow import types
 
@@ -281,6 +281,8 @@ def _choose(
     for column in (*chosen.values(), *keep):
         if column not in found:
             raise UnfitTable(f"{uri} has no column {column!r}{resembling(column, found)}", has)
+        if found.count(column) > 1:
+            raise UnfitTable(f"{uri} has several columns {column!r}", "Rename all but one of them.")
     if "prompt" not in chosen:
         likely = next((column for column in found if column.lower() in _PROMPTS), "…")
         hint = f"{has}. Name one: --map prompt={likely}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pyarrow as pa
 import pytest
-from pyarrow import csv, ipc, parquet
+from pyarrow import csv, feather, ipc, parquet
 
 from jobs.errors import FatalError, ImagemillError, UsageError
 from jobs.models.table import load_models
@@ -81,6 +81,19 @@ def test_rows_are_lines(name: str) -> None:
     options = PlanOptions(model="null", columns=tuple(COLUMNS.items()))
     (block,) = plan_blocks(name, load_models(), options, {"null": "n"})
     assert (block.errors, block.requests) == ([], 4)
+
+
+@pytest.mark.parametrize("name", ["twice.parquet", "twice.arrow", "twice.csv"])
+def test_a_column_that_a_table_has_twice_is_refused_where_it_is_used(name: str) -> None:
+    cells = [pa.array([one]) for one in ("a", "b", "c", "d", 1)]
+    table = pa.table(cells, names=["prompt", "seed", "label", "label", "n"])
+    write = {"parquet": parquet.write_table, "arrow": feather.write_feather, "csv": csv.write_csv}
+    write[name.rpartition(".")[2]](table, name)
+    assert lines(name, {}) == [{"prompt": "a", "seed": "b"}]
+    with pytest.raises(UsageError, match=f"{name} has several columns 'label'"):
+        lines(name, {"negative_prompt": "label"})
+    with pytest.raises(UsageError, match=f"{name} has several columns 'label'"):
+        list(read_blocks(name, keep=["label"]))
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t"])
