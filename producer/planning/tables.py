@@ -35,6 +35,7 @@ _WHOLE = ("seed", "num_inference_steps", "width", "height", "n", "best_of", "max
 _LONGEST = 4 * MAX_PROMPT + 2  # bytes of a line of text: as many hold a character too many
 _ARROW_FILE = b"ARROW1"
 _NUMBERS = (*_WHOLE, "guidance_scale", "strength")
+_EXACT = 2**53  # up to here a float is the whole number that was meant
 # A group takes part in what is not written as a whole number.
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,20}(\.[0-9]*)?|(\.[0-9]+))([eE][+-]?[0-9]{1,3})?\s*")
 _ROW = re.compile(r"Row #(\d+)")  # of a CSV file, as pyarrow says it: the header is the first
@@ -99,7 +100,8 @@ def table_lines(
     needs an entry: those are anybody's names. Empty cells are fields that are not given, other
     columns are left out, and a custom_id that is a whole number becomes its text. Where the table's
     form tells no types, a text that says a number is one in a field of numbers; any other stays,
-    and its line is refused for it. keep: columns
+    and its line is refused for it. In a field of whole numbers 7.0 is 7, as a column with gaps is
+    often one of floats. keep: columns
     that the dataset is to have, by their own names; text, where the table's form tells no types,
     and of times.
 
@@ -132,6 +134,7 @@ class _Lines:
     def __init__(self, names: Sequence[str], keep: Sequence[str], is_typed: bool) -> None:
         self._names, self._keep = names, keep
         self._untyped = [] if is_typed else [n for n, name in enumerate(names) if name in _NUMBERS]
+        self._whole = [n for n, name in enumerate(names) if name in _WHOLE]
         fields = [(name, object, None) for name in (*names, "keep")]
         self._line = defstruct("Line", fields, omit_defaults=True)
 
@@ -144,6 +147,8 @@ class _Lines:
             fields[at] = [str(v) if isinstance(v, int) else v for v in fields[at]]
         for at in self._untyped:
             fields[at] = [v and _number(v) for v in fields[at]]
+        for at in self._whole:
+            fields[at] = [_whole(v) if isinstance(v, float) else v for v in fields[at]]
         rows = zip(*kept, strict=True) if kept else repeat(())
         lines = [
             self._line(*row, self._kept(cells)) if row.count(None) < len(row) else _BLANK
@@ -166,6 +171,11 @@ def _number(text: str) -> str | int | float:
         return text
     value = float(text) if found.lastindex else int(text)
     return value if -(2**63) <= value < 2**64 else text
+
+
+def _whole(value: float) -> int | float:
+    """A whole number that a column of floats holds exactly, as one; any other number as it is."""
+    return int(value) if value.is_integer() and abs(value) <= _EXACT else value
 
 
 def _text_lines(file: IO[bytes]) -> Iterator[bytes]:

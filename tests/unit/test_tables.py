@@ -96,6 +96,31 @@ def test_a_column_that_a_table_has_twice_is_refused_where_it_is_used(name: str) 
         list(read_blocks(name, keep=["label"]))
 
 
+@pytest.mark.parametrize("name", ["gaps.parquet", "gaps.csv"])
+def test_whole_numbers_may_be_written_as_floats_as_columns_with_gaps_are(name: str) -> None:
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c", "d"],
+            "seed": [1.0, None, 2.0**53, 2.0**60],
+            "width": [64.0, float("nan"), 64.5, None],
+            "count": [2.0, 1.0, None, None],
+        }
+    )
+    if name.endswith(".csv"):
+        text = "prompt,seed,width,count\na,1.0,64.0,2.0\nb,,,1.0\nc,9007199254740992.0,64.5,\n"
+        Path(name).write_text(f"{text}d,{2**60}.0,,\n")
+    else:
+        parquet.write_table(table, name)
+    options = PlanOptions(model="null", columns=(("n", "count"),))
+    (block,) = plan_blocks(name, load_models(), options, {"null": "n"})
+    assert lines(name, {"n": "count"})[:2] == [
+        {"prompt": "a", "seed": 1, "width": 64, "n": 2},
+        {"prompt": "b", "n": 1},
+    ]
+    assert block.requests == 3
+    assert [(error.line, error.field) for error in block.errors] == [(3, "width"), (4, "seed")]
+
+
 @pytest.mark.parametrize("delimiter", [",", "\t"])
 def test_a_cell_that_is_no_number_costs_its_row_alone(delimiter: str) -> None:
     name = "cells.csv" if delimiter == "," else "cells.tsv"
