@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import chain, repeat
+from math import inf
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from msgspec import Raw, defstruct
 from msgspec.json import Encoder
@@ -40,6 +41,8 @@ _EXACT = 2**53  # up to here a float is the whole number that was meant
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,20}(\.[0-9]*)?|(\.[0-9]+))([eE][+-]?[0-9]{1,3})?\s*")
 _ROW = re.compile(r"Row #(\d+)")  # of a CSV file, as pyarrow says it: the header is the first
 _BLANK = Raw()
+# Otherwise written as null, which is not given. The line is refused for it, with its field.
+_INFINITE: dict[object, Raw] = {inf: Raw(b"1e999"), -inf: Raw(b"-1e999")}
 _ENCODER = Encoder()
 
 
@@ -140,7 +143,7 @@ class _Lines:
 
     def of(self, columns: Sequence[pa.Array]) -> list[bytes]:
         """A line a row; it is blank if no field is given. columns: of fields, then to keep."""
-        cells = [[None if v == "" or v != v else v for v in one.to_pylist()] for one in columns]
+        cells = [_cells(one) for one in columns]
         fields, kept = cells[: len(self._names)], cells[len(self._names) :]
         if "custom_id" in self._names:
             at = self._names.index("custom_id")
@@ -148,7 +151,8 @@ class _Lines:
         for at in self._untyped:
             fields[at] = [v and _number(v) for v in fields[at]]
         for at in self._whole:
-            fields[at] = [_whole(v) if isinstance(v, float) else v for v in fields[at]]
+            if at in self._untyped or _is_floating(columns[at]):
+                fields[at] = [_whole(v) if isinstance(v, float) else v for v in fields[at]]
         rows = zip(*kept, strict=True) if kept else repeat(())
         lines = [
             self._line(*row, self._kept(cells)) if row.count(None) < len(row) else _BLANK
@@ -159,6 +163,21 @@ class _Lines:
     def _kept(self, cells: tuple[object, ...]) -> dict[str, object] | None:
         named = zip(self._keep, cells, strict=False)
         return {name: cell for name, cell in named if cell is not None} or None
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    """The values of a column; None for empty cells, of which NaN is one."""
+    values = [None if v == "" or v != v else v for v in column.to_pylist()]
+    if _is_floating(column) and (inf in values or -inf in values):
+        return [_INFINITE.get(v, v) for v in values]
+    return values
+
+
+def _is_floating(column: pa.Array) -> bool:
+    from pyarrow import types
+
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    return bool(types.is_floating(kind))
 
 
 def _number_of_row(found: re.Match[str]) -> str:

@@ -121,6 +121,23 @@ def test_whole_numbers_may_be_written_as_floats_as_columns_with_gaps_are(name: s
     assert [(error.line, error.field) for error in block.errors] == [(3, "width"), (4, "seed")]
 
 
+def test_infinities_are_refused_and_nan_is_an_empty_cell() -> None:
+    numbers = pa.array([1.0, float("nan"), float("inf"), float("-inf")])
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c", "d"], "guidance_scale": numbers, "seed": numbers,
+            "score": numbers, "often": numbers.dictionary_encode(),
+        }
+    )  # fmt: skip
+    parquet.write_table(table, "endless.parquet")
+    options = PlanOptions(model="null", keep=("score", "often"))
+    (block,) = plan_blocks("endless.parquet", load_models(), options, {"null": "n"})
+    assert block.requests == 2
+    found = {(error.line, error.field, error.reason.rpartition("(")[2]) for error in block.errors}
+    names = ("guidance_scale", "seed", "keep.score", "keep.often")
+    assert found == {(3, n, "got inf)") for n in names} | {(4, n, "got -inf)") for n in names}
+
+
 @pytest.mark.parametrize("delimiter", [",", "\t"])
 def test_a_cell_that_is_no_number_costs_its_row_alone(delimiter: str) -> None:
     name = "cells.csv" if delimiter == "," else "cells.tsv"
