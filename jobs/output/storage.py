@@ -401,7 +401,7 @@ def open_file(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]
                 )
             file = stack.enter_context(_open_local(path, how))
         except DAMAGED as error:
-            raise FatalError(f"{uri} cannot be read: {error}", "Check the file.") from error
+            raise UsageError(f"{uri} cannot be read: {error}", "Check the file.") from error
         except FileNotFoundError as error:
             raise UsageError(f"{uri} does not exist", "Check the path.") from error
         except IsADirectoryError as error:

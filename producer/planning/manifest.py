@@ -29,7 +29,7 @@ from jobs.requests import MAX_CUSTOM_ID, STRICT, Body, ImageInput, Input, Task
 from producer.planning.plain import COLONS, PlainBatchLine, PlainLine, parse_plain
 from producer.planning.recipes import KEYS, Recipe
 from producer.planning.strict_json import MAX_MARKS, check_marks, parse_json
-from producer.planning.tables import kind_of, table_lines
+from producer.planning.tables import UnfitManifest, kind_of, table_lines
 
 MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
 BLOCK_BYTES = 16 << 20  # of lines with images: what a block holds beside its last line
@@ -397,7 +397,8 @@ def read_blocks(
     longer is an error.
 
     Raises:
-        UsageError: there is no such file or column. FatalError: it cannot be read.
+        UsageError: there is no such file or column. UnfitManifest: it is damaged. FatalError: it
+            cannot be read.
     """
     most = max(1, SHARD_LINES // n)
     with _open(uri) as stream:
@@ -475,9 +476,10 @@ def _open(uri: str, compression: str | None = "infer") -> Iterator[IO[bytes]]:
             with BufferedReader(cast("RawIOBase", file), READ_BYTES) as stream:
                 yield cast("IO[bytes]", stream)
         except (OSError, *DAMAGED) as error:
-            raise FatalError(
-                f"manifest {uri} cannot be read: {error}", "Check the file."
-            ) from error
+            # What the system refuses has a number, which no damage to the file has.
+            is_systems = isinstance(error, OSError) and error.errno is not None
+            kind = FatalError if is_systems else UnfitManifest
+            raise kind(f"manifest {uri} cannot be read: {error}", "Check the file.") from error
 
 
 def _skip_line(stream: IO[bytes], raw: bytes) -> None:

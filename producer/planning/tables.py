@@ -14,7 +14,7 @@ from msgspec import Raw, defstruct
 from msgspec.json import Encoder
 from pydantic import ValidationError
 
-from jobs.errors import FatalError, UsageError, plain, printable, resembling
+from jobs.errors import UsageError, plain, printable, resembling
 from jobs.output.kept import KEPT
 from jobs.requests import MAX_PROMPT, Body
 from producer.planning.recipes import Recipe
@@ -46,12 +46,8 @@ _INFINITE: dict[object, Raw] = {inf: Raw(b"1e999"), -inf: Raw(b"-1e999")}
 _ENCODER = Encoder()
 
 
-class UnfitTable(UsageError):
-    """A table that lacks a column."""
-
-
-class DamagedTable(FatalError):
-    """No table of the kind that its name says."""
+class UnfitManifest(UsageError):
+    """A file that is not what its name says, or a table that lacks a column."""
 
 
 def kind_of(uri: str) -> str:
@@ -109,15 +105,15 @@ def table_lines(
     and of times.
 
     Raises:
-        UnfitTable: a column does not exist, exists twice or cannot be kept, or none holds prompts.
-        DamagedTable: it is no such table, or a row has other cells than the first.
+        UnfitManifest: it is no such table, a row has other cells than the first, or a column does
+            not exist, exists twice or cannot be kept, or none holds prompts.
     """
     import pyarrow as pa
 
     try:
         if kind_of(uri) == TEXT:
             if keep:
-                raise UnfitTable(f"{uri} has no columns to keep", "Leave --keep out.")
+                raise UnfitManifest(f"{uri} has no columns to keep", "Leave --keep out.")
             yield from _text_lines(file)
             return
         # The default one would hold 40 MB for reading a table by 3 MB at a time.
@@ -128,7 +124,8 @@ def table_lines(
             yield from lines.of(batch)
     except (pa.ArrowException, TypeError, UnicodeDecodeError) as error:
         reason = printable(_ROW.sub(_number_of_row, str(error)), 300)
-        raise DamagedTable(f"manifest {uri} cannot be read: {reason}", "Check the file.") from error
+        message = f"manifest {uri} cannot be read: {reason}"
+        raise UnfitManifest(message, "Check the file.") from error
 
 
 class _Lines:
@@ -278,14 +275,14 @@ def _kept(cells: pa.Array) -> pa.Array:
 
 
 def _check_kept(column: pa.Field, uri: str) -> None:
-    """Raises UnfitTable for a column whose cells are no text, truths, numbers or times."""
+    """Raises UnfitManifest for a column whose cells are no text, truths, numbers or times."""
     from pyarrow import types
 
     kind = column.type.value_type if types.is_dictionary(column.type) else column.type
     is_text = types.is_string(kind) or types.is_large_string(kind)
     is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
     if not (is_text or is_number or types.is_timestamp(kind) or types.is_date(kind)):
-        raise UnfitTable(
+        raise UnfitManifest(
             f"column {column.name!r} of {uri} holds {kind}",
             "Text, truths, numbers and times can be kept.",
         )
@@ -297,7 +294,7 @@ def _choose(
     """The column of each field that has one.
 
     Raises:
-        UnfitTable: one of them does not exist or exists twice, or none holds prompts.
+        UnfitManifest: one of them does not exist or exists twice, or none holds prompts.
     """
     from pyarrow import types
 
@@ -309,11 +306,11 @@ def _choose(
     has = f"Its columns: {printable(', '.join(found), SHOWN_COLUMNS)}"
     for column in (*chosen.values(), *keep):
         if column not in found:
-            raise UnfitTable(f"{uri} has no column {column!r}{resembling(column, found)}", has)
+            raise UnfitManifest(f"{uri} has no column {column!r}{resembling(column, found)}", has)
         if found.count(column) > 1:
-            raise UnfitTable(f"{uri} has several columns {column!r}", "Rename all but one of them.")
+            raise UnfitManifest(f"{uri} has several columns {column!r}", "Rename all but one.")
     if "prompt" not in chosen:
         likely = next((column for column in found if column.lower() in _PROMPTS), "…")
         hint = f"{has}. Name one: --map prompt={likely}"
-        raise UnfitTable(f"no column of {uri} is called prompt", hint)
+        raise UnfitManifest(f"no column of {uri} is called prompt", hint)
     return chosen

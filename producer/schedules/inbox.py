@@ -15,11 +15,9 @@ change mean nothing here: copies keep old ones, clocks differ, and stores have n
 
 from __future__ import annotations
 
-import gzip
 import logging
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -32,7 +30,6 @@ from pydantic import ValidationError
 
 from jobs.broker.quotas import QuotaExceeded
 from jobs.errors import (
-    FatalError,
     ImagemillError,
     InvalidRequest,
     ManifestRefused,
@@ -48,7 +45,7 @@ from producer.control.locks import LOCK_SECONDS, locked
 from producer.planning.manifest import manifest_digest
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, launch, prepare
-from producer.planning.tables import DamagedTable, UnfitTable
+from producer.planning.tables import UnfitManifest
 from producer.schedules.news import News
 from producer.schedules.reports import TAKEN_RECORD, Report, Taken, rejected
 from producer.schedules.templates import check_template, fill, key
@@ -62,7 +59,6 @@ log = logging.getLogger(__name__)
 # What is looked at. Of the tables those that no small file can make large: strangers write here.
 _ENDING = re.compile(r"\.(jsonl(\.gz)?|csv|tsv)$")
 _NAME = re.compile(r"\w[\w.-]{0,199}")  # of what becomes part of a path
-_TORN = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
@@ -205,12 +201,8 @@ class Inbox:
                 self.known.admit(plan)
         except QuotaExceeded as error:
             raise TransientError(error.message, error.hint) from error  # it waits for its time
-        except (ManifestRefused, InvalidRequest, UnfitTable, DamagedTable) as error:
+        except (ManifestRefused, InvalidRequest, UnfitManifest) as error:
             return rejected(report, error)
-        except FatalError as error:
-            if isinstance(error.__cause__, _TORN):
-                return rejected(report, error)
-            raise  # it is not the manifest's fault
         if not finished:
             with self.known.reached():
                 launch(plan, out, self.known.runs, self.known.dispatcher)

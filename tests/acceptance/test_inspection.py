@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tomllib
 from hashlib import sha256
 from typing import Any
@@ -71,6 +72,16 @@ def test_plan_warns_of_what_may_not_be_meant(cli: Cli) -> None:
     found = cli.json("plan", manifest)
     assert (found["invalid"], found["doubtful"]) == (0, 2)
     assert [one["line"] for one in found["warnings"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("m.csv", b""), ("torn.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-9])],
+)
+def test_a_manifest_that_cannot_be_read_is_refused(cli: Cli, name: str, content: bytes) -> None:
+    (cli.folder / name).write_bytes(content)
+    assert "cannot be read" in cli("run", name, "--out", "out", "--model", "null", code=2).stderr
+    assert not (cli.folder / "out").exists()
 
 
 def test_plan_refuses_what_run_would(cli: Cli) -> None:

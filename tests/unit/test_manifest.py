@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import FatalError, LineError, UsageError
+from jobs.errors import LineError, UsageError
 from jobs.output.plan import SHARD_LINES
 from producer.planning.manifest import (
     MAX_LINE,
@@ -197,14 +197,14 @@ def test_standard_input_is_no_manifest() -> None:
 def test_a_torn_gzip_is_named(tmp_path: Path) -> None:
     manifest = tmp_path / "torn.jsonl.gz"
     manifest.write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 1000)[:-20])
-    with pytest.raises(FatalError, match=r"torn\.jsonl\.gz cannot be read"):
+    with pytest.raises(UsageError, match=r"torn\.jsonl\.gz cannot be read"):
         read_all(manifest)
 
 
 @pytest.mark.parametrize("name", ["m.jsonl.gz", "m.jsonl.xz", "m.jsonl.bz2", "m.jsonl.zip"])
 def test_what_is_not_compressed_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"junk")
-    with pytest.raises(FatalError, match=f"{name} cannot be read"):
+    with pytest.raises(UsageError, match=f"{name} cannot be read"):
         read_all(tmp_path / name)
 
 
