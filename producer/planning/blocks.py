@@ -34,6 +34,10 @@ _DUPLICATE = (
     "repeats an earlier line: custom_ids must be unique, and a line without one must differ from "
     "all others (give each a custom_id or a seed)"
 )
+_ONE_TWICE = (
+    "stands for one image more than once: its combinations must differ, and without a custom_id "
+    "seeds that it gives must lie at least n apart"
+)
 
 
 def plan_blocks(
@@ -73,7 +77,7 @@ def plan_blocks(
             result = _learn_fingerprints(planner, block)
         again = np.unique(result.numbers[repeats.add(result.identities)])
         if again.size:
-            errors = [LineError(int(number), "", "", _DUPLICATE) for number in again]
+            errors = [LineError(n, "", "", _repetition(result, n)) for n in again.tolist()]
             result = planner.plan(block, frozenset(again.tolist()))
             result = replace(result, errors=result.errors + errors)
         if result.errors:
@@ -99,6 +103,12 @@ def plan_blocks(
         yield PlannedBlock(unidentified=_joined(planner.unidentified.values()))
     elif is_empty:
         yield PlannedBlock(errors=[LineError(1, "", "", "the manifest is empty")])
+
+
+def _repetition(planned: PlannedBlock, number: int) -> str:
+    """What a line of the block repeats: itself, or an earlier one."""
+    own = planned.identities[planned.numbers == number]
+    return _ONE_TWICE if np.unique(own).size < own.size else _DUPLICATE
 
 
 def _joined(errors: Iterable[FatalError]) -> FatalError:

@@ -51,6 +51,18 @@ def reasons(**line: Any) -> list[str]:
     return [str(error) for block in plan(line) for error in block.errors]
 
 
+def test_a_line_that_repeats_itself_is_told_apart_from_one_that_repeats_another() -> None:
+    seeds = {"sweep": {"seed": [1, 2]}}
+    (reason,) = reasons(n=3, **seeds)
+    assert reason.startswith("line 1: stands for one image more than once")
+    assert reasons(n=3, custom_id="x", **seeds) == reasons(n=3, sweep={"seed": [1, 4]}) == []
+    (reason,) = reasons(custom_id="x", zip={"seed": [1, 1]})
+    assert reason.startswith("line 1: stands for one image more than once")
+    (block,) = plan({"seed": 2}, seeds)
+    (error,) = block.errors
+    assert str(error).startswith("line 2: repeats an earlier line")
+
+
 @pytest.mark.parametrize("custom_id", ["", "x"])
 def test_more_images_keep_the_ones_that_were(custom_id: str) -> None:
     line = {"custom_id": custom_id} if custom_id else {}
