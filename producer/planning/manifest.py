@@ -411,6 +411,11 @@ def read_blocks(
                 f"--keep names columns of tables, and {uri} is none",
                 'A line of JSON says itself what is kept: "keep": {"label": "cat"}.',
             )
+        elif columns:
+            raise UsageError(
+                f"--map names columns of tables, and {uri} is none",
+                "Leave --map out: what a line of JSON holds has the fields' own names.",
+            )
         for raw in lines:
             if block.first == 1 and not block.lines and _begins_array(raw):
                 yield Block(1, [b"\n"], [LineError(1, "", "", _ARRAY)])

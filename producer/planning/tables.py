@@ -112,8 +112,9 @@ def table_lines(
 
     try:
         if kind_of(uri) == TEXT:
-            if keep:
-                raise UnfitManifest(f"{uri} has no columns to keep", "Leave --keep out.")
+            for option, given in (("--map", columns), ("--keep", keep)):
+                if given:
+                    raise UnfitManifest(f"{uri} has no columns", f"Leave {option} out.")
             yield from _text_lines(file)
             return
         # The default one would hold 40 MB for reading a table by 3 MB at a time.

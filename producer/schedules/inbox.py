@@ -45,7 +45,7 @@ from producer.control.locks import LOCK_SECONDS, locked
 from producer.planning.manifest import manifest_digest
 from producer.planning.resolution import PlanOptions
 from producer.planning.submission import Job, identify, launch, prepare
-from producer.planning.tables import UnfitManifest
+from producer.planning.tables import UnfitManifest, kind_of
 from producer.schedules.news import News
 from producer.schedules.reports import TAKEN_RECORD, Report, Taken, rejected
 from producer.schedules.templates import check_template, fill, key
@@ -187,9 +187,8 @@ class Inbox:
         report = Report("accepted", uri, taken.at.isoformat(), now())
         try:
             out_uri = self._out_of(name, taken)
-            job = Job(
-                uri, out_uri, self.table, self.options, team=self.team, priority=self.priority
-            )
+            options = self.options if kind_of(uri) else replace(self.options, columns=(), keep=())
+            job = Job(uri, out_uri, self.table, options, team=self.team, priority=self.priority)
             submission = identify(job)
             out = submission.storage
             self.known.check_free(out, submission.run_id)

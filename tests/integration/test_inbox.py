@@ -113,10 +113,12 @@ def test_tables_are_manifests_too(any_post: Post) -> None:
     storage.write("wide.csv", b"text,seed\na,b,c\n")
     storage.write("large.parquet", b"PAR1")
     storage.write(".csv", b"text\n")
-    options = PlanOptions(model="null", columns=(("prompt", "text"),))
+    storage.write("lines.jsonl", LINE)  # which has no columns to map or keep
+    options = PlanOptions(model="null", columns=(("prompt", "text"),), keep=("text",))
     any_post.watcher(options=options).look()
     assert any_post.waiting() == [".csv", "large.parquet"]
     assert any_post.filed() == [
+        "accepted/lines.jsonl",
         "accepted/some.csv",
         "accepted/tabs.tsv",
         "rejected/bad.csv",

@@ -209,6 +209,9 @@ def test_what_cannot_be_kept_is_named() -> None:
     ):
         with pytest.raises(UsageError, match=reason):
             list(read_blocks(uri, keep=[column]))
+    for uri, reason in (("m.jsonl", "--map names columns of tables"), ("m.txt", "has no columns")):
+        with pytest.raises(UsageError, match=reason):
+            list(read_blocks(uri, columns={"prompt": "a"}))
     for name in ("seed", "image", "x" * 65, "a\nb", ""):
         with pytest.raises(UsageError, match="--keep"):
             kept_columns([name])
