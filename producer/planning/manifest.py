@@ -6,6 +6,7 @@ with an optional "custom_id". Blank lines are skipped.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ IMAGE_LINE = 64 << 10  # bytes of a line, from which on most of it is an image i
 READ_BYTES = 1 << 20
 SHOWN_ERRORS = 20  # of one line
 SHOWN_NAME = 64  # characters of a field's name
+SHOWN_VALUE = 60  # characters of a wrong value
 
 _NO_OBJECT = "must be a JSON object"
 _ARRAY = f"{_NO_OBJECT}, not an array; one object a line is what jq -c '.[]' FILE writes"
@@ -62,8 +64,6 @@ _ELSEWHERE = {
     "steps": ("num_inference_steps",),
     "text": ("prompt",),
 }
-
-_SHORT = Repr()
 
 Slots = Annotated[int, Field(ge=1)]
 CustomId = Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)]
@@ -378,8 +378,16 @@ def _line_error(
 
 
 def _got(value: Any) -> str:
-    text = repr(value[:60]) if isinstance(value, str | bytes) else _SHORT.repr(value)
-    return f" (got {text if len(text) <= 60 else text[:57] + '...'})"
+    return f" (got {printable(_Shortened().repr(value), SHOWN_VALUE)})"
+
+
+class _Shortened(Repr):
+    """Writes a value of a line's JSON as it stands there, without most of what is long or deep."""
+
+    def repr1(self, x: Any, level: int) -> str:
+        if x is None or isinstance(x, str | bool):
+            return json.dumps(x[:SHOWN_VALUE] if isinstance(x, str) else x, ensure_ascii=False)
+        return super().repr1(x, level)
 
 
 def read_blocks(

@@ -72,7 +72,15 @@ def test_a_prompt_that_says_body_is_no_batch_line() -> None:
         ),
         (b'{"prompt": 5}', "line 7: prompt: input should be a valid string (got 5)"),
         (b'{"prompt": "a", "seed": "5"}', "line 7: seed: input should be a valid integer"),
-        (b'{"prompt": "a", "seed": true}', "line 7: seed: input should be a valid integer"),
+        (
+            b'{"prompt": "a", "seed": true}',
+            "line 7: seed: input should be a valid integer (got true)",
+        ),
+        (b'{"prompt": null}', "line 7: prompt: input should be a valid string (got null)"),
+        (
+            '{"prompt": {"a": [true, "ü\\u009b"]}}'.encode(),
+            r'line 7: prompt: input should be a valid string (got {"a": [true, "ü\x9b"]})',
+        ),
         (b'{"prompt": "a", "seed": -1}', "line 7: seed: input should be greater than or equal"),
         (
             b'{"prompt": "a", "guidance_scale": NaN}',
@@ -89,7 +97,7 @@ def test_a_prompt_that_says_body_is_no_batch_line() -> None:
         (
             b'{"custom_id": "x", "method": "GET", "url": "/v1/images/generations",'
             b' "body": {"prompt": "a"}}',
-            "line 7: method: input should be 'POST' (got 'GET')",
+            "line 7: method: input should be 'POST' (got \"GET\")",
         ),
     ],
 )

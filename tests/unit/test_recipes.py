@@ -162,10 +162,10 @@ def test_what_does_not_fit_together_is_refused(line: dict[str, Any], reason: str
     ("line", "all_reasons"),
     [
         ({"sample": {"a": {"b": 0}}}, ["sample.a.b: input should be greater than 0 (got 0)"]),
-        ({"sample": {"a": {"b": "c"}}}, ["sample.a.b: input should be a valid number (got 'c')"]),
+        ({"sample": {"a": {"b": "c"}}}, ['sample.a.b: input should be a valid number (got "c")']),
         ({"sweep": {"width": [64, None], "height": 5}}, [
             "sweep.height: input should be a valid array (got 5)",
-            "sweep.width[1]: must be a text, a whole number or a number (got None)",
+            "sweep.width[1]: must be a text, a whole number or a number (got null)",
         ]),
         ({"image": 5}, ["image: must be an object, a text or a list (got 5)"]),
         ({"image": [5]}, ["image[0]: must be an object or a text (got 5)"]),
