@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from jobs.formats import ImageFormat
 from jobs.ids import SEEDS
@@ -123,6 +123,16 @@ class BatchKey(NamedTuple):
 _GUIDANCE = BatchKey._fields.index("guidance_scale")
 
 
+def _named(value: object) -> object:
+    if not isinstance(value, dict):
+        raise ValueError("a batch key is stored by the names of its fields")
+    return value
+
+
+# As JSON an object, which other versions read whatever the order of their fields.
+StoredKey = Annotated[BatchKey, BeforeValidator(_named), PlainSerializer(BatchKey._asdict)]
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How the image of several candidates is chosen, which differ in their seeds.
@@ -172,7 +182,7 @@ class Request(NamedTuple):
 
     index: int  # type: ignore[assignment]  # nobody looks a request up in itself
     custom_id: str
-    key: BatchKey
+    key: StoredKey
     prompt: str
     negative_prompt: str
     seed: int

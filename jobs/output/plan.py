@@ -25,7 +25,7 @@ from jobs.formats import FORMATS, ImageFormat
 from jobs.ids import COMMIT, JOB_ID
 from jobs.output import layout
 from jobs.output.storage import Storage
-from jobs.requests import BatchKey, Candidate, Request, Rule
+from jobs.requests import BatchKey, Candidate, Request, Rule, StoredKey
 from jobs.teams import OPEN_TEAM, TEAM, Priority
 
 SHARD_LINES = 4096
@@ -186,7 +186,7 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _ShardFile:
-    keys: list[BatchKey]
+    keys: list[StoredKey]
     rows: list[_Row]
     rules: list[Rule] = field(default_factory=list)
 

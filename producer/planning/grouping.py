@@ -85,7 +85,7 @@ class Grouper:
         for (number, key), groups in groupby(grouped, _round_and_key):
             images = sum(len(requests) for _, requests in groups)
             slots = self.width(key)
-            like = slots, *key[: BatchKey._fields.index("guidance_scale")]
+            like = slots, key.model, key.adapter, key.width, key.height, key.steps
             of_one = estimates.get(like)
             if of_one is None:
                 of_one = estimates[like] = estimate(key, slots, self.table, self.rates)

@@ -11,6 +11,7 @@ from threading import Semaphore
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import orjson
 import pytest
 import redis
 
@@ -20,7 +21,7 @@ from jobs.broker.heartbeat import heartbeat
 from jobs.broker.messages import WAKE, parse
 from jobs.broker.queues import INTERACTIVE, queue_name
 from jobs.broker.seals import NO_SEAL, Seal
-from jobs.calls.call import Answer, Call, CallKeys, decode_answer, encode_call
+from jobs.calls.call import Answer, Call, CallKeys, decode_answer, decode_call, encode_call
 from jobs.calls.claims import Claims
 from jobs.calls.waiting import CallLimits, CallQueue, QueueFull
 from jobs.errors import FatalError
@@ -65,6 +66,20 @@ async def _with_queue(
     settings = Settings(broker=broker, key_prefix="t:")
     async with connect_async(settings) as connection:
         return await action(CallQueue(connection, "t:", limits, NO_SEAL))
+
+
+def test_a_call_is_stored_by_names_as_every_version_reads_it() -> None:
+    raw = encode_call(make_call("a"), NO_SEAL)
+    assert orjson.loads(raw.partition(b" ")[2])["request"][2] == {
+        "task": "edit", "model": "null", "adapter": "", "width": 64, "height": 64, "steps": 8,
+        "guidance_scale": 3.0, "negative": False, "strength": None, "controlnet_weights": [],
+        "inputs": 1, "slots": 0,
+    }  # fmt: skip
+    assert decode_call(raw, NO_SEAL) == make_call("a")
+    call = orjson.loads(raw.partition(b" ")[2])
+    call["request"][2] = list(call["request"][2].values())
+    with pytest.raises(ValueError, match="stored by the names of its fields"):
+        decode_call(b" " + orjson.dumps(call), NO_SEAL)
 
 
 def test_oldest_first_and_only_what_fits_together(client: redis.Redis, put: Put) -> None:
