@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any, ParamSpec, Self, TypeVar
@@ -84,9 +85,10 @@ class _Helper:
         except (EOFError, OSError) as error:
             with self._sending:
                 self._process.join()
+            code = self._process.exitcode or 0
+            hint = "Where memory is short, processes are killed: have more free, then try again."
             raise FatalError(
-                f"a process that helped ended: {reason(self._process.exitcode or 0)}",
-                "Where memory is short, processes are killed: have more free, then try again.",
+                f"a process that helped ended: {reason(code)}", hint if code < 0 else ""
             ) from error
         if not succeeded:
             raise result
@@ -105,8 +107,16 @@ def _serve(pipe: Connection, begin: Callable[[], None]) -> None:
         while True:
             act, args, kwargs = pipe.recv()
             try:
-                answer = True, act(*args, **kwargs)
+                answer = ForkingPickler.dumps((True, act(*args, **kwargs)))
             except Exception as error:
-                error.add_note(traceback.format_exc())  # which is not pickled
-                answer = False, error
-            pipe.send(answer)
+                answer = _failed(error)
+            pipe.send_bytes(answer)
+
+
+def _failed(error: Exception) -> memoryview:
+    trace = traceback.format_exc()  # which is not pickled
+    error.add_note(trace)
+    try:
+        return ForkingPickler.dumps((False, error))
+    except Exception:  # it holds what cannot be sent
+        return ForkingPickler.dumps((False, RuntimeError(trace)))

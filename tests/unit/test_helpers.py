@@ -4,6 +4,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 import time
 
 import pytest
@@ -18,6 +19,10 @@ def begin() -> None:
 
 def refuse() -> None:
     raise InvalidRequest("size", "is none", "invalid_size")
+
+
+def refuse_with_a_lock() -> None:
+    raise ValueError(threading.Lock())
 
 
 def die_sending() -> None:
@@ -54,9 +59,17 @@ def test_one_that_is_killed_as_it_sends_a_result_is_told_at_once() -> None:
         assert helpers.submit(abs, -1).result(60) == 1  # by the other one
 
 
+def test_what_cannot_be_sent_back_is_told_and_ends_nothing() -> None:
+    with Helpers(1, begin) as helpers:
+        with pytest.raises(TypeError, match="cannot pickle"):
+            helpers.submit(threading.Lock).result(60)
+        with pytest.raises(RuntimeError, match="ValueError: <unlocked"):
+            helpers.submit(refuse_with_a_lock).result(60)
+        assert helpers.submit(abs, -1).result(60) == 1
+
+
 def test_what_has_not_begun_at_the_end_is_cancelled() -> None:
     with Helpers(1, begin, ahead=2) as helpers:
-        futures = [helpers.submit(time.sleep, 0.2) for _ in range(4)]
+        futures = [helpers.submit(time.sleep, 0.1) for _ in range(100)]
         futures[0].result(60)
-    assert [future.cancelled() for future in futures] in ([False] * 3 + [True], [False] * 4)
-    assert futures[1].result(0) is None
+    assert futures[-1].cancelled()
