@@ -112,8 +112,8 @@ def _repetition(planned: PlannedBlock, number: int) -> str:
 
 
 def _joined(errors: Iterable[FatalError]) -> FatalError:
-    hints = dict.fromkeys(error.hint for error in errors)
-    return FatalError("\n".join(error.message for error in errors), " ".join(hints))
+    some = {error.message: error.hint for error in errors}
+    return FatalError("\n".join(some), " ".join(dict.fromkeys(some.values())))
 
 
 def _pop(homes: dict[str, int], groups: list[Group]) -> frozenset[int]:
