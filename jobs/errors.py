@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import IntEnum
 
+LONGEST_NAME = 128  # characters, of what may be like a name that somebody mistyped
+
 
 def printable(text: str, most: int | None = None) -> str:
     """Somebody else's text as one harmless line: escapes stand for control characters, and what is
@@ -29,6 +31,8 @@ def printable(text: str, most: int | None = None) -> str:
 
 def resembling(name: str, known: Iterable[str]) -> str:
     """ "; did you mean 'prompt'?" for a name that is like a known one; "" if it is like none."""
+    if len(name) > LONGEST_NAME:  # to compare takes long, and some names are anybody's
+        return ""
     by_letters = {one.lower(): one for one in known}
     near = get_close_matches(name.lower(), by_letters, n=1)
     return f"; did you mean {by_letters[near[0]]!r}?" if near else ""

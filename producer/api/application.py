@@ -16,6 +16,8 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
+from anyio import CancelScope
+from anyio.lowlevel import checkpoint
 from fastapi import FastAPI
 from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage
@@ -176,7 +178,7 @@ class _Facade(FastAPI):
 
 
 class HeadAsGet:
-    """Has HEAD answered wherever GET is, as GET is; the server sends the head of that alone."""
+    """Has HEAD answered wherever GET is, by the head of GET's answer; its body is not made."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -186,8 +188,18 @@ class HeadAsGet:
             await self.app(scope, receive, send)
             return
         asked = {**scope, "method": "GET"}  # another: the server goes by its own
+        rest = CancelScope()
+
+        async def send_head(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.start":
+                await send({"type": "http.response.body"})
+                rest.cancel()
+                await checkpoint()  # which ends the answer here
+
         try:
-            await self.app(asked, receive, send)
+            with rest:
+                await self.app(asked, receive, send_head)
         finally:
             scope["route"] = asked.get("route")
 

@@ -10,11 +10,14 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ValidationError
+from starlette.responses import StreamingResponse
+from starlette.types import ASGIApp
 
+from jobs.errors import resembling
 from jobs.inputs.images import InputPolicy
 from jobs.models.table import load_models
 from jobs.settings import Settings
-from producer.api.application import make_api
+from producer.api.application import HeadAsGet, make_api
 from producer.api.friendli.bodies import (
     ContainerImageEditBody,
     ContainerImageEditForm,
@@ -97,7 +100,7 @@ def test_two_of_the_largest_images_fit_in_a_body() -> None:
     assert Settings.model_fields["body_bytes"].default >= 2 * base64 + 256 * 2**10
 
 
-def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
+def ask(app: ASGIApp, method: str, path: str, **options: Any) -> httpx.Response:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
@@ -200,6 +203,22 @@ def test_head_is_answered_as_get_is(api: FastAPI, path: str, status: int) -> Non
         assert head.headers[header] == get.headers[header]
 
 
+def test_for_a_head_no_body_is_made() -> None:
+    made = list[bytes]()
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            made.append(b"x")
+            yield made[-1]
+
+    app = FastAPI()
+    app.get("/long")(lambda: StreamingResponse(body(), headers={"Content-Length": "1000"}))
+    answer = ask(HeadAsGet(app), "HEAD", "/long")
+    assert (answer.status_code, answer.headers["content-length"]) == (200, "1000")
+    assert len(made) < 10
+    assert len(ask(app, "GET", "/long").content) == 1000
+
+
 def test_what_is_not_got_has_no_head(api: FastAPI) -> None:
     answer = ask(api, "HEAD", "/v1/images/generations")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
@@ -218,3 +237,9 @@ def test_who_looks_at_the_wrong_place_is_told_the_right_one(api: FastAPI) -> Non
     answer = ask(api, "POST", "/chat/completions")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert "/openai/v1 as their base URL" in answer.json()["message"]
+
+
+def test_a_long_name_is_compared_with_none() -> None:
+    """Anybody's may be megabytes long, and to compare takes time and memory by its length."""
+    assert resembling("promt", ["prompt"]) == "; did you mean 'prompt'?"
+    assert resembling("x" * 129, ["x" * 130]) == ""
