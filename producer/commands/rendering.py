@@ -77,12 +77,12 @@ def submit(
     from producer.control.progress import display
     from producer.control.status import look
     from producer.local.whole import Outcome
-    from producer.planning.reopening import gone_images
     from producer.planning.submission import (
         Job,
         doubts_of,
         identify,
         launch,
+        losses,
         losses_of,
         prepare,
         reopened,
@@ -98,7 +98,7 @@ def submit(
     job = Job(manifest, out, table, wanted, team=options.team_of(team, settings), priority=priority)
     submission = identify(job)
     storage, summary = submission.storage, submission.finished
-    gone = gone_images(storage) if summary else frozenset[str]()
+    gone = losses(submission)
     if summary is None or gone:
         known.check_free(storage, submission.run_id)
         workers = known.workers()
@@ -109,7 +109,8 @@ def submit(
             plan = prepare(submission, shown.planning, workers)
             if plan.doubtful:
                 shown.warning(doubts_of(plan))
-        known.admit(plan)
+        if summary is None:  # else it was admitted before it finished
+            known.admit(plan)
         with known.reached():
             summary = launch(plan, storage, known.runs, known.dispatcher)
     run_id = submission.run_id

@@ -18,12 +18,12 @@ from producer.local.embedded import GO_ON, Crew, Embedded, embedded
 from producer.local.occupancy import occupied
 from producer.planning.chunks import WORKERS
 from producer.planning.rates import measure, rates_file
-from producer.planning.reopening import gone_images
 from producer.planning.submission import (
     Job,
     doubts_of,
     identify,
     launch,
+    losses,
     losses_of,
     prepare,
     reopened,
@@ -86,7 +86,7 @@ def render(
     started = time.monotonic()
     submission = identify(job)
     storage, summary, rendered = submission.storage, submission.finished, False
-    gone = gone_images(storage) if summary else frozenset[str]()
+    gone = losses(submission)
     if summary is None or gone:
         with occupied(storage), embedded(settings, crew) as children:
             # A worker takes seconds to start, so it starts while the manifest is read.

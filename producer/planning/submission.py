@@ -37,7 +37,7 @@ from producer.planning.generations import next_id
 from producer.planning.manifest import manifest_digest
 from producer.planning.planner import PlannedBlock
 from producer.planning.rates import rates_file, read_rates
-from producer.planning.reopening import reopen
+from producer.planning.reopening import gone_images, reopen
 from producer.planning.repeats import Hashes
 from producer.planning.resolution import PlanOptions
 from producer.planning.reuse import has_earlier, reuse_records
@@ -155,16 +155,29 @@ def prepare(
     return plan
 
 
+def losses(submission: Submission) -> Set[str]:
+    """Paths of the images that somebody has removed from a finished dataset on this machine's disk.
+
+    Raises: as gone_images.
+    """
+    summary = submission.finished or read_summary(submission.storage)
+    is_finished = summary is not None and summary.state == "finished"
+    return gone_images(submission.storage) if is_finished else frozenset()
+
+
 def reopened(submission: Submission, gone: Set[str]) -> Submission:
-    """A submission that was finished, whose images of these paths are gone: unfinished again."""
-    plan = reopen(submission.storage, submission.run_id, gone) or submission.plan
+    """The same, unfinished, when no run of its place has records of these images any more."""
+    storage = submission.storage
+    summary = read_summary(storage)
+    reopen(storage, summary.run_id if summary else submission.run_id, gone)
+    plan = submission.plan and read_plan(storage, submission.run_id)
     return replace(submission, plan=plan, finished=None)
 
 
 def losses_of(gone: Set[str], storage: Storage) -> str:
     """What to say of images that are gone."""
     images = f"{len(gone):,} image{' is' if len(gone) == 1 else 's are'}"
-    return f"{images} gone from {storage.uri}: rendered again"
+    return f"{images} gone from {storage.uri}: what is asked for is rendered again"
 
 
 def doubts_of(plan: Plan) -> str:

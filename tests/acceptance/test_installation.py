@@ -50,7 +50,7 @@ def editor(installed: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 
 @pytest.mark.usefixtures("worker")
-def test_submitted_run_finishes(installed: Cli) -> None:
+def test_submitted_run_finishes(installed: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = installed.manifest(*circles(20))
     run_id = installed("submit", manifest, "--out", "out", "--model", "null").stdout.strip()
     watched = installed.json("watch", run_id)
@@ -68,6 +68,8 @@ def test_submitted_run_finishes(installed: Cli) -> None:
     assert (waited["run_id"], waited["rendered"]) == (run_id, False)
     image = next((installed.folder / "out" / "images").rglob("*.jpg"))
     image.unlink()
+    # Which was within the quota when it was submitted.
+    monkeypatch.setenv("IMAGEMILL_TEAMS", '{"default": {"images_in_flight": 20}}')
     again = installed(*submit, "--wait")
     assert again.stdout == f"{run_id}\n"
     assert "1 image is gone from" in again.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_second_run_renders_nothing(cli: Cli) -> None:
 
 
 def test_pictures_that_are_gone_are_rendered_again(cli: Cli) -> None:
-    """One of them, then a folder of them; an earlier manifest's of the same place as well."""
+    """One of them, then a folder of them, then some that a grown manifest's run would reuse."""
     command = ("run", cli.manifest(*circles(20)), "--out", "out", "--model", "null")
     cli(*command)
     images = cli.folder / "out" / "images"
@@ -108,6 +109,13 @@ def test_pictures_that_are_gone_are_rendered_again(cli: Cli) -> None:
     assert {path: path.read_bytes() for path in images.rglob("*.jpg")} == before
     assert not cli.json(*command)["rendered"]
     assert cli.json("fsck", "out") == {"images": 20, "missing": [], "torn": [], "orphans": []}
+    gone.unlink()
+    grown = ("run", cli.manifest(*circles(30)), "--out", "out", "--model", "null", "--json")
+    found = cli(*grown)
+    assert "1 image is gone from" in found.stderr
+    summary = json.loads(found.stdout)["summary"]
+    assert (summary["done"], summary["reused"]) == (30, 19)
+    assert cli.json("fsck", "out") == {"images": 30, "missing": [], "torn": [], "orphans": []}
 
 
 def test_grown_manifest_renders_only_what_is_new(cli: Cli) -> None:
