@@ -148,12 +148,6 @@ class Rule:
     least: tuple[tuple[str, float], ...] = ()
     most: tuple[tuple[str, float], ...] = ()
 
-    @property
-    def columns(self) -> frozenset[str]:
-        """What it reads of scores."""
-        bounds = {name for name, _ in (*self.least, *self.most)}
-        return frozenset(bounds | ({self.by} if self.by else set()))
-
 
 class Candidate(NamedTuple):
     """Which of the candidates for an image a request is.

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from jobs.errors import UsageError
+from jobs.errors import InvalidRequest, UsageError, resembling
+from jobs.requests import Rule
 
 GROUP = "imagemill.scorers"  # of entry points: name → class
 
@@ -18,12 +19,13 @@ _OWN = {
 }
 _WEIGHTS = {"clip": "openai/clip-vit-large-patch14"}  # such as; the user names them
 # Of each image by itself: what hangs on all of them comes too late to choose by.
-_COLUMNS = {
+_NUMBERS = {
     "statistics": ("blank", "contrast", "brightness", "saturation", "colourfulness", "sharpness"),
-    "duplicates": ("pixel_hash", "pdq"),
+    "duplicates": (),
     "clip": ("clip",),
-    "shapes": ("shapes", "shapes_wrong"),
+    "shapes": ("shapes",),
 }
+_TEXTS = {"pixel_hash": "duplicates", "pdq": "duplicates", "shapes_wrong": "shapes"}
 
 
 def find_scorer(name: str) -> EntryPoint:
@@ -64,11 +66,27 @@ def scorers_of(given: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def columns_lacking(columns: Iterable[str], scorers: Iterable[str]) -> list[str]:
-    """Columns that none of these scorers gives an image. Those of others are known only where they
-    run: of them it may be any."""
+def check_rule(rule: Rule, scorers: Iterable[str]) -> None:
+    """See whether images can be chosen by the columns of a rule.
+
+    Those of others' scorers are known only where they run: with one of them, they may be any.
+
+    Raises:
+        InvalidRequest: none of these scorers gives an image such a column, or it is no number; the
+            field is the rule's.
+    """
     names = {scorer.partition("=")[0] for scorer in scorers}
-    if names - _COLUMNS.keys():
-        return []
-    given = {column for name in names for column in _COLUMNS[name]}
-    return sorted(set(columns) - given)
+    if names - _NUMBERS.keys():
+        return
+    known = [column for name in sorted(names) for column in _NUMBERS[name]]
+    wanted = [("by", rule.by)] if rule.by else []
+    wanted += [("min", name) for name, _ in rule.least] + [("max", name) for name, _ in rule.most]
+    for field, column in wanted:
+        if column in known:
+            continue
+        if _TEXTS.get(column) in names:
+            reason = f"column {column!r} is text, and images are chosen by numbers"
+        else:
+            advice = resembling(column, known) or "; name one with --score"
+            reason = f"no scorer of the run gives a column {column!r}{advice}"
+        raise InvalidRequest(field, reason)

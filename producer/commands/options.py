@@ -216,10 +216,11 @@ class Requests:
         """What they say of a plan, whose inputs may be files of this machine.
 
         Raises:
-            UsageError: `map`, `keep`, `score` or `choose` is none, or there is no such model.
+            UsageError: `map`, `keep`, `score` or `choose` is none, `choose` reads what `score` does
+                not give, or there is no such model.
         """
         from jobs.errors import InvalidRequest, UsageError
-        from jobs.output.scorers import scorers_of
+        from jobs.output.scorers import check_rule, scorers_of
         from producer.planning.recipes import rule_of
         from producer.planning.resolution import PlanOptions
         from producer.planning.tables import columns_of, kept_columns
@@ -229,6 +230,12 @@ class Requests:
         except InvalidRequest as error:  # once; else each line that names none would have it
             folders = "A folder of a pipeline and ORG/REPOSITORY are models too."
             raise UsageError(f"--model: {error.reason}", "" if table.closed else folders) from error
+        scorers, rule = scorers_of(self.score), rule_of(self.choose)
+        try:
+            if rule:
+                check_rule(rule, scorers)
+        except InvalidRequest as error:
+            raise UsageError(f"--choose: {error}") from error
         return PlanOptions(
             model=self.model,
             seed=self.seed,
@@ -240,8 +247,8 @@ class Requests:
             n=self.n,
             columns=columns_of(self.map),
             keep=kept_columns(self.keep),
-            scorers=scorers_of(self.score),
-            rule=rule_of(self.choose),
+            scorers=scorers,
+            rule=rule,
         )
 
 

@@ -17,7 +17,7 @@ from jobs.errors import InvalidRequest
 from jobs.formats import ImageFormat, format_named
 from jobs.ids import derived_seed, job_identifier, name_hasher, names_hasher, seed_deriver
 from jobs.models.table import Model, ModelTable
-from jobs.output.scorers import columns_lacking
+from jobs.output.scorers import check_rule
 from jobs.requests import (
     KEYS_KEPT,
     BatchKey,
@@ -249,13 +249,9 @@ class Resolver:
         They differ in their seeds, which follow from that of the first and their numbers.
 
         Raises:
-            InvalidRequest: the rule reads a column that no scorer gives.
+            InvalidRequest: the rule reads a column that no scorer gives, or that is no number.
         """
-        for name in columns_lacking(rule.columns, self.options.scorers):
-            raise InvalidRequest(
-                "by" if name == rule.by else "min" if name in dict(rule.least) else "max",
-                f"no scorer of the run gives a column {name!r}; name one with --score",
-            )
+        check_rule(rule, self.options.scorers)
         yield first._replace(candidate=Candidate(first.job_id, 0, rule))
         fingerprint = self.fingerprints[first.key.route]
         identify = job_identifier(b"".join(_content(first.key, first.format, fingerprint)))

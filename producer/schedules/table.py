@@ -34,7 +34,7 @@ from pydantic_core import ErrorDetails
 from jobs.errors import InvalidRequest, UsageError, plain, resembling, shown
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
-from jobs.output.scorers import scorers_of
+from jobs.output.scorers import check_rule, scorers_of
 from jobs.output.storage import open_file
 from jobs.requests import Seed
 from jobs.teams import OPEN_TEAM, TEAM, Priority
@@ -135,6 +135,8 @@ class Schedule(BaseModel):
                     scorers_of(value)
                 case _ if value and value.rule is None:
                     raise ValueError("says nothing to choose by")
+                case _ if value and "score" in info.data:
+                    check_rule(value.rule, scorers_of(info.data["score"]))
         except (UsageError, InvalidRequest) as error:
             raise ValueError(str(error)) from error
         return value

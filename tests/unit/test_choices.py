@@ -17,6 +17,8 @@ from jobs.output.records import Row, Scores, write_part
 from jobs.output.scores import Scoring, write_chosen_by, write_scores, write_scoring
 from jobs.output.storage import Storage, open_storage
 from jobs.requests import Candidate, Request, Rule
+from jobs.settings import Settings
+from producer.commands.options import Requests
 from producer.planning.blocks import plan_blocks
 from producer.planning.recipes import rule_of
 from producer.planning.resolution import PlanOptions
@@ -198,6 +200,7 @@ def test_all_candidates_are_planned_and_the_first_is_the_request_itself(tmp_path
         ('"best_of": 2, "by": "beauty"', "by"),
         ('"min": {"beauty": 2}', "min"),
         ('"max": {"duplicate_of": 2}', "max"),
+        ('"best_of": 2, "by": "pdq"', "by"),
         ('"n": 5000, "best_of": 4, "by": "contrast"', "n"),
     ],
 )
@@ -245,3 +248,18 @@ def test_options_that_choose_nothing_are_refused(text: str) -> None:
 def test_what_is_wrong_with_a_choice_is_said(text: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         rule_of(text)
+
+
+@pytest.mark.parametrize(
+    ("scorers", "text", "reason"),
+    [
+        (["statistics"], '{"best_of": 2, "by": "sharpnes"}', "by: .*; did you mean 'sharpness'"),
+        ([], '{"min": {"contrast": 5}}', "min: no scorer of the run .*; name one with --score"),
+        (["shapes"], '{"max": {"shapes_wrong": 1}}', "max: column 'shapes_wrong' is text"),
+    ],
+)
+def test_an_option_that_chooses_by_no_score_is_told_once(
+    scorers: list[str], text: str, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=f"--choose: {reason}"):
+        Requests(score=scorers, choose=text).planned(Settings(), load_models())

@@ -209,6 +209,7 @@ out = "out/{date}"
         ("cron", 'score = ["beauty"]\ncron', "a.score: no scorer is called 'beauty'"),
         ("cron", "choose = { best_of = 2 }\ncron", "a.choose: by: is required"),
         ("cron", "choose = { best_of = 1 }\ncron", "a.choose: says nothing to choose by"),
+        ("cron", "choose = { min = { blank = 1 } }\ncron", "a.choose: min: no scorer of the run"),
         ("cron", 'name = "b"\ncron', "a.name: the name is that of the table"),
         ("cron", 'model = "nope"\ncron', "a.model: unknown model 'nope'"),
         ("[schedules.a]", "[schedules]\n[other]", "other: unknown field"),
