@@ -40,10 +40,14 @@ def log_to_stderr(form: LogFormat, text: str = TEXT) -> None:
 
 
 def _json() -> logging.Formatter:
-    from pythonjsonlogger.orjson import OrjsonFormatter  # needed by few
+    from pythonjsonlogger.core import RESERVED_ATTRS  # needed by few
+    from pythonjsonlogger.orjson import OrjsonFormatter
 
     return OrjsonFormatter(
-        [*_FIELDS, "message"], rename_fields=_FIELDS, datefmt="%Y-%m-%dT%H:%M:%S%z"
+        [*_FIELDS, "message"],
+        rename_fields=_FIELDS,
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+        reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's message with colours
     )
 
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from jobs import traces
 from jobs.errors import ImagemillError, UsageError
-from jobs.logs import log_to_stderr
+from jobs.logs import LogFormat, log_to_stderr
 from jobs.models.table import load_models
 from jobs.settings import Settings
 from producer.api.access.keys import make_ring
@@ -23,7 +23,7 @@ from producer.api.admission import is_loopback
 from producer.api.application import make_api
 from producer.api.calls import Calls
 from producer.api.protocol import BoundedProtocol
-from producer.report.console import say
+from producer.report.console import announce
 
 STOP_SECONDS = 10  # uploads and downloads under way may take so long to end
 READY_SECONDS = 600.0  # after that it says so, whatever is still awaited
@@ -54,7 +54,8 @@ def run_server(
     listener = _listen(host, port)
     drain = settings.call_seconds if settings.drain_seconds is None else settings.drain_seconds
     proxies = sorted(settings.trusted_proxies)
-    server = _Server(api, f"http://{_netloc(host, listener)}", drain, check, proxies)
+    url = f"http://{_netloc(host, listener)}"
+    server = _Server(api, url, drain, check, proxies, settings.log_format)
     # Uvicorn raises the signal again after it has stopped; that is how a server ends.
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
@@ -87,7 +88,7 @@ class _Server(uvicorn.Server):
     """Says when it is ready, and ends when `check` fails or, asked to, when no call is left.
 
     drain: seconds that calls under way have when it is to end; proxies: networks that are believed
-    who calls, and how.
+    who calls, and how; form: of what it says.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class _Server(uvicorn.Server):
         drain: float,
         check: Callable[[], None] | None,
         proxies: list[str],
+        form: LogFormat,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -121,6 +123,7 @@ class _Server(uvicorn.Server):
         self._patient_until = time.monotonic() + READY_SECONDS
         self._drain = drain
         self._drained_by: float | None = None
+        self._form = form
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Finish the calls under way first; asked again, end at once.
@@ -135,7 +138,8 @@ class _Server(uvicorn.Server):
         self._drained_by = 0.0 if again else time.monotonic() + self._drain
         self._calls.draining = True
         if self._calls.under_way and not again:
-            say(f"Stopping: {self._calls.under_way} calls under way (Ctrl-C again ends them)")
+            under_way = f"{self._calls.under_way} calls under way"
+            self._say(f"Stopping: {under_way} (Ctrl-C again ends them)")
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn every tenth of a second."""
@@ -163,10 +167,14 @@ class _Server(uvicorn.Server):
                 awaited = "the broker does not answer"
         if awaited is None or time.monotonic() > self._patient_until:
             self._announced = True
-            say(f"Ready: {self._url} (Ctrl-C stops)" + (f"; still, {awaited}" if awaited else ""))
+            still = f"; still, {awaited}" if awaited else ""
+            self._say(f"Ready: {self._url} (Ctrl-C stops){still}")
         elif awaited != self._awaited:
             self._awaited = awaited
-            say(f"Not ready yet: {awaited}")
+            self._say(f"Not ready yet: {awaited}")
+
+    def _say(self, text: str) -> None:
+        announce(text, self._form)
 
 
 def _listen(host: str, port: int) -> socket.socket:

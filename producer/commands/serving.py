@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,13 +66,16 @@ def up(
 ) -> None:
     """Start all on this machine, until Ctrl-C: private broker, workers, HTTP facade."""
     from jobs.broker.connection import without_password
+    from jobs.logs import log_to_stderr
     from jobs.models.table import load_models
     from producer.api.server import check_exposure, run_server
     from producer.local.embedded import Crew
     from producer.local.sharing import Guest, HostLeft, shared
-    from producer.report.console import say
+    from producer.report.console import announce
 
     settings = _settings(store, None, models_file, log_format)
+    log_to_stderr(settings.log_format)
+    say = partial(announce, form=settings.log_format)
     check_exposure(settings, host, insecure)
     table = load_models(settings.models)
     served = models.split(",") if models else table.usual

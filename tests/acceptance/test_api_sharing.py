@@ -1,4 +1,4 @@
-"""Two `imagemill up` on one store."""
+"""`imagemill up`: two on one store, and what it says."""
 
 from __future__ import annotations
 
@@ -79,3 +79,12 @@ def test_the_second_says_so_and_serves_and_goes_on_alone(tmp_path: Path) -> None
     finally:
         one.kill()
         stop(other, beside.log("up"))
+
+
+def test_logs_of_all_processes_are_objects(tmp_path: Path) -> None:
+    premises = make_premises(tmp_path)
+    server, url = premises.serve("up", "--models", "null", "--log-format", "json")
+    stop(server, log := premises.log("up"))
+    said = [json.loads(line)["message"] for line in log.read_text().splitlines()]
+    assert f"Ready: {url} (Ctrl-C stops)" in said
+    assert any(message.startswith("Its broker: --broker") for message in said)

@@ -16,7 +16,7 @@ from jobs.logs import about, log_to_stderr
 log_to_stderr("json")
 log = logging.getLogger("worker.tasks")
 with about(run="abc", shard=1), about(chunk=2):
-    log.info("of a chunk", extra={"job": "j"})
+    log.info("of a chunk", extra={"job": "j", "color_message": "\\033[1m"})
     with ThreadPoolExecutor(1) as device:
         device.submit(copy_context().run, log.warning, "on the device").result()
         device.submit(log.warning, "of another thread").result()
@@ -33,6 +33,7 @@ def test_lines_are_objects_with_ids() -> None:
     chunk, device, other, broken = map(orjson.loads, done.stderr.splitlines())
     ids = {"run": "abc", "shard": 1, "chunk": 2}
     assert chunk.items() >= {"message": "of a chunk", "level": "INFO", "job": "j", **ids}.items()
+    assert "color_message" not in chunk
     assert device.items() >= ids.items()
     assert not other.keys() & ids.keys()
     assert "two\nlines" in broken["exc_info"]
