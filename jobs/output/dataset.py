@@ -139,8 +139,9 @@ def read_summary(storage: Storage) -> Summary | None:
         summary = None
     if summary is None or not RUN_ID.fullmatch(summary.run_id):
         raise FatalError(
-            f"{storage.name(layout.RUN)} was not written by imagemill",
-            "Choose another output location.",
+            f"{storage.name(layout.RUN)} was not written by imagemill, or is damaged",
+            "Name another location; or, if a run's images are there, move that file away: the same "
+            "run command again writes it anew.",
         )
     return summary
 

@@ -14,7 +14,7 @@ DAMAGED = (EOFError, zlib.error, LZMAError, BadZipFile, NotImplementedError, Run
 _PERMANENT_ERRNOS = {
     errno.ENOSPC: ("is full", "Free some space"),
     errno.EDQUOT: ("is over its quota", "Free some space or raise the quota"),
-    errno.EROFS: ("is read-only", "Choose another output location"),
+    errno.EROFS: ("is read-only", "Choose another location, or make it writable"),
     errno.EACCES: ("refuses access", "Check the permissions or the credentials"),
     errno.EPERM: ("refuses access", "Check the permissions or the credentials"),
     errno.EEXIST: ("has a file where a folder is needed", "Choose another location"),

@@ -151,13 +151,15 @@ def list_(as_json: options.Json = False) -> None:
     from datetime import UTC, datetime
 
     from producer.api.access.keys import read_keys
-    from producer.report.console import show, show_json
+    from producer.report.console import say, show, show_json
 
     keys = read_keys(_settings().keys_file)
     if as_json:
         names = ("id", "teams", "created_at", "priority")
         show_json([{name: getattr(key, name) for name in names} for key in keys])
         return
+    if not keys:
+        say("There are no keys: imagemill keys create makes one.")
     for key in keys:
         made = datetime.fromtimestamp(key.created_at, UTC)
         show(f"{key.id}  {made:%Y-%m-%d}  {key.priority:6}  {', '.join(key.teams)}")

@@ -78,8 +78,11 @@ def cancel(run: options.Run, broker: options.Broker = None, as_json: options.Jso
     from jobs.settings import load_settings
     from producer.control.installation import installation
     from producer.control.stopping import cancel as stop
+    from producer.report.console import say
 
-    _show(stop(run, installation(load_settings(broker))), as_json)
+    stopped = stop(run, installation(load_settings(broker)))
+    _show(stopped, as_json)
+    say(f"imagemill resume {stopped.out} goes on.")
 
 
 def resume(

@@ -153,5 +153,7 @@ def _unfinished(name: str, known: Installation) -> tuple[str, str]:
     run_id = name if is_run_id(name) else stored_run(open_storage(name))
     progress = known_progress(run_id, known)
     if progress.state == "finished":
-        raise UsageError(f"run {run_id} has finished already: {progress.out}", "Nothing to stop.")
+        raise UsageError(
+            f"run {run_id} has finished already: {progress.out}", "Nothing of it is left to render."
+        )
     return run_id, progress.out

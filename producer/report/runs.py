@@ -84,7 +84,7 @@ def show_statuses(statuses: Sequence[Status]) -> None:
     for s in statuses:
         if s.retries:
             counts = [counted(s.deaths, "death"), counted(s.suspects, "suspected request")]
-            show(f"{s.run_id}: {s.retries:,} chunks tried again, {', '.join(counts)}")
+            show(f"{s.run_id}: {counted(s.retries, 'chunk')} tried again, {', '.join(counts)}")
         if s.busy:
             show(f"{s.run_id}: {_devices(s.busy, s.useful)}")
         for line in s.unfit:

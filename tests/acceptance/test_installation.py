@@ -64,6 +64,7 @@ def test_submitted_run_finishes(installed: Cli, monkeypatch: pytest.MonkeyPatch)
         assert again.stdout == f"{run_id}\n"
         assert "Nothing was left to render: 20 images" in again.stderr
     assert installed.json(*submit) == installed.json("status", run_id)
+    assert "Nothing of it is left" in installed("prioritize", "out", "high", code=2).stderr
     waited = installed.json(*submit, "--wait")
     assert (waited["run_id"], waited["rendered"]) == (run_id, False)
     image = next((installed.folder / "out" / "images").rglob("*.jpg"))
@@ -109,7 +110,7 @@ def test_an_output_location_takes_one_run_at_a_time(installed: Cli) -> None:
     assert installed(*submit).stdout.strip() == run_id
     refused = installed(*submit, "--seed", "1", code=1).stderr
     assert f"run {run_id} goes on in" in refused
-    installed("cancel", run_id)
+    assert f"imagemill resume {installed.folder / 'out'}" in installed("cancel", run_id).stderr
     assert installed(*submit, "--seed", "1").stdout.strip() != run_id
 
 

@@ -172,6 +172,18 @@ def test_a_row_is_a_line_for_what_reads_it(
     assert lines[1].endswith(out)
 
 
+def test_a_chunk_that_was_tried_again_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    show_statuses([Status("0" * 12, "out", "running", 9, 3, 0, 4, 1, "broker", retries=1)])
+    assert ": 1 chunk tried again, 0 deaths" in capsys.readouterr().out
+
+
+def test_no_keys_are_told(tmp_path: Path) -> None:
+    keys = {"IMAGEMILL_KEYS_FILE": str(tmp_path / "keys.json")}
+    listed = CliRunner().invoke(make_cli(), ["keys", "list"], env=keys)
+    assert (listed.exit_code, listed.stdout) == (0, "")
+    assert "There are no keys: imagemill keys create" in listed.stderr
+
+
 def test_the_end_of_a_run_shows_the_first_reasons_and_where_the_others_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
