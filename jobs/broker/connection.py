@@ -68,12 +68,14 @@ class Group:
 class Broker:
     """How to reach the installation's server.
 
-    kind: redis-py's class of connections to it; options: theirs; group: the one it is of, if any.
+    kind: redis-py's class of connections to it; options: theirs; group: the one it is of, if any;
+    shown: its URL as messages may show it.
     """
 
     def __init__(self, settings: Settings) -> None:
         url = settings.broker.replace("redis+socket://", "unix://", 1)
         scheme = urlsplit(url).scheme
+        self.shown = without_password(settings.broker)
         self.group: Group | None = None
         if scheme in SENTINELS:
             self.kind, self.options, self.group = _of_group(url, secure=scheme == SENTINELS[1])

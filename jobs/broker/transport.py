@@ -239,9 +239,18 @@ class SteadyChannel(Channel):
 
 
 class SteadyTransport(Transport):
-    """Kombu's Redis transport with the channel above."""
+    """Kombu's Redis transport with the channel above, which messages know by the URL given."""
 
     Channel = SteadyChannel
+
+    def __init__(self, client: Any, **options: Any) -> None:
+        super().__init__(client, **options)  # type: ignore[no-untyped-call]
+        self._broker: Broker = client.transport_options["broker"]
+        self.can_parse_url = True  # has kombu ask as_uri; of the class it would mean more
+
+    def as_uri(self, *_: Any, **__: Any) -> str:
+        """Which server it is, without passwords."""
+        return self._broker.shown
 
 
 def register_transport() -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import redis
 from redis.sentinel import SentinelConnectionPool, SentinelManagedSSLConnection
 
+from jobs.broker.app import make_app
 from jobs.broker.connection import Broker
 from jobs.broker.transport import transport_options
 from jobs.settings import Settings
@@ -53,3 +55,15 @@ def test_no_password_is_repeated(tmp_path: Path) -> None:
     assert "p@ss" not in repr(Broker(Settings(broker=GROUP)))
     file = Broker(Settings(broker=GROUP, broker_password_file=tmp_path / "password"))
     assert "password" not in file.options
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:1/0", "redis://127.0.0.1:1/0"),
+        ("redis://user:secret@127.0.0.1:1/0", "redis://**@127.0.0.1:1/0"),
+    ],
+)
+def test_a_worker_names_the_broker_that_it_was_given(url: str, shown: str) -> None:
+    """As it does when it cannot connect."""
+    assert make_app(Settings(broker=url)).connection_for_read().as_uri() == shown
