@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -26,7 +26,7 @@ from jobs.output.plan import Plan, read_shard
 from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part, read_parts
 from jobs.output.scores import Joiner
 from jobs.output.storage import Storage
-from jobs.output.writers import JsonlWriter
+from jobs.output.writers import JsonlComparer, JsonlWriter
 from jobs.requests import Request
 
 CALLS_KEPT = 65_536
@@ -205,7 +205,8 @@ def write_dataset(storage: Storage, plan: Plan, unscored: Mapping[str, str] = {}
     Raises:
         IncompleteRun: a request has no record; nothing is replaced.
     """
-    tally = _write_rows(storage, plan)
+    with JsonlWriter(storage, plan.chooses) as writer:
+        tally = _write_rows(storage, plan, writer)
     summary = replace(tally.summary(plan), unscored=dict(unscored))
     write_summary(storage, summary)
     return summary
@@ -213,13 +214,31 @@ def write_dataset(storage: Storage, plan: Plan, unscored: Mapping[str, str] = {}
 
 def rewrite_rows(storage: Storage, plan: Plan) -> None:
     """Write the rows of a finished run anew, with the scores that its images have by now."""
-    _write_rows(storage, plan)
+    with JsonlWriter(storage, plan.chooses) as writer:
+        _write_rows(storage, plan, writer)
 
 
-def _write_rows(storage: Storage, plan: Plan) -> _Tally:
+def stale_files(storage: Storage, plan: Plan) -> list[str]:
+    """The dataset's files that do not hold what the records of a finished run say.
+
+    Raises:
+        IncompleteRun: a request has no record.
+    """
+    with JsonlComparer(storage, plan.chooses) as comparer:
+        _write_rows(storage, plan, comparer)
+        return comparer.stale()
+
+
+class _RowsWriter(Protocol):
+    def add(self, rows: Sequence[Row]) -> None: ...
+
+    def add_rejects(self, rows: Sequence[Row]) -> None: ...
+
+
+def _write_rows(storage: Storage, plan: Plan, writer: _RowsWriter) -> _Tally:
     tally, scores = _Tally(), Joiner(storage, plan.run_id)
     chooser = Chooser(storage, plan) if plan.chooses else None
-    with keeper(storage, plan) as kept, JsonlWriter(storage, plan.chooses) as writer:
+    with keeper(storage, plan) as kept:
         for row in _invalid_rows(storage, plan):
             writer.add([row])
         for number, shard in enumerate(rows_by_shard(storage, plan)):

@@ -31,6 +31,9 @@ DATASET = (METADATA, ERRORS, REJECTS)  # what people and loaders read
 RUN = "run.json"
 SCORES = "_scores"
 
+_IMAGE = re.compile(
+    rf"images/[0-9]{{5,}}/[0-9a-f]{{32}}\.({'|'.join(one.extension for one in FORMATS.values())})"
+)
 _PART = re.compile(
     r"(?P<shard>[0-9]{5,9})\."
     r"((?P<chunk>[0-9]{4,9})\.((?P<done>done)|[0-9a-z]+)|reused\.[0-9]{4,9})\.jsonl"
@@ -43,6 +46,11 @@ _SCORES = re.compile(
 def image(shard: int, job_id: str, image_format: ImageFormat) -> str:
     """The path of one image. Job ids are hexadecimal, so nothing a user wrote becomes a path."""
     return f"images/{shard:05d}/{job_id}.{FORMATS[image_format].extension}"
+
+
+def is_image(path: str) -> bool:
+    """Whether an image has such a path."""
+    return _IMAGE.fullmatch(path) is not None
 
 
 def manifest(run_id: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -26,7 +25,6 @@ Scores = Mapping[str, Score]  # column → an image's; without those that it has
 PARTS_AHEAD = 16
 
 MAX_DEPTH = 16  # of the values in a row
-_FILE_NAME = re.compile(r"images/[0-9]{5,}/[0-9a-f]{32}\.[a-z]{3,4}")
 
 
 class Row(TypedDict, total=False):
@@ -282,7 +280,7 @@ def read_row(line: bytes, source: str) -> Row:
     try:
         row = orjson.loads(line)
         named = row["status"] == "invalid" or JOB_ID.fullmatch(row["job_id"])
-        named = named and (row["status"] != "done" or _FILE_NAME.fullmatch(row["file_name"]))
+        named = named and (row["status"] != "done" or layout.is_image(row["file_name"]))
         if named and not (line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deep(row)):
             return cast("Row", row)
     except (orjson.JSONDecodeError, LookupError, TypeError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Protocol, Self
+from typing import IO, Protocol, Self
 
+from jobs.errors import FatalError
 from jobs.output import layout
 from jobs.output.records import Row, encode_part
 from jobs.output.storage import Storage
@@ -81,3 +82,45 @@ class JsonlWriter(FilesWriter):
         """Candidates that were not chosen, with or without an image."""
         if self._rejects:
             self._rejects.write(encode_part(rows))
+
+
+class JsonlComparer:
+    """In place of a JsonlWriter: compares the files that are there with what it would write."""
+
+    def __init__(self, storage: Storage, chooses: bool = False) -> None:
+        self._opened = ExitStack()
+        self._files: dict[str, IO[bytes]] = {}
+        self._stale: set[str] = set()
+        for name in layout.DATASET if chooses else (layout.METADATA, layout.ERRORS):
+            try:
+                self._files[name] = self._opened.enter_context(storage.reader(name))
+            except (FileNotFoundError, FatalError):
+                self._stale.add(name)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self._compare(layout.METADATA, [row for row in rows if row["status"] == "done"])
+        self._compare(layout.ERRORS, [row for row in rows if row["status"] != "done"])
+
+    def add_rejects(self, rows: Sequence[Row]) -> None:
+        self._compare(layout.REJECTS, rows)
+
+    def stale(self) -> list[str]:
+        """The files that are gone, or hold others than these rows."""
+        longer = {name for name, file in self._files.items() if file.read(1)}
+        return sorted(self._stale | longer)
+
+    def _compare(self, name: str, rows: Sequence[Row]) -> None:
+        expected = encode_part(rows)
+        if name in self._files and self._files[name].read(len(expected)) != expected:
+            self._stale.add(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._opened.close()

@@ -70,7 +70,11 @@ def fsck(
     out: options.Dataset,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Render missing and torn images again, remove orphans."),
+        typer.Option(
+            "--repair",
+            help="Render again what is missing, torn or without a record, write the "
+            "dataset anew, then remove orphans: images that no record and no row names.",
+        ),
     ] = False,
     devices: options.Devices = "auto",
     workers: options.Workers = None,
@@ -78,7 +82,7 @@ def fsck(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compare records and images both ways. Exits with 1 if anything is wrong and stays so.
+    """Compare records, images and the dataset. Exits with 1 if anything is wrong and stays so.
 
     With --repair, --json is about what stays wrong.
     """
@@ -86,7 +90,7 @@ def fsck(
     from jobs.settings import load_settings
     from producer.control.progress import display
     from producer.local.embedded import Crew
-    from producer.report.checks import show_damage
+    from producer.report.checks import advice_on, show_damage
     from producer.report.console import say, show_json
     from producer.upkeep.fsck import inspect
     from producer.upkeep.fsck import repair as mend
@@ -106,6 +110,5 @@ def fsck(
     if as_json:
         show_json(damage)
     if not damage.is_none:
-        if not repair:
-            say(f"imagemill fsck {out} --repair mends this.")
+        say(advice_on(damage, storage))
         raise typer.Exit(Exit.FAILED)

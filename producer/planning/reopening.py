@@ -1,4 +1,4 @@
-"""Finished runs some of whose images are gone: which, and chunks that render them again."""
+"""Finished runs that lack images or records: which, and chunks that render them again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from jobs.errors import FatalError
 from jobs.output import layout
+from jobs.output.choices import Chooser
+from jobs.output.dataset import rows_by_shard
 from jobs.output.plan import Chunk, Plan, read_plan, read_shard, write_plan
-from jobs.output.records import encode_part, parts_by_shard, read_part
+from jobs.output.records import chunks_done, encode_part, parts_by_shard, read_part
 from jobs.output.storage import Storage
 from jobs.requests import Request
 
@@ -110,7 +112,44 @@ def _reopen(storage: Storage, run_id: str, bad: Set[str]) -> Plan | None:
     return reopened
 
 
-def _chunks(requests: list[Request], lost: set[str]) -> Iterator[Chunk]:
+def unrecorded(storage: Storage, plan: Plan) -> dict[int, list[Request]]:
+    """The requests that have no record though the dataset needs it, by their plan shard."""
+    chooser, found = Chooser(storage, plan), dict[int, list[Request]]()
+    for number, shard in enumerate(rows_by_shard(storage, plan)):
+        needed = [one for choice in chooser.choose(shard) for one in choice.needed]
+        if needed:
+            found[number] = needed
+    return found
+
+
+def reopen_unrecorded(storage: Storage, plan: Plan) -> Plan:
+    """Give requests whose records are gone chunks of their own, unless theirs is rendered again.
+
+    Returns the new plan.
+    """
+    done, waiting, shards = chunks_done(storage, plan), set[str](), list(plan.shards)
+    for number, shard in enumerate(shards):
+        left = [one for i, one in enumerate(shard.chunks) if (number, i) not in done]
+        rows = read_shard(storage, plan.run_id, number) if left else []
+        waiting |= {row.job_id for chunk in left for row in rows[chunk.start : chunk.stop]}
+    for number, needed in unrecorded(storage, plan).items():
+        rows = read_shard(storage, plan.run_id, number)
+        images = {one.candidate.image for one in needed if one.candidate}
+        lost = {one.job_id for one in needed}
+        # Of these images later candidates may be needed next: their rounds look for that.
+        lost |= {
+            row.job_id
+            for row in rows
+            if row.round and row.candidate and row.candidate.image in images
+        }
+        chunks = _chunks(rows, lost - waiting)
+        shards[number] = replace(shards[number], chunks=(*shards[number].chunks, *chunks))
+    reopened = replace(plan, shards=tuple(shards))
+    write_plan(storage, reopened)
+    return reopened
+
+
+def _chunks(requests: list[Request], lost: Set[str]) -> Iterator[Chunk]:
     """Ranges of a shard's rows that hold just these job ids."""
     rows = [(row, r.key.model, r.round) for row, r in enumerate(requests) if r.job_id in lost]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from producer.report.console import counted, show
 
 if TYPE_CHECKING:
+    from jobs.output.storage import Storage
     from producer.upkeep.comparison import Comparison
     from producer.upkeep.doctor import Finding
     from producer.upkeep.fsck import Damage
@@ -30,7 +31,7 @@ def show_verdict(verdict: Verdict) -> None:
 
 
 def show_damage(damage: Damage) -> None:
-    """What is wrong with a dataset's images."""
+    """What is wrong with a dataset, its images and their records."""
     for state, paths in damage.found.items():
         for path in paths[:SHOWN_PATHS]:
             show(f"{state}: {path}")
@@ -38,6 +39,33 @@ def show_damage(damage: Damage) -> None:
             show(f"{state}: … and {len(paths) - SHOWN_PATHS:,} more")
     counts = ", ".join(f"{len(paths):,} {state}" for state, paths in damage.found.items() if paths)
     show(f"{counted(damage.images, 'image')} on record: {counts or 'all are there and whole'}")
+
+
+def advice_on(damage: Damage, storage: Storage) -> str:
+    """What to do about it."""
+    if damage.lost:
+        if all("/parts/" in path for path in damage.lost):
+            return (
+                "Nothing is mended while these files cannot be read. Bring them back; or remove "
+                f"them: then imagemill fsck {storage.uri} --repair renders again what they told of."
+            )
+        run = storage.name("/".join(damage.lost[0].split("/")[:2]))
+        return (
+            f"Nothing is mended without the lost files. Bring them back; or remove {run}, and run "
+            "or submit its manifest again into the same place: that renders all of it again."
+        )
+    does = {
+        "renders again what is missing, torn or without a record": [
+            *damage.missing, *damage.torn, *damage.unrecorded
+        ],
+        "writes the dataset anew": damage.stale,
+        "removes the orphans": damage.orphans,
+    }  # fmt: skip
+    acts = " and ".join(act for act, paths in does.items() if paths)
+    advice = [f"imagemill fsck {storage.uri} --repair mends this: it {acts}."] if acts else []
+    if damage.unreadable:
+        advice.append("Unreadable images stay as they are: check who may read them.")
+    return "\n".join(advice)
 
 
 def show_finding(finding: Finding) -> None:

@@ -1,32 +1,53 @@
-"""Compares an output location's records with its images, both ways, and mends what differs."""
+"""Compares an output location's records with its images and its dataset, and mends what differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from jobs.output.dataset import planned, read_finished, write_summary
-from jobs.output.records import parts_by_shard, read_part
+from jobs.errors import FatalError
+from jobs.output import layout
+from jobs.output.dataset import (
+    IncompleteRun,
+    planned,
+    read_finished,
+    rewrite_rows,
+    stale_files,
+    write_summary,
+)
+from jobs.output.plan import Plan, read_plan
+from jobs.output.records import Row, parts_by_shard, read_part, read_row
 from jobs.output.storage import Storage
 from jobs.settings import Settings
 from producer.control.progress import Display
 from producer.local.embedded import Crew
 from producer.local.whole import finish
-from producer.planning.reopening import reopen, runs_of
+from producer.planning.reopening import reopen, reopen_unrecorded, runs_of, unrecorded
 
 READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """images: on record; missing, torn: paths of such; orphans: images that no record names."""
+    """images: on record, or named by the dataset; missing, torn, unreadable: paths of such;
+    orphans: images that nothing names.
+
+    unrecorded: custom_ids of requests whose records are gone; stale: files of the dataset that are
+    not what the records say; lost: files of the plan and of records that are gone or cannot be
+    read: nothing is mended without them.
+    """
 
     images: int
     missing: list[str]
     torn: list[str]
+    unreadable: list[str]
     orphans: list[str]
+    unrecorded: list[str]
+    stale: list[str]
+    lost: list[str]
 
     @property
     def is_none(self) -> bool:
@@ -34,59 +55,136 @@ class Damage:
 
     @property
     def found(self) -> dict[str, list[str]]:
-        """Kind of damage → paths."""
-        return {"missing": self.missing, "torn": self.torn, "orphan": self.orphans}
+        """Kind of damage → paths, or custom_ids."""
+        return {
+            "lost": self.lost,
+            "missing": self.missing,
+            "torn": self.torn,
+            "unreadable": self.unreadable,
+            "unrecorded": self.unrecorded,
+            "stale": self.stale,
+            "orphan": self.orphans,
+        }
 
 
 def inspect(storage: Storage) -> Damage:
-    """Read every image of a finished run's output location and compare it with its record.
+    """Read every image of a finished run's output location and compare it with its record, and the
+    dataset with all records.
 
     Raises:
         UsageError: no run has finished there; while one goes on, images come before their records.
     """
     current = read_finished(storage).run_id
-    records: dict[str, tuple[int, str]] = {}
+    plan = read_plan(storage, current)
+    lost = _lost(storage, current, plan)
+    # What people load counts least, but no image of it is an orphan.
+    records = {
+        path: digest
+        for name in (layout.METADATA, layout.REJECTS)
+        for path, digest in _images(_rows(storage, name))
+    }
     # Its own records count most: an image may have been rendered anew for it.
     for run_id in runs_of(storage, current):
-        records |= dict(_images(storage, run_id))
-    sizes = storage.sizes("images")
-    there = sorted(records.keys() & sizes.keys())
+        for parts in parts_by_shard(storage, run_id).values():
+            for part in parts:
+                try:
+                    records |= dict(_images(read_part(storage, part)))
+                except FatalError:
+                    lost.append(part)
+    files = storage.sizes("images").keys()
+    there = sorted(records.keys() & files)
 
-    def is_torn(path: str) -> bool:
-        size, digest = records[path]
-        return size != sizes[path] or sha256(storage.read(path)).hexdigest() != digest
+    def state(path: str) -> str:
+        try:
+            digest = sha256(storage.read(path)).hexdigest()
+        except FileNotFoundError:  # it has just gone, or is a link to nothing
+            return "missing"
+        except FatalError:
+            return "unreadable"
+        return "whole" if digest == records[path] else "torn"
 
     with ThreadPoolExecutor(READERS) as pool:
-        torn = [path for path, bad in zip(there, pool.map(is_torn, there), strict=True) if bad]
+        states = list(pool.map(state, there))
+
+    def all_that_are(wanted: str) -> list[str]:
+        return [path for path, of in zip(there, states, strict=True) if of == wanted]
+
+    needed, stale = _compare(storage, plan) if plan and not lost else ([], [])
     return Damage(
-        len(records),
-        sorted(records.keys() - sizes.keys()),
-        torn,
-        sorted(sizes.keys() - records.keys()),
+        images=len(records),
+        missing=sorted([*(records.keys() - files), *all_that_are("missing")]),
+        torn=all_that_are("torn"),
+        unreadable=all_that_are("unreadable"),
+        orphans=sorted(filter(layout.is_image, files - records.keys())),
+        unrecorded=needed,
+        stale=stale,
+        lost=lost,
     )
 
 
 def repair(
     storage: Storage, damage: Damage, settings: Settings, crew: Crew, display: Display
 ) -> Damage:
-    """Render what is missing or torn again, on this machine; returns what is wrong afterwards.
+    """Render what is missing, torn or without a record again, on this machine, write the dataset
+    anew, and then remove orphans; returns what is wrong afterwards.
+
+    Orphans stay as long as anything else is wrong: an image may only seem to be one.
 
     Raises:
         FatalError: the weights are not those of the records, or are not here.
     """
+    if damage.lost:
+        return damage
     current = read_finished(storage).run_id
     bad = frozenset(damage.missing + damage.torn)
-    if bad and (plan := reopen(storage, current, bad)):
+    plan = reopen(storage, current, bad) if bad else None
+    if damage.unrecorded and (known := plan or read_plan(storage, current)):
+        plan = reopen_unrecorded(storage, known)
+    if plan:
         write_summary(storage, planned(plan))
         finish(plan, storage, settings, crew, display)
+    elif damage.stale and (known := read_plan(storage, current)):
+        rewrite_rows(storage, known)
+    if bad or damage.unrecorded or damage.stale:
+        damage = inspect(storage)
+    if not replace(damage, orphans=[]).is_none:
+        return damage
     for path in damage.orphans:
         storage.remove(path)
-    return inspect(storage)
+    return replace(damage, orphans=[])
 
 
-def _images(storage: Storage, run_id: str) -> Iterable[tuple[str, tuple[int, str]]]:
-    for parts in parts_by_shard(storage, run_id).values():
-        for part in parts:
-            for row in read_part(storage, part):
-                if row["status"] == "done":
-                    yield row["file_name"], (row["bytes"], row["sha256"])
+def _lost(storage: Storage, run_id: str, plan: Plan | None) -> list[str]:
+    """Files of a run's plan that are gone."""
+    if plan is None:
+        return [layout.plan(run_id)]
+    needed = [layout.shard(run_id, number) for number in range(len(plan.shards))]
+    folder = layout.shard(run_id, 0).rpartition("/")[0]
+    there = {f"{folder}/{name}" for name in storage.list(folder)}
+    others = [layout.invalid(run_id)] if plan.invalid else []
+    others += [layout.manifest(run_id)] if plan.keeps else []
+    there |= {path for path in others if storage.exists(path)}
+    return [path for path in needed + others if path not in there]
+
+
+def _compare(storage: Storage, plan: Plan) -> tuple[list[str], list[str]]:
+    """(custom_ids of requests without a record, files of the dataset that are stale)."""
+    try:
+        return [], stale_files(storage, plan)
+    except IncompleteRun:
+        found = unrecorded(storage, plan)
+        return [one.custom_id for requests in found.values() for one in requests], []
+
+
+def _rows(storage: Storage, name: str) -> Iterator[Row]:
+    """The rows of a dataset's file, as far as they can be read."""
+    with suppress(FileNotFoundError, FatalError), storage.reader(name) as lines:
+        for line in lines:
+            with suppress(FatalError):
+                yield read_row(line, name)
+
+
+def _images(rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
+    for row in rows:
+        if row["status"] == "done":
+            yield row["file_name"], row.get("sha256", "")

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
+from jobs.output.storage import Storage, open_storage
+from jobs.settings import Settings
+from producer.control.progress import display
+from producer.local.embedded import Crew
+from producer.report.checks import advice_on
+from producer.upkeep.fsck import Damage, inspect, repair
+from tests.datasets import make_run
 from tests.support import Cli, circles, rows
+
+KINDS = ("missing", "torn", "unreadable", "orphans", "unrecorded", "stale", "lost")
+WHOLE = {"images": 20} | {kind: [] for kind in KINDS}
 
 
 def test_damage_is_found_and_mended(cli: Cli) -> None:
@@ -13,7 +28,7 @@ def test_damage_is_found_and_mended(cli: Cli) -> None:
     cli("run", manifest, "--out", "out")
     out = cli.folder / "out"
     before = checksums(out)
-    assert cli.json("fsck", "out") == {"images": 20, "missing": [], "torn": [], "orphans": []}
+    assert cli.json("fsck", "out") == WHOLE
 
     gone, cut, changed, *_ = sorted(before)
     (out / gone).unlink()
@@ -21,21 +36,120 @@ def test_damage_is_found_and_mended(cli: Cli) -> None:
     data = bytearray((out / changed).read_bytes())
     data[-1] ^= 1
     (out / changed).write_bytes(data)
-    (out / "images/00000/stray.jpg").write_bytes(b"x")
+    stray = f"images/00000/{'0' * 32}.jpg"
+    (out / stray).write_bytes(b"x")
+    (note := out / "images/00000/note.txt").write_text("mine")
 
     found = cli.json("fsck", "out", code=1)
     assert found["missing"] == [gone]
     assert found["torn"] == sorted([cut, changed])
-    assert found["orphans"] == ["images/00000/stray.jpg"]
-    assert "--repair mends this" in cli("fsck", "out", code=1).stderr
+    assert found["orphans"] == [stray]
+    advice = cli("fsck", "out", code=1).stderr
+    assert "--repair mends this: it renders again what is missing" in advice
+    assert "and removes the orphans" in advice
 
     cli("fsck", "out", "--repair")
     assert checksums(out) == before
-    assert cli.json("fsck", "out")["orphans"] == []
+    assert note.read_text() == "mine"
+    assert cli.json("fsck", "out") == WHOLE
     metadata = rows(out / "metadata.jsonl")
     assert [row["index"] for row in metadata] == list(range(20))
     assert {row["file_name"]: row["sha256"] for row in metadata} == before
     assert "Nothing was left to render" in cli("run", manifest, "--out", "out").stdout
+
+
+def test_records_that_are_gone_are_made_again_and_no_image_is_removed(cli: Cli) -> None:
+    """Images without a record were orphans: they were removed, and all was said to be mended."""
+    manifest = cli.manifest(*[line | {"model": "null"} for line in circles(20)])
+    cli("run", manifest, "--out", "out")
+    out = cli.folder / "out"
+    before = checksums(out)
+    parts = sorted((out / "_run").glob("*/parts/*.done.jsonl"))
+    first = rows(parts[0])[0]
+    parts[0].write_bytes(parts[0].read_bytes().split(b"\n", 1)[1])
+    parts[-1].unlink()
+    gone = {row["custom_id"] for row in rows(out / "metadata.jsonl")}
+    gone -= {row["custom_id"] for part in parts[:-1] for row in rows(part)}
+    assert first["custom_id"] in gone
+    found = cli.json("fsck", "out", code=1)
+    assert set(found.pop("unrecorded")) == gone
+    assert found == {kind: WHOLE[kind] for kind in found}
+    (out / "metadata.jsonl").unlink()  # nothing names these images now
+    assert cli.json("fsck", "out", code=1)["orphans"]
+    cli("fsck", "out", "--repair")
+    assert checksums(out) == before
+    assert cli.json("fsck", "out") == WHOLE
+
+    (run,) = (out / "_run").iterdir()
+    shutil.rmtree(run)
+    found = cli.json("fsck", "out", "--repair", code=1)
+    assert found == WHOLE | {"lost": [f"_run/{run.name}/plan.json"]}
+    assert f"remove {run}, and run or submit" in cli("fsck", "out", code=1).stderr
+    assert checksums(out) == before
+    cli("run", manifest, "--out", "out")
+    assert cli.json("fsck", "out") == WHOLE
+    assert checksums(out) == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: None,
+        lambda data: data.split(b"\n", 1)[1],
+        lambda data: b"{" + data,
+        lambda data: data + data.splitlines(True)[0],
+        lambda data: data.replace(b'"seed":"', b'"seed":"1', 1),
+    ],
+    ids=["removed", "a row removed", "no JSON", "a row twice", "a value changed"],
+)
+def test_a_dataset_that_is_not_what_the_records_say_is_written_anew(
+    damage: Callable[[bytes], bytes | None], tmp_path: Path
+) -> None:
+    """All was said to be there and whole."""
+    storage = open_storage(str(tmp_path))
+    make_run(storage.uri, [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(5)])
+    assert inspect(storage).is_none
+    whole = storage.read("metadata.jsonl")
+    changed = damage(whole)
+    if changed is None:
+        storage.remove("metadata.jsonl")
+    else:
+        storage.write("metadata.jsonl", changed)
+    storage.remove("errors.jsonl")
+    found = inspect(storage)
+    assert found.found | {"stale": []} == {kind: [] for kind in found.found}
+    assert found.stale == ["errors.jsonl", "metadata.jsonl"]
+    assert mended(storage).is_none
+    assert storage.read("metadata.jsonl") == whole
+    assert storage.read("errors.jsonl") == b""
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+    """The check had ended with the first."""
+    storage = open_storage(str(tmp_path))
+    make_run(storage.uri, [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(5)])
+    closed, torn, dangling, *_ = sorted(tmp_path.rglob("*.png"))
+    dangling.unlink()
+    dangling.symlink_to("nothing")
+    closed.unlink()
+    closed.symlink_to(closed)  # nobody can read a link to itself, not even root
+    torn.write_bytes(b"")
+    (part, *_) = sorted(tmp_path.rglob("*.done.jsonl"))
+    part.write_bytes(b"x" + part.read_bytes())
+    found = inspect(storage)
+    assert found.lost == [str(part.relative_to(tmp_path))]
+    assert found.unreadable == [str(closed.relative_to(tmp_path))]
+    assert found.torn == [str(torn.relative_to(tmp_path))]
+    assert found.missing == [str(dangling.relative_to(tmp_path))]
+    assert found.orphans == []
+    assert "or remove them: then" in advice_on(found, storage)
+    assert mended(storage) == found
+
+
+def mended(storage: Storage) -> Damage:
+    """What is left of the damage by a repair that renders nothing."""
+    with display(True) as shown:
+        return repair(storage, inspect(storage), Settings(), Crew("cpu", 1), shown)
 
 
 def test_an_unfinished_run_is_refused(cli: Cli) -> None:

@@ -108,14 +108,18 @@ def test_pictures_that_are_gone_are_rendered_again(cli: Cli) -> None:
     assert "20 images are gone from" in cli(*command).stderr
     assert {path: path.read_bytes() for path in images.rglob("*.jpg")} == before
     assert not cli.json(*command)["rendered"]
-    assert cli.json("fsck", "out") == {"images": 20, "missing": [], "torn": [], "orphans": []}
+    found = cli.json("fsck", "out")
+    assert found.pop("images") == 20
+    assert not any(found.values())
     gone.unlink()
     grown = ("run", cli.manifest(*circles(30)), "--out", "out", "--model", "null", "--json")
-    found = cli(*grown)
-    assert "1 image is gone from" in found.stderr
-    summary = json.loads(found.stdout)["summary"]
+    ended = cli(*grown)
+    assert "1 image is gone from" in ended.stderr
+    summary = json.loads(ended.stdout)["summary"]
     assert (summary["done"], summary["reused"]) == (30, 19)
-    assert cli.json("fsck", "out") == {"images": 30, "missing": [], "torn": [], "orphans": []}
+    found = cli.json("fsck", "out")
+    assert found.pop("images") == 30
+    assert not any(found.values())
 
 
 def test_grown_manifest_renders_only_what_is_new(cli: Cli) -> None:

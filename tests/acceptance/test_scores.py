@@ -170,6 +170,19 @@ def test_choices_are_the_same_whatever_dies(cli: Cli) -> None:
     again = cli.json(*command, "wild", code=1)
     assert (again["rendered"], again["summary"]["run_id"]) == (False, wild["run_id"])
 
+    assert not any(cli.json("fsck", "calm").get(kind) for kind in ("unrecorded", "stale", "lost"))
+    parts = sorted((cli.folder / "calm/_run").glob("*/parts/*"))
+    for part in parts[::3]:
+        part.unlink()
+    for part in parts[1::3]:  # a request of a chunk that is complete
+        part.write_bytes(b"".join(part.read_bytes().splitlines(True)[1:]))
+    assert cli.json("fsck", "calm", code=1)["unrecorded"]
+    cli("fsck", "calm", "--repair")
+    mended = {
+        name: [told(row) for row in rows(cli.folder / f"calm/{name}.jsonl")] for name in names
+    }
+    assert mended == calm
+
 
 def parts_of(out: Path) -> int:
     return len(list((out / "_run").glob("*/parts/*")))
