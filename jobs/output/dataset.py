@@ -9,10 +9,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -23,7 +24,7 @@ from jobs.output import layout
 from jobs.output.choices import Chooser
 from jobs.output.kept import keeper
 from jobs.output.plan import Plan, read_shard
-from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part, read_parts
+from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part, read_parts, read_row
 from jobs.output.scores import Joiner
 from jobs.output.storage import Storage
 from jobs.output.writers import JsonlComparer, JsonlWriter
@@ -180,6 +181,31 @@ def read_pictured(storage: Storage) -> Summary:
             f"{layout.ERRORS} there says why, a row a request.",
         )
     return summary
+
+
+@contextmanager
+def open_rows(storage: Storage, name: str = layout.METADATA) -> Iterator[IO[bytes]]:
+    """The lines of a finished run's metadata.jsonl, or of another file of its dataset.
+
+    Raises:
+        FatalError: it is gone.
+    """
+    with ExitStack() as stack:
+        try:
+            lines = stack.enter_context(storage.reader(name))
+        except FileNotFoundError:
+            raise FatalError(
+                f"{storage.name(name)} is missing",
+                f"imagemill fsck {storage.uri} --repair writes it anew; then run this again.",
+            ) from None
+        yield lines
+
+
+def read_rows(storage: Storage, name: str = layout.METADATA) -> Iterator[Row]:
+    """The rows of such a file. Raises FatalError: it is gone, or a row is none of ours."""
+    with open_rows(storage, name) as lines:
+        for line in lines:
+            yield read_row(line, storage.name(name))
 
 
 def planned(plan: Plan, state: RunState = "running") -> Summary:

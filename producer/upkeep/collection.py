@@ -10,7 +10,7 @@ from itertools import islice
 
 from jobs.errors import UsageError
 from jobs.output import layout
-from jobs.output.dataset import Summary, read_summary, rows_by_shard
+from jobs.output.dataset import Summary, read_rows, read_summary, rows_by_shard
 from jobs.output.plan import Plan
 from jobs.output.records import Row, read_part
 from jobs.output.storage import Storage, open_storage
@@ -32,7 +32,7 @@ class Collection:
     def rows(self) -> Iterator[Row]:
         """The rows of all images, in manifest order. Raises: as read_part."""
         if self.plan is None:
-            return read_part(self.storage, layout.METADATA)
+            return read_rows(self.storage)
         return (row for row in _records(self.storage, self.plan) if row["status"] == "done")
 
 
@@ -48,7 +48,7 @@ def collect(out: str, failures: int) -> Collection:
     if summary is None:
         raise UsageError(f"{out} is not the output of a run", "Check the path.")
     if summary.state == "finished":
-        lost = islice(read_part(storage, layout.ERRORS), failures if summary.without_image else 0)
+        lost = islice(read_rows(storage, layout.ERRORS), failures if summary.without_image else 0)
         found = Collection(storage, None, summary, list(lost))
     else:
         found = _count(storage, planned_run(storage, summary.run_id), summary, failures)

@@ -18,7 +18,7 @@ from PIL import Image, ImageChops
 from jobs.errors import FatalError, InvalidRequest
 from jobs.inputs.images import InputPolicy, check_image, open_image
 from jobs.output import layout
-from jobs.output.dataset import read_finished
+from jobs.output.dataset import open_rows, read_finished
 from jobs.output.records import INCIDENTAL, Row, read_row
 from jobs.output.storage import Storage, open_storage
 
@@ -96,7 +96,7 @@ def compare(first: str, second: str, progress: Callable[[int, int], None]) -> Co
     for storage in storages:
         read_finished(storage)
     found = Comparison()
-    with storages[0].reader(layout.METADATA) as ours, storages[1].reader(layout.METADATA) as theirs:
+    with open_rows(storages[0]) as ours, open_rows(storages[1]) as theirs:
         index = _Index(ours, storages[0].name(layout.METADATA))
         changes = _changes(_differing(index, theirs, storages[1], found), *storages)
         _measure(changes, found, lambda: progress(found.common, len(index)))

@@ -14,9 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from jobs.errors import InvalidRequest, UsageError
 from jobs.ids import STORED_INPUT
 from jobs.inputs.images import InputPolicy, load_input
-from jobs.output import layout
-from jobs.output.dataset import read_pictured
-from jobs.output.records import Row, read_part
+from jobs.output.dataset import read_pictured, read_rows
+from jobs.output.records import Row
 from jobs.output.storage import Storage, open_storage
 from producer.look.small import shrink
 
@@ -58,7 +57,7 @@ def write_sheet(out: str, images: int, target: str | None = None) -> str:
     folder, name = _target(storage, target)
     summary = read_pictured(storage)
     step = max(1, summary.done // images)
-    rows = islice(read_part(storage, layout.METADATA), 0, step * images, step)
+    rows = islice(read_rows(storage), 0, step * images, step)
     folder.write(name, sheet_of(storage, rows))
     return f"{folder.uri}/{name}"
 

@@ -21,7 +21,7 @@ from jobs.ids import STORED_INPUT
 from jobs.marks import stripped
 from jobs.models.table import ModelTable
 from jobs.output import layout
-from jobs.output.dataset import read_pictured
+from jobs.output.dataset import read_pictured, read_rows
 from jobs.output.records import STACK_FIELDS, Row, read_part
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import Settings
@@ -159,7 +159,7 @@ def draw_sample(storage: Storage, sample: int, draw: int = 0) -> list[Row]:
     summary = read_pictured(storage)
     drawn = random.Random(draw).sample(range(summary.done), min(sample, summary.done))
     chosen = frozenset(drawn)
-    rows = enumerate(read_part(storage, layout.METADATA))
+    rows = enumerate(read_rows(storage))
     return [row for number, row in rows if number in chosen]
 
 

@@ -152,6 +152,25 @@ def mended(storage: Storage) -> Damage:
         return repair(storage, inspect(storage), Settings(), Crew("cpu", 1), shown)
 
 
+def test_a_dataset_that_is_gone_is_told_with_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    """Commands ended with a traceback."""
+    storage = open_storage(str(tmp_path / "out"))
+    make_run(storage.uri, [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(5)])
+    storage.remove("metadata.jsonl")
+    for name, *more in (
+        ("export", "there", "--to", "parquet"),
+        ("export", "other", "--layout", "geneval"),
+        ("page",),
+        ("sheet",),
+        ("verify",),
+        ("diff", storage.uri),
+    ):
+        said = cli(name, storage.uri, *more, code=1).stderr
+        assert f"{storage.uri}/metadata.jsonl is missing" in said
+        assert f"imagemill fsck {storage.uri} --repair writes it anew" in said
+        assert "Traceback" not in said
+
+
 def test_an_unfinished_run_is_refused(cli: Cli) -> None:
     assert "is no output of a run" in cli("fsck", ".", code=2).stderr
 

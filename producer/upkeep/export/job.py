@@ -17,7 +17,7 @@ import orjson
 
 from jobs.errors import Exit, InvalidRequest, UsageError
 from jobs.output import layout
-from jobs.output.dataset import Summary, read_finished
+from jobs.output.dataset import Summary, open_rows, read_finished
 from jobs.output.images import ImageReader
 from jobs.output.records import Row, read_row
 from jobs.output.storage import Storage, open_storage
@@ -67,7 +67,7 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
     if source.holds(target):
         raise UsageError(f"{to} is inside the dataset", "Choose a place outside of it.")
     summary = read_finished(source)
-    with source.reader(layout.METADATA) as lines:
+    with open_rows(source) as lines:
         found = survey(lines, source, order.selection)
         _check(found, order)
         about = _about(found, summary, order)

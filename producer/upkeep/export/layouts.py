@@ -25,10 +25,9 @@ from PIL import Image
 
 from jobs.errors import UsageError
 from jobs.formats import FORMATS
-from jobs.output import layout
-from jobs.output.dataset import read_finished
+from jobs.output.dataset import read_finished, read_rows
 from jobs.output.images import ImageReader
-from jobs.output.records import Row, read_part
+from jobs.output.records import Row
 from jobs.output.storage import Storage, open_storage
 from producer.planning.presets import ABOUT, KEY, PRESETS, SUITE, SuiteName
 from producer.upkeep.export.selection import Condition
@@ -101,7 +100,7 @@ def lay_out(
 def _rows(source: Storage, suite: SuiteName, condition: Condition | None) -> Iterator[Row]:
     """The suite's rows that fit. Raises UsageError for one whose file no scorer would read."""
     extension = FORMATS[PRESETS[suite].format].extension
-    for row in read_part(source, layout.METADATA):
+    for row in read_rows(source):
         if _column(row, SUITE) != suite or not (condition is None or condition.holds(row)):
             continue
         if not row["file_name"].endswith(f".{extension}"):
