@@ -74,12 +74,10 @@ def test_plan_warns_of_what_may_not_be_meant(cli: Cli) -> None:
     assert [one["line"] for one in found["warnings"]] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("m.csv", b""), ("torn.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-9])],
-)
-def test_a_manifest_that_cannot_be_read_is_refused(cli: Cli, name: str, content: bytes) -> None:
-    (cli.folder / name).write_bytes(content)
+@pytest.mark.parametrize("name", ["empty.csv", "torn.jsonl.gz"])
+def test_a_manifest_that_cannot_be_read_is_refused(cli: Cli, name: str) -> None:
+    torn = gzip.compress(b'{"prompt": "a"}\n' * 99)[:-9]
+    (cli.folder / name).write_bytes(torn if name.endswith(".gz") else b"")
     assert "cannot be read" in cli("run", name, "--out", "out", "--model", "null", code=2).stderr
     assert not (cli.folder / "out").exists()
 
