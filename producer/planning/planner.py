@@ -28,7 +28,6 @@ from producer.planning.repeats import Hashes
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
-MAX_ASKED = 2  # models that nobody can tell: then there is no plan, and a hub that hangs costs 15 s
 
 
 def _no_hashes() -> Hashes:
@@ -232,9 +231,6 @@ class Planner:
     def learn(self, route: str) -> None:
         """Find a model's fingerprint out, or why no line may name it, or why nobody can tell."""
         if self._refusal(route):
-            return
-        if len(self.unidentified) >= MAX_ASKED:
-            self.unidentified[route] = next(iter(self.unidentified.values()))
             return
         try:
             self.table.commits.update(commits_of(self.table, route))
