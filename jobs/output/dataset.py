@@ -250,7 +250,8 @@ def stale_files(storage: Storage, plan: Plan) -> list[str]:
     Raises:
         IncompleteRun: a request has no record.
     """
-    with JsonlComparer(storage, plan.chooses) as comparer:
+    with ExitStack() as opened:
+        comparer = JsonlComparer(storage, opened, plan.chooses)
         _write_rows(storage, plan, comparer)
         return comparer.stale()
 

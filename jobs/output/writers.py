@@ -85,15 +85,17 @@ class JsonlWriter(FilesWriter):
 
 
 class JsonlComparer:
-    """In place of a JsonlWriter: compares the files that are there with what it would write."""
+    """In place of a JsonlWriter: compares the files that are there with what it would write.
 
-    def __init__(self, storage: Storage, chooses: bool = False) -> None:
-        self._opened = ExitStack()
+    opened: closes them.
+    """
+
+    def __init__(self, storage: Storage, opened: ExitStack, chooses: bool = False) -> None:
         self._files: dict[str, IO[bytes]] = {}
         self._stale: set[str] = set()
         for name in layout.DATASET if chooses else (layout.METADATA, layout.ERRORS):
             try:
-                self._files[name] = self._opened.enter_context(storage.reader(name))
+                self._files[name] = opened.enter_context(storage.reader(name))
             except (FileNotFoundError, FatalError):
                 self._stale.add(name)
 
@@ -113,14 +115,3 @@ class JsonlComparer:
         expected = encode_part(rows)
         if name in self._files and self._files[name].read(len(expected)) != expected:
             self._stale.add(name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._opened.close()
