@@ -165,7 +165,7 @@ def plan_all(lines: int, rounds: int) -> None:
                 path = manifest(Path(folder) / "manifest.jsonl", lines, mix)
                 job = Job(str(path), f"{folder}/{i}-{name}", table, PlanOptions(model="shapes"))
                 started, before = time.perf_counter(), processor_seconds()
-                plan = prepare(identify(job), lambda _: None)
+                plan = prepare(identify(job))
                 pace[name].append(lines / (time.perf_counter() - started))
                 processor[name].append((processor_seconds() - before) / lines * 1e6)
                 assert plan.requests == lines

@@ -63,7 +63,7 @@ def write_run(folder: Path, lines: int, part: int = SHARD_LINES) -> tuple[Storag
     """A run of null images, all of them on record. part: rows of each part."""
     manifest = write_manifest(folder / "manifest.jsonl", lines)
     job = Job(str(manifest), str(folder / "out"), load_models(), PlanOptions(model="null"))
-    plan = prepare(identify(job), lambda _: None)
+    plan = prepare(identify(job))
     storage = open_storage(job.out)
     names = [layout.image(0, f"{number:032x}", "jpeg") for number in range(PICTURES)]
     for number, name in enumerate(names):

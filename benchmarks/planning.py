@@ -52,7 +52,7 @@ def main() -> None:
         before = processor_seconds()
         with _peak_memory() as peak:
             started = time.perf_counter()
-            plan = prepare(identify(job), lambda _: None)
+            plan = prepare(identify(job))
             seconds = time.perf_counter() - started
     assert plan.requests == lines
     spent = processor_seconds() - before

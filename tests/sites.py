@@ -166,7 +166,7 @@ class Site:
         manifest.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
         out = f"{self.out or self.folder}/{run_id}"
         job = Job(str(manifest), out, self.table, PlanOptions(model=model))
-        plan = prepare(replace(identify(job), run_id=run_id), lambda _: None)
+        plan = prepare(replace(identify(job), run_id=run_id))
         return self._cut(plan, model, chunk, shard)
 
     def _cut(self, plan: Plan, model: str, chunk: int, shard: int) -> Plan:

@@ -32,7 +32,7 @@ def plan(
     from jobs.settings import load_settings
     from producer.control.progress import display
     from producer.planning.rates import estimate, rates_file, read_rates
-    from producer.planning.submission import LISTED_ERRORS, SHOWN_ERRORS, survey
+    from producer.planning.survey import LISTED_ERRORS, SHOWN_ERRORS, survey
     from producer.report.console import show_json
     from producer.report.errors import show_error
     from producer.report.runs import show_survey

@@ -77,16 +77,7 @@ def submit(
     from producer.control.progress import display
     from producer.control.status import look
     from producer.local.whole import Outcome
-    from producer.planning.submission import (
-        Job,
-        doubts_of,
-        identify,
-        launch,
-        losses,
-        losses_of,
-        prepare,
-        reopened,
-    )
+    from producer.planning.submission import Job, identify, launch, prepare
     from producer.report.console import say, show, show_json
 
     started = time.monotonic()
@@ -98,17 +89,11 @@ def submit(
     job = Job(manifest, out, table, wanted, team=options.team_of(team, settings), priority=priority)
     submission = identify(job)
     storage, summary = submission.storage, submission.finished
-    gone = losses(submission)
-    if summary is None or gone:
+    if submission.done is None:
         known.check_free(storage, submission.run_id)
         workers = known.workers()
         with display(quiet) as shown:
-            if gone:
-                shown.warning(losses_of(gone, storage))
-                submission = reopened(submission, gone)
-            plan = prepare(submission, shown.planning, workers)
-            if plan.doubtful:
-                shown.warning(doubts_of(plan))
+            plan = prepare(submission, workers, shown)
         if summary is None:  # else it was admitted before it finished
             known.admit(plan)
         with known.reached():

@@ -18,20 +18,15 @@ from rich.progress import Progress as Bars
 from jobs.broker.progress import Progress
 from jobs.broker.runs import Runs
 from jobs.errors import FatalError, TransientError
+from producer.planning.submission import Listener
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
 PACE_SECONDS = 30.0  # what the shown rate is an average of
 
 
-class Display(Protocol):
+class Display(Listener, Protocol):
     """What a user sees of a run."""
-
-    def planning(self, lines: int) -> None:
-        """So many lines of the manifest are read."""
-
-    def warning(self, text: str) -> None:
-        """Something to look at again."""
 
     def rendering(self, progress: Progress, rate: float | None) -> None:
         """The run stands there. rate: images a second; 0: not known yet; None: none so far."""

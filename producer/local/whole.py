@@ -18,16 +18,7 @@ from producer.local.embedded import GO_ON, Crew, Embedded, embedded
 from producer.local.occupancy import occupied
 from producer.planning.chunks import WORKERS
 from producer.planning.rates import measure, rates_file
-from producer.planning.submission import (
-    Job,
-    doubts_of,
-    identify,
-    launch,
-    losses,
-    losses_of,
-    prepare,
-    reopened,
-)
+from producer.planning.submission import Job, identify, launch, prepare
 
 SHORTEST = 1.0  # seconds between two records that a pace may be told of
 
@@ -85,19 +76,13 @@ def render(
     """
     started = time.monotonic()
     submission = identify(job)
-    storage, summary, rendered = submission.storage, submission.finished, False
-    gone = losses(submission)
-    if summary is None or gone:
+    storage, summary, rendered = submission.storage, submission.done, False
+    if summary is None:
         with occupied(storage), embedded(settings, crew) as children:
             # A worker takes seconds to start, so it starts while the manifest is read.
             children.serve([job.table.route(job.options.model).model])
             address = children.open_page() if show_page else None
-            if gone:
-                display.warning(losses_of(gone, storage))
-                submission = reopened(submission, gone)
-            plan = prepare(submission, display.planning, crew.size() or WORKERS)
-            if plan.doubtful:
-                display.warning(doubts_of(plan))
+            plan = prepare(submission, crew.size() or WORKERS, display)
             children.serve(plan.models)
             if show_page and address:
                 show_page(f"{address()}/runs/{plan.run_id}")

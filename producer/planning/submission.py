@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Set
+from collections import deque
+from collections.abc import Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import IO
+from dataclasses import asdict, dataclass, replace
+from typing import IO, Protocol
 
 import orjson
 
 from jobs.broker.dispatch import Dispatcher, start_run
 from jobs.broker.runs import Runs
-from jobs.errors import (
-    USAGE_ERRORS,
-    FatalError,
-    ImagemillError,
-    LineError,
-    ManifestRefused,
-    UsageError,
-)
+from jobs.errors import USAGE_ERRORS, FatalError, ImagemillError, ManifestRefused, UsageError
 from jobs.ids import run_id
 from jobs.models.fingerprints import route_digest
 from jobs.models.table import ModelTable
@@ -29,7 +22,6 @@ from jobs.output.dataset import Summary, now, planned, read_summary, write_datas
 from jobs.output.plan import Plan, Shard, read_plan, write_plan
 from jobs.output.records import Row, encode_part
 from jobs.output.storage import Storage, open_storage
-from jobs.requests import BatchKey
 from jobs.teams import OPEN_TEAM, Priority
 from producer.planning.blocks import plan_blocks
 from producer.planning.chunks import WORKERS, Calls, cut
@@ -41,11 +33,8 @@ from producer.planning.reopening import gone_images, reopen
 from producer.planning.repeats import Hashes
 from producer.planning.resolution import PlanOptions
 from producer.planning.reuse import has_earlier, reuse_records
+from producer.planning.survey import Remarks, is_refused
 
-OnLines = Callable[[int], None]
-
-SHOWN_ERRORS = 20
-LISTED_ERRORS = 10_000  # where a program reads them
 _WRITES = 4  # shards on their way to storage at a time
 
 
@@ -69,13 +58,44 @@ class Job:
 
 @dataclass(frozen=True)
 class Submission:
-    """A job with its identity. `plan` is None until it is made; `finished` if nothing is left."""
+    """A job with its identity. `plan` is None until it is made, `finished` until its run has ended.
+
+    gone: paths of images that somebody has removed from the finished dataset of its place, as far
+    as that is on this machine's disk.
+    """
 
     job: Job
     storage: Storage
     run_id: str
-    plan: Plan | None
-    finished: Summary | None
+    plan: Plan | None = None
+    finished: Summary | None = None
+    gone: Set[str] = frozenset()
+
+    @property
+    def done(self) -> Summary | None:
+        """The summary of its run, if nothing is left to render."""
+        return None if self.gone else self.finished
+
+
+class Listener(Protocol):
+    """Who is told how planning goes."""
+
+    def planning(self, lines: int) -> None:
+        """So many lines of the manifest are read."""
+
+    def warning(self, text: str) -> None:
+        """Something to look at again."""
+
+
+class _Nobody:
+    def planning(self, lines: int) -> None:
+        pass
+
+    def warning(self, text: str) -> None:
+        pass
+
+
+NOBODY: Listener = _Nobody()
 
 
 def identify(job: Job) -> Submission:
@@ -87,7 +107,7 @@ def identify(job: Job) -> Submission:
 
     Raises:
         UsageError, FatalError: the manifest or the output location cannot be read, or the location
-            holds a dataset that no run has written.
+            holds a dataset that no run has written, or rows that are none of ours.
     """
     storage = open_storage(job.out)
     digest = manifest_digest(job.manifest)
@@ -105,18 +125,20 @@ def identify(job: Job) -> Submission:
     identity = run_id(orjson.dumps([*content, 0]))
     while plan := read_plan(storage, identity):
         newest, identity = plan, next_id(identity)
-    fresh = Submission(job, storage, identity, None, None)
     if newest is None:
         _refuse_foreign(storage)
+    summary = read_summary(storage)
+    finished = summary if summary and summary.state == "finished" else None
+    gone = gone_images(storage) if finished else frozenset()
+    fresh = Submission(job, storage, identity, gone=gone)
+    if newest is None:
         return fresh
     if any(route_digest(job.table, name) != of for name, of in newest.fingerprints.items()):
         return fresh
-    summary = read_summary(storage)
-    if summary is None or summary.run_id != newest.run_id or summary.state != "finished":
-        return Submission(job, storage, newest.run_id, newest, None)
-    if summary.worth_trying_again:
-        return fresh
-    return Submission(job, storage, newest.run_id, newest, summary)
+    known = Submission(job, storage, newest.run_id, newest, gone=gone)
+    if finished is None or finished.run_id != newest.run_id:
+        return known
+    return fresh if finished.worth_trying_again else replace(known, finished=finished)
 
 
 def _refuse_foreign(storage: Storage) -> None:
@@ -132,11 +154,11 @@ def _refuse_foreign(storage: Storage) -> None:
 
 def prepare(
     submission: Submission,
-    on_lines: OnLines,
     workers: int = WORKERS,
+    listener: Listener = NOBODY,
     keep_report: bool = False,
 ) -> Plan:
-    """The submission's plan, made now if it does not exist. `on_lines` is told lines read so far.
+    """The submission's plan, made now if it does not exist; images that are gone are in it again.
 
     workers: how many there will be, so that the plan has work for each; keep_report: whether all
     reasons to refuse the manifest stay in storage, where else nothing of it does.
@@ -145,45 +167,23 @@ def prepare(
         ManifestRefused: it has invalid lines (and skip_invalid is off); nothing is left to render.
         UsageError, FatalError: the manifest, a model or the output location does not work.
     """
-    job, plan = submission.job, submission.plan
+    job, storage, plan = submission.job, submission.storage, submission.plan
+    if gone := submission.gone:
+        images = f"{len(gone):,} image{' is' if len(gone) == 1 else 's are'}"
+        listener.warning(f"{images} gone from {storage.uri}: what is asked for is rendered again")
+        current = read_summary(storage)
+        reopen(storage, current.run_id if current else submission.run_id, gone)
+        plan = plan and read_plan(storage, submission.run_id)
     if plan is None:
-        plan = _begin_plan(submission, on_lines, workers, keep_report)
+        plan = _begin_plan(submission, workers, listener, keep_report)
+    if plan.doubtful:
+        lines = f"{plan.doubtful:,} line{'' if plan.doubtful == 1 else 's'}"
+        listener.warning(f"Warning: {lines} may not say what you mean: imagemill plan shows them")
     if (plan.team, plan.priority) != (job.team, job.priority):
         plan = replace(plan, team=job.team, priority=job.priority)
-        write_plan(submission.storage, plan)
-    write_summary(submission.storage, planned(plan))
+        write_plan(storage, plan)
+    write_summary(storage, planned(plan))
     return plan
-
-
-def losses(submission: Submission) -> Set[str]:
-    """Paths of the images that somebody has removed from a finished dataset on this machine's disk.
-
-    Raises: as gone_images.
-    """
-    summary = submission.finished or read_summary(submission.storage)
-    is_finished = summary is not None and summary.state == "finished"
-    return gone_images(submission.storage) if is_finished else frozenset()
-
-
-def reopened(submission: Submission, gone: Set[str]) -> Submission:
-    """The same, unfinished, when no run of its place has records of these images any more."""
-    storage = submission.storage
-    summary = read_summary(storage)
-    reopen(storage, summary.run_id if summary else submission.run_id, gone)
-    plan = submission.plan and read_plan(storage, submission.run_id)
-    return replace(submission, plan=plan, finished=None)
-
-
-def losses_of(gone: Set[str], storage: Storage) -> str:
-    """What to say of images that are gone."""
-    images = f"{len(gone):,} image{' is' if len(gone) == 1 else 's are'}"
-    return f"{images} gone from {storage.uri}: what is asked for is rendered again"
-
-
-def doubts_of(plan: Plan) -> str:
-    """What to say of a plan with lines that may not be meant."""
-    lines = f"{plan.doubtful:,} line{'' if plan.doubtful == 1 else 's'}"
-    return f"Warning: {lines} may not say what you mean: imagemill plan shows them"
 
 
 def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> Summary | None:
@@ -199,87 +199,14 @@ def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> 
     return summary
 
 
-@dataclass(slots=True)
-class Remarks:
-    """What there is about a manifest's lines: how many, for how many reasons, the first of these.
-
-    most: reasons that are kept.
-    """
-
-    most: int = SHOWN_ERRORS
-    lines: int = 0
-    reasons: int = 0
-    first: list[LineError] = field(default_factory=list)
-
-    def add(self, errors: list[LineError]) -> None:
-        """Count all reasons of some lines, which come after the lines before."""
-        self.lines += len({error.line for error in errors})
-        self.reasons += len(errors)
-        self.first += errors[: self.most - len(self.first)]
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What a manifest would become. `lines` stand for `requests`, and for `further` candidates
-    that may be needed; `faults` are of other lines.
-
-    doubts: of lines that are taken but may not be meant; is_refused: whether a submission would be;
-    unidentified: why nobody can tell now what yet other lines stand for.
-    """
-
-    lines: int
-    requests: int
-    further: int
-    faults: Remarks
-    doubts: Remarks
-    is_refused: bool
-    groups: Counter[BatchKey]
-    unidentified: FatalError | None = None
-
-
-def survey(
-    manifest: str,
-    table: ModelTable,
-    options: PlanOptions,
-    on_lines: OnLines,
-    most: int = SHOWN_ERRORS,
-) -> Survey:
-    """Read and validate a manifest as prepare does; write and send nothing.
-
-    most: reasons to refuse lines that are kept.
-
-    Raises: as prepare, but for ManifestRefused.
-    """
-    groups: Counter[BatchKey] = Counter()
-    faults, doubts = Remarks(most), Remarks(most)
-    lines = requests = 0
-    unidentified = None
-    for block in plan_blocks(manifest, replace(table, commits={}), options, {}):
-        unidentified = block.unidentified
-        groups += block.groups
-        lines += block.lines
-        requests += block.requests
-        faults.add(block.errors)
-        doubts.add(block.doubts)
-        on_lines(requests + faults.lines)
-    surely = groups.total()
-    refused = _is_refused(requests, faults, options, unidentified)
-    return Survey(lines, surely, requests - surely, faults, doubts, refused, groups, unidentified)
-
-
-def _is_refused(
-    requests: int, faults: Remarks, options: PlanOptions, unidentified: FatalError | None
-) -> bool:
-    may_leave_some = requests or unidentified
-    return faults.lines > 0 and not (options.skip_invalid and may_leave_some)
-
-
-def _begin_plan(submission: Submission, on_lines: OnLines, workers: int, keep_report: bool) -> Plan:
+def _begin_plan(
+    submission: Submission, workers: int, listener: Listener, keep_report: bool
+) -> Plan:
     """Make a plan; of one that cannot be made nothing stays but perhaps the report."""
     storage, run = submission.storage, submission.run_id
     undo = storage.begin(f"_run/{run}")
     try:
-        return _make_plan(submission, on_lines, workers)
+        return _make_plan(submission, workers, listener)
     except (*USAGE_ERRORS, FatalError) as error:
         if keep_report and isinstance(error, ManifestRefused):
             storage.remove(f"_run/{run}/plan")
@@ -291,7 +218,7 @@ def _begin_plan(submission: Submission, on_lines: OnLines, workers: int, keep_re
         raise
 
 
-def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
+def _make_plan(submission: Submission, workers: int, listener: Listener) -> Plan:
     job, storage, run = submission.job, submission.storage, submission.run_id
     table, fingerprints = replace(job.table, commits={}), dict[str, str]()
     shards: list[Shard] = []
@@ -327,8 +254,8 @@ def _make_plan(submission: Submission, on_lines: OnLines, workers: int) -> Plan:
             chooses |= block.chooses
             _report(report, block)
             faults.add(block.errors)
-            on_lines(requests + faults.lines)
-    if _is_refused(requests, faults, job.options, unidentified):
+            listener.planning(requests + faults.lines)
+    if is_refused(requests, faults, job.options, unidentified):
         raise ManifestRefused(faults.lines, faults.reasons, faults.first, requests, unidentified)
     if unidentified:
         raise unidentified

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobs.models.table import ModelTable
     from producer.control.status import Status
     from producer.local.whole import Outcome
-    from producer.planning.submission import Remarks, Survey
+    from producer.planning.survey import Remarks, Survey
 
 SHOWN_REASONS = 3  # why there is no image, of as many requests
 SHOWN_NAME, SHOWN_MESSAGE = 64, 160  # characters

@@ -133,7 +133,7 @@ class Firing:
         job = self.job(journal.schedule, nominal)
         submission = identify(job)
         self.known.check_free(submission.storage, submission.run_id)
-        plan = prepare(submission, lambda _: None, self.known.workers())
+        plan = prepare(submission, self.known.workers())
         self.known.admit(plan)
         out = submission.storage.uri
         return journal.decide(

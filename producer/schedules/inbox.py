@@ -192,17 +192,16 @@ class Inbox:
             submission = identify(job)
             out = submission.storage
             self.known.check_free(out, submission.run_id)
-            finished = submission.plan if submission.finished else None
-            plan = finished or prepare(
-                submission, lambda _: None, self.known.workers(), keep_report=True
-            )
-            if not finished:
-                self.known.admit(plan)
+            plan = submission.plan if submission.done else None
+            if plan is None:
+                plan = prepare(submission, self.known.workers(), keep_report=True)
+                if submission.finished is None:  # else it was admitted before it finished
+                    self.known.admit(plan)
         except QuotaExceeded as error:
             raise TransientError(error.message, error.hint) from error  # it waits for its time
         except (ManifestRefused, InvalidRequest, UnfitManifest) as error:
             return rejected(report, error)
-        if not finished:
+        if submission.done is None:
             with self.known.reached():
                 launch(plan, out, self.known.runs, self.known.dispatcher)
         return replace(

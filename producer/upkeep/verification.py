@@ -97,7 +97,7 @@ def verify_by(
         job = _job(rows, storage, again, settings, table, Path(name))
         submission = identify(replace(job, priority="low"))
         try:
-            plan = prepare(submission, lambda _: None)
+            plan = prepare(submission)
             with known.reached():
                 launch(plan, again, known.runs, known.dispatcher)
                 _await(known.runs, plan.run_id)

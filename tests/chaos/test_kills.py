@@ -113,7 +113,7 @@ def choosing(site: Site, run_id: str) -> Plan:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = PlanOptions(model="slow", scorers=("statistics",))
     job = Job(str(file), f"{site.folder}/{run_id}", site.table, options)
-    plan = prepare(replace(identify(job), run_id=run_id), lambda _: None)
+    plan = prepare(replace(identify(job), run_id=run_id))
     assert len(plan.shards) > 7
     assert any(shard.carried for shard in plan.shards)
     return plan

@@ -28,7 +28,7 @@ def test_soak(site: Site, ledger: Ledger) -> None:
     worker = site.start_worker("null")
     job = Job(str(manifest), str(site.folder / "run"), site.table, PlanOptions())
     submission = identify(job)
-    plan = prepare(submission, lambda _: None)
+    plan = prepare(submission)
     launch(plan, submission.storage, site.runs, site.dispatcher)
 
     def measure() -> tuple[int, int, int]:

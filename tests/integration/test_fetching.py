@@ -113,9 +113,7 @@ def other_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def plan_one(models: ModelTable, folder: Path, name: str) -> Plan:
     manifest = folder / f"{name}.jsonl"
     manifest.write_text('{"prompt": "a circle", "num_inference_steps": 2, "model": "m:ink"}\n')
-    return prepare(
-        identify(Job(str(manifest), str(folder / name), models, PlanOptions())), lambda _: None
-    )
+    return prepare(identify(Job(str(manifest), str(folder / name), models, PlanOptions())))
 
 
 def test_a_worker_loads_the_commits_of_the_plan_whatever_its_machine_has(

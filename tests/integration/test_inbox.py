@@ -21,6 +21,7 @@ from producer.schedules import inbox as module
 from producer.schedules.inbox import Inbox
 from producer.schedules.news import News
 from tests.sites import Site
+from tests.support import eventually
 
 LINE = b'{"prompt": "a red circle"}\n'
 
@@ -245,6 +246,18 @@ def test_a_name_that_comes_again_waits_for_its_run_and_keeps_what_was_filed(post
     assert (old, post.report(old)) == ("accepted/a.jsonl", first)
     assert new.endswith("Z-a.jsonl")
     assert post.report(new)["run_id"] != first["run_id"]
+
+
+def test_images_that_are_gone_are_rendered_again(post: Post) -> None:
+    post.site.start_worker("null")
+    images = post.site.folder / "inbox" / "out" / "a" / "images"
+    for _ in range(2):
+        post.storage.write("a.jsonl", LINE)
+        post.watcher().look()
+        run_id = post.report("accepted/a.jsonl")["run_id"]
+        eventually(lambda: post.site.progress(run_id).state == "finished")  # noqa: B023
+        (image,) = images.glob("*/*")
+        image.unlink()
 
 
 def test_what_comes_under_a_name_meanwhile_is_not_filed_unseen(

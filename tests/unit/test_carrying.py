@@ -49,7 +49,7 @@ def planned(folder: Path, name: str, lines: list[dict[str, Any]]) -> tuple[Stora
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     job = Job(str(file), str(folder / "out"), TABLE, PlanOptions(model="null"))
     submission = identify(job)
-    return submission.storage, prepare(submission, lambda _: None)
+    return submission.storage, prepare(submission)
 
 
 def chunks(storage: Storage, plan: Plan) -> dict[tuple[int, int], list[Call]]:
@@ -79,6 +79,7 @@ def render(storage: Storage, plan: Plan) -> int:
             slots += stack.batch_width
             for one in call:
                 name = layout.image(shard, one.job_id, one.format)
+                storage.write(name, b"")
                 timings = Timings(started=started, images=len(call))
                 records.append(
                     make_record(one, file_name=name, sha256="0", stack=stack, timings=timings)

@@ -47,13 +47,20 @@ def planned(out: Path, lines: list[dict[str, object]]) -> tuple[Storage, Plan]:
     submission = identify(
         Job(str(manifest), str(out), load_models(), PlanOptions(model="null", skip_invalid=True))
     )
-    return submission.storage, prepare(submission, lambda _: None)
+    return submission.storage, prepare(submission)
 
 
 def finish(storage: Storage, plan: Plan, keep: Callable[[Request], RecordStatus | None]) -> None:
     """Write the first chunk's done part, with the status that `keep` gives each request."""
     requests = read_shard(storage, plan.run_id, 0)
-    records = [record(r, status) for r in requests if (status := keep(r))]
+    store(storage, plan, [record(r, status) for r in requests if (status := keep(r))])
+
+
+def store(storage: Storage, plan: Plan, records: list[Record]) -> None:
+    """Write the first chunk's done part, and files for its images."""
+    for one in records:
+        if one.file_name:
+            storage.write(one.file_name, b"")
     write_part(storage, layout.done_part(plan.run_id, 0, 0), records)
 
 
@@ -194,7 +201,7 @@ def test_a_refused_manifest_leaves_nothing(tmp_path: Path, name: str, content: s
     def refuse(out: Path, keep_report: bool = False) -> None:
         job = Job(str(tmp_path / name), str(out), load_models(), PlanOptions(model="null"))
         with pytest.raises(USAGE_ERRORS):
-            prepare(identify(job), lambda _: None, keep_report=keep_report)
+            prepare(identify(job), keep_report=keep_report)
 
     (tmp_path / name).write_text(content)
     refuse(tmp_path / "new" / "o")
@@ -214,7 +221,7 @@ def test_the_reasons_stay_where_somebody_reads_them(tmp_path: Path) -> None:
     job = Job(str(tmp_path / "m.jsonl"), str(out), load_models(), PlanOptions(model="null"))
     submission = identify(job)
     with pytest.raises(ManifestRefused) as refused:
-        prepare(submission, lambda _: None, keep_report=True)
+        prepare(submission, keep_report=True)
     report = layout.invalid(submission.run_id)
     assert refused.value.report == str(out / report)
     assert [row["index"] for row in rows(out, report)] == [1]
@@ -296,7 +303,7 @@ def test_a_finished_run_is_recognised_and_one_with_failures_is_tried_again(tmp_p
     assert again.run_id != plan.run_id
 
     # The second try is interrupted, then it succeeds; the first one never comes back.
-    second = prepare(again, lambda _: None)
+    second = prepare(again)
     assert identify(job).plan == second
     finish(storage, second, lambda r: "done" if r.index == 4 else None)
     summary = write_dataset(storage, second)
@@ -360,13 +367,13 @@ def test_an_input_that_was_away_is_tried_again(tmp_path: Path, code: str, again:
     storage, plan = planned(tmp_path / "o", LINES)
     requests = read_shard(storage, plan.run_id, 0)
     records = [record(r, "rejected" if r.index == 4 else "done", code) for r in requests]
-    write_part(storage, layout.done_part(plan.run_id, 0, 0), records)
+    store(storage, plan, records)
     assert write_dataset(storage, plan).rejected == 1
     manifest = str(tmp_path / f"o-{len(LINES)}.jsonl")
     options = PlanOptions(model="null", skip_invalid=True)
     submission = identify(Job(manifest, str(tmp_path / "o"), load_models(), options))
     assert (submission.finished is None) == again
-    assert prepare(submission, lambda _: None).reused == (8 if again else 0)
+    assert prepare(submission).reused == (8 if again else 0)
 
 
 def test_runs_have_the_seeds_that_lines_have(tmp_path: Path) -> None:
@@ -375,7 +382,7 @@ def test_runs_have_the_seeds_that_lines_have(tmp_path: Path) -> None:
     )
     options = PlanOptions(model="null", seed=SEEDS - 1)
     job = Job(str(tmp_path / "m.jsonl"), str(tmp_path / "o"), load_models(), options)
-    prepare(identify(job), lambda _: None)
+    prepare(identify(job))
     plan = identify(job).plan
     assert plan is not None
     assert plan.seed == SEEDS - 1
@@ -390,8 +397,8 @@ def test_another_team_or_priority_is_the_same_run(tmp_path: Path) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_text('{"prompt": "p"}\n')
     job = Job(str(manifest), str(tmp_path / "o"), load_models(), PlanOptions(model="null"))
-    first = prepare(identify(job), lambda _: None)
+    first = prepare(identify(job))
     urgent = replace(job, team="vision", priority="high")
-    second = prepare(identify(urgent), lambda _: None)
+    second = prepare(identify(urgent))
     assert second == replace(first, team="vision", priority="high")
     assert read_plan(open_storage(job.out), first.run_id) == second

@@ -26,7 +26,8 @@ from producer.planning.intake import Intake
 from producer.planning.manifest import SHOWN_ERRORS, Block
 from producer.planning.planner import MAX_UNLISTED, Planner
 from producer.planning.resolution import PlanOptions
-from producer.planning.submission import Job, identify, prepare, survey
+from producer.planning.submission import Job, identify, prepare
+from producer.planning.survey import survey
 
 GOOD = b'{"prompt": "good", "model": "null"}'
 MIB = 2**20
@@ -120,7 +121,7 @@ def test_half_of_a_surrogate_pair_costs_its_line_alone(
     manifest.write_bytes(GOOD + b"\n" + line + b"\n")
     job = Job(str(manifest), str(tmp_path / "out"), load_models(), PlanOptions(skip_invalid=True))
     submission = identify(job)
-    plan = prepare(submission, lambda _: None)
+    plan = prepare(submission)
     assert (plan.left, plan.invalid) == (1, 1)
     (row,) = read_part(submission.storage, layout.invalid(plan.run_id))
     assert (row["custom_id"], row["index"]) == (name, 1)
@@ -234,7 +235,7 @@ def test_a_model_that_the_hub_does_not_tell_about_now_hides_no_other_error(
     assert str(found.unidentified) == "a/b: no answer\nc/d: no answer\nLook at the network."
     job = Job(str(manifest), str(out), load_models(), options)
     with pytest.raises(FatalError if skip else ManifestRefused) as refused:
-        prepare(identify(job), lambda _: None)
+        prepare(identify(job))
     assert "a/b: no answer\nc/d: no answer\nLook at the network." in str(refused.value)
     assert ("2 invalid lines" in str(refused.value)) is not skip
     assert not out.exists()

@@ -26,7 +26,7 @@ def planned(folder: Path, lines: list[dict[str, Any]]) -> list[Request]:
     manifest.write_text("".join(json.dumps({"model": "null"} | line) + "\n" for line in lines))
     storage = open_storage(str(folder / "out"))
     job = Job(str(manifest), storage.uri, TABLE, PlanOptions())
-    plan = prepare(identify(job), lambda *_: None)
+    plan = prepare(identify(job))
     rows = read_shard(storage, plan.run_id, 0)
     ends = [(chunk.start, chunk.stop) for chunk in plan.shards[0].chunks]
     assert sum(stop - start for start, stop in ends) == len(rows) == len(lines)
@@ -101,6 +101,6 @@ def test_chunks_of_large_images_are_small(tmp_path: Path) -> None:
         lines = [{"model": "null", "prompt": f"p{i}"} | size for i in range(1024)]
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
         job = Job(str(manifest), str(tmp_path / f"out-{pixels}"), TABLE, PlanOptions())
-        chunks = prepare(identify(job), lambda *_: None).shards[0].chunks
+        chunks = prepare(identify(job)).shards[0].chunks
         assert len(chunks) >= least
         assert {(chunk.stop - chunk.start) % 16 for chunk in chunks} == {0}

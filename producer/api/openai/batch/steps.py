@@ -175,7 +175,7 @@ class Steps:
             Job(manifest, out, self.table, options, team=ticket.team, priority=ticket.priority)
         )
         with suppress(ManifestRefused):  # each line has its reason among the run's invalid ones
-            prepare(submission, lambda _: None, self.known.workers(), keep_report=True)
+            prepare(submission, self.known.workers(), keep_report=True)
         return submission.run_id
 
     def _launch(self, ticket: Ticket, run_id: str) -> None:
