@@ -123,6 +123,5 @@ def _pop(homes: dict[str, int], groups: list[Group]) -> frozenset[int]:
 def _learn_fingerprints(planner: Planner, block: Block) -> PlannedBlock:
     """Plan a block, after the fingerprints of all its models are known."""
     while missing := (result := planner.plan(block)).missing:
-        for route in sorted(missing):
-            planner.learn(route)
+        planner.learn(sorted(missing))
     return result

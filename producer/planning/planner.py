@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -28,6 +29,7 @@ from producer.planning.repeats import Hashes
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
+LOOKUPS = 16  # models looked up at a time
 
 
 def _no_hashes() -> Hashes:
@@ -228,27 +230,41 @@ class Planner:
         found.identities, found.numbers = identities, numbers
         return found
 
-    def learn(self, route: str) -> None:
-        """Find a model's fingerprint out, or why no line may name it, or why nobody can tell."""
-        if self._refusal(route):
-            return
+    def learn(self, routes: Collection[str]) -> None:
+        """Find models' fingerprints out, or why no line may name one, or why nobody can tell.
+
+        At once, as each may wait for the hub; those that no line may name any more are left out.
+        """
+        listed = [route for route in routes if self._is_listed(route)]
+        others = [route for route in routes if not self._is_listed(route)]
+        asked = [*listed, *others[: self._room]]
+        with ThreadPoolExecutor(LOOKUPS) as pool:
+            answers = list(pool.map(self._look_up, asked))
+        for route, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, str):
+                self.fingerprints[route] = answer
+            elif isinstance(answer, NoSuchWeights) and not self._is_listed(route):
+                self.refused[route] = answer.message  # whoever wrote the line chose it
+            else:
+                self.unidentified[route] = answer
+
+    def _look_up(self, route: str) -> str | FatalError:
         try:
             self.table.commits.update(commits_of(self.table, route))
-            self.fingerprints[route] = route_digest(self.table, route)
+            return route_digest(self.table, route)
         except FatalError as error:
-            if isinstance(error, NoSuchWeights) and not self._is_listed(route):
-                self.refused[route] = error.message  # whoever wrote the line chose it
-            else:
-                self.unidentified[route] = error
+            return error
 
     def _refusal(self, route: str) -> str | None:
-        if reason := self.refused.get(route):
+        if (reason := self.refused.get(route)) or self._room > 0 or self._is_listed(route):
             return reason
-        met = (*self.refused, *self.unidentified, *self.fingerprints)
-        others = sum(not self._is_listed(known) for known in met)
-        if others < MAX_UNLISTED or self._is_listed(route):
-            return None
         return f"the manifest names more than {MAX_UNLISTED} models that models.toml does not have"
+
+    @property
+    def _room(self) -> int:
+        """How many more models may be named that the table lacks."""
+        met = (*self.refused, *self.unidentified, *self.fingerprints)
+        return MAX_UNLISTED - sum(not self._is_listed(known) for known in met)
 
     def _is_listed(self, route: str) -> bool:
         model = route if route in self.table.models else route.rpartition(":")[0]

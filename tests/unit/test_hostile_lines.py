@@ -10,6 +10,7 @@ import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier
 
 import orjson
 import pytest
@@ -239,3 +240,21 @@ def test_a_model_that_the_hub_does_not_tell_about_now_hides_no_other_error(
     assert "a/b: no answer\nc/d: no answer\nLook at the network." in str(refused.value)
     assert ("2 invalid lines" in str(refused.value)) is not skip
     assert not out.exists()
+
+
+def test_weights_of_several_models_are_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Barrier(2, timeout=30)
+
+    def commit(repo: str, _: str | None) -> str:
+        both.wait()  # one after the other breaks it
+        raise FatalError(f"{repo}: no answer")
+
+    monkeypatch.setattr(fingerprints, "commit_of", commit)
+    models, manifest = tmp_path / "models.toml", tmp_path / "m.jsonl"
+    models.write_text('default = "a"\n[models.a]\nrepo = "org/a"\n[models.b]\nrepo = "org/b"\n')
+    manifest.write_bytes(b'{"prompt": "x"}\n{"prompt": "x", "model": "b"}\n')
+    found = survey(str(manifest), load_models(models), PlanOptions(), lambda _: None)
+    assert found.unidentified
+    assert found.unidentified.message == "org/a: no answer\norg/b: no answer"
