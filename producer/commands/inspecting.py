@@ -164,7 +164,9 @@ def tune(context: typer.Context) -> None:
 
 def sheet(
     out: options.Dataset,
-    images: Annotated[int, typer.Option(min=1, max=400, help="Images on the sheet.")] = 48,
+    images: Annotated[
+        int, typer.Option(min=1, max=400, help="Images on the sheet, evenly over the dataset.")
+    ] = 48,
     to: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Where it goes.", show_default="OUT-sheet.png"),

@@ -11,7 +11,7 @@ from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
 
-from jobs.errors import InvalidRequest, UsageError
+from jobs.errors import FatalError, InvalidRequest, UsageError
 from jobs.ids import STORED_INPUT
 from jobs.inputs.images import InputPolicy, load_input
 from jobs.output.dataset import read_pictured, read_rows
@@ -52,13 +52,19 @@ def write_sheet(out: str, images: int, target: str | None = None) -> str:
 
     Raises:
         UsageError: no run has finished there, it has no images, or the target cannot be used.
+        FatalError: one of the images is gone or damaged.
     """
     storage = open_storage(out)
     folder, name = _target(storage, target)
-    summary = read_pictured(storage)
-    step = max(1, summary.done // images)
-    rows = islice(read_rows(storage), 0, step * images, step)
-    folder.write(name, sheet_of(storage, rows))
+    total = read_pictured(storage).done
+    chosen = {number * total // images for number in range(images)}
+    rows = (row for number, row in enumerate(read_rows(storage)) if number in chosen)
+    try:
+        folder.write(name, sheet_of(storage, rows))
+    except InvalidRequest as error:
+        raise FatalError(
+            str(error), f"imagemill fsck {out} finds all such images; --repair renders them again."
+        ) from error
     return f"{folder.uri}/{name}"
 
 
@@ -66,7 +72,7 @@ def sheet_of(storage: Storage, rows: Iterable[Row]) -> bytes:
     """A PNG with the images of some rows of a dataset, at least one.
 
     Raises:
-        InvalidRequest: an image is none.
+        InvalidRequest: an image is none, or gone; the field is its place.
     """
     picture = BytesIO()
     draw_sheet(list(_tiles(storage, rows))).save(picture, "PNG", optimize=True)
@@ -117,7 +123,13 @@ def _target(storage: Storage, target: str | None) -> tuple[Storage, str]:
 
 def _tiles(storage: Storage, rows: Iterable[Row]) -> Iterator[Tile]:
     for row in rows:
-        picture = shrink(storage.read(row["file_name"]), 2 * TILE)
+        name = storage.name(row["file_name"])
+        try:
+            picture = shrink(storage.read(row["file_name"]), 2 * TILE)
+        except FileNotFoundError as error:
+            raise InvalidRequest(name, "is gone") from error
+        except InvalidRequest as error:
+            raise InvalidRequest(name, error.reason, error.code) from error
         adapter = f":{row['adapter']}" if row["adapter"] else ""
         notes = (f"{row['model']}{adapter}", f"seed {row['seed']}")
         yield Tile(picture, row["prompt"], notes, tuple(_inputs(storage, row)))

@@ -166,6 +166,18 @@ def test_sheet_lies_beside_the_dataset(cli: Cli) -> None:
     assert (cli.folder / "elsewhere.png").exists()
 
 
+def test_a_sheet_shows_the_whole_dataset_and_names_an_image_that_is_damaged(cli: Cli) -> None:
+    cli("run", cli.manifest(*circles(7)), "--out", "out", "--model", "null")
+    image = cli.folder / "out" / rows(cli.folder / "out" / "metadata.jsonl")[5]["file_name"]
+    image.write_bytes(image.read_bytes()[:-9])
+    cli("sheet", "out", "--images", "1")
+    damaged = cli("sheet", "out", "--images", "4", code=1).stderr
+    assert f"{image}: the image file is damaged" in damaged
+    assert "imagemill fsck out finds all such images" in damaged
+    image.unlink()
+    assert f"{image}: is gone" in cli("sheet", "out", code=1).stderr
+
+
 @pytest.mark.parametrize("command", ["verify", "sheet"])
 def test_absent_dataset(cli: Cli, command: str) -> None:
     assert "nothing is no output of a run" in cli(command, "nothing", code=2).stderr
