@@ -50,9 +50,14 @@ def newest_commit(repo: str, revision: str | None) -> str:
 
     if is_commit(revision):
         return revision
-    final = (RepositoryNotFoundError, HFValidationError, OfflineModeIsEnabled)
+    final = (RepositoryNotFoundError, OfflineModeIsEnabled)
     try:
         return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
+    except HFValidationError as error:
+        raise NoSuchWeights(
+            f"{repo!r} is no folder on this machine, and no name that a repository can have",
+            "Name a folder that is there, or a repository: OWNER/NAME.",
+        ) from error
     except Exception as error:  # of the hub, of its HTTP library, or that this is no repository
         kind = NoSuchWeights if isinstance(error, final) else FatalError
         raise kind(

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from hashlib import file_digest
 from io import BufferedReader, BytesIO, RawIOBase
 from itertools import groupby
-from json import JSONDecodeError
 from reprlib import Repr
 from typing import IO, Annotated, Any, ClassVar, Literal, cast
 
@@ -29,7 +28,7 @@ from jobs.output.storage import open_file
 from jobs.requests import MAX_CUSTOM_ID, STRICT, Body, ImageInput, Input, Task
 from producer.planning.plain import COLONS, PlainBatchLine, PlainLine, parse_plain
 from producer.planning.recipes import KEYS, Recipe
-from producer.planning.strict_json import MAX_MARKS, check_marks, parse_json
+from producer.planning.strict_json import MAX_MARKS, check_marks, describe, parse_json
 from producer.planning.tables import UnfitManifest, kind_of, table_lines
 
 MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
@@ -290,10 +289,7 @@ def _json_reason(raw: bytes, reason: ValueError) -> str:
         return "starts with a byte order mark; save the file as plain UTF-8"
     if raw.rstrip() == b"{":
         return _PIECE
-    if isinstance(reason, JSONDecodeError):
-        where = f" at column {reason.colno}" if reason.doc else ""
-        return f"not valid JSON: {reason.msg}{where}"
-    return f"not valid JSON: {reason}"
+    return describe(reason)
 
 
 # Errors that say only of what kind a value must be, of which a union has one for each alternative.

@@ -29,6 +29,14 @@ def parse_json(raw: bytes) -> Any:
     return content
 
 
+def describe(error: ValueError) -> str:
+    """What is wrong with a line of JSON, and at which of its columns if that is known."""
+    if not isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON: {error}"
+    where = f" at column {error.colno}" if error.doc else ""
+    return f"not valid JSON: {error.msg}{where}"
+
+
 def check_marks(raw: bytes) -> None:
     """Refuse very many values before one is built: each costs far more than its bytes.
 

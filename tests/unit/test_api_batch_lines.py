@@ -45,3 +45,10 @@ def test_a_batch_has_so_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     refused, stopped = read(100)
     assert [error.reason for error in refused.errors] == ["the file has more than 3 requests"]
     assert stopped < 2 * end
+
+
+def test_a_broken_line_is_told_by_its_number_in_the_file_and_its_column() -> None:
+    source = BytesIO(b"\n" + b'{"custom_id" "a"}\n')
+    found = translate(source, BytesIO(), BytesIO(), "/v1/images/generations", lambda _: "")
+    (error,) = found.errors
+    assert str(error) == "line 2: not valid JSON: Expecting ':' delimiter at column 14"

@@ -39,10 +39,10 @@ def push(export: str, place: str, private: bool) -> Pushed:
             f"{place} is no dataset on the hub", "Name one: hf://datasets/ORGANISATION/NAME."
         )
     folder = Path(export)
-    if not (folder / ABOUT).is_file():
+    if not export or not (folder / ABOUT).is_file():
         raise UsageError(
-            f"{export} is no folder of an export",
-            f"Make one: imagemill export {export} FOLDER --to parquet; then push FOLDER.",
+            f"{export!r} is no folder of an export",
+            "Make one: imagemill export OUT FOLDER --to parquet; then push FOLDER.",
         )
     repo, revision = found["repo"], found["revision"]
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]

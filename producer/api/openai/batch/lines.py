@@ -39,7 +39,7 @@ from producer.api.wire.errors import ApiError, as_answer, culprit_of, error_json
 from producer.api.wire.reading import Given, refused
 from producer.planning.manifest import BatchRecipe, CustomId
 from producer.planning.recipes import Recipe, name_of
-from producer.planning.strict_json import parse_json
+from producer.planning.strict_json import describe, parse_json
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
 Load = Callable[[ImageRefParam], str]  # an input → the reference that the manifest holds
@@ -142,7 +142,7 @@ def _read(raw: bytes, endpoint: Endpoint) -> _Line:
     except ValidationError as error:
         raise _invalid(error) from error
     except ValueError as error:
-        raise InvalidRequest("", f"not JSON: {error}") from error
+        raise InvalidRequest("", describe(error)) from error
     if line.url != endpoint:
         raise InvalidRequest("url", f"must be the batch's endpoint, {endpoint}")
     return line
