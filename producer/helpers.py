@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +18,10 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from jobs.children import die_with_parent, reason
 from jobs.errors import FatalError
+
+# What a pipe holds: most of a call or a result, or whoever sends one waits, every 64 kB, until a
+# thread of a busy process has its turn. More than that Linux gives to root alone, as it comes.
+PIPE_BYTES = 1 << 20
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -66,20 +72,24 @@ class _Helper:
     def __init__(self, begin: Callable[[], None]) -> None:
         # Spawned: storage clients and their threads do not survive a fork.
         context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, begin), daemon=True)
+        calls, self._calls = context.Pipe(duplex=False)
+        self._results, results = context.Pipe(duplex=False)
+        for pipe in (calls, results):
+            _widen(pipe)
+        self._process = context.Process(target=_serve, args=(calls, results, begin), daemon=True)
         self._process.start()
-        theirs.close()
+        calls.close()
+        results.close()
         self._sending, self._receiving = Lock(), Lock()
 
     def call(self, call: Any) -> Any:
         """Wait for the result of a call, which may be sent while it is at an earlier one."""
         try:
             with self._sending:
-                self._pipe.send(call)
+                self._calls.send(call)
                 self._receiving.acquire()  # before others send: results come in the calls' order
             try:
-                succeeded, result = self._pipe.recv()
+                succeeded, result = self._results.recv()
             finally:
                 self._receiving.release()
         except (EOFError, OSError) as error:
@@ -95,22 +105,30 @@ class _Helper:
         return result
 
     def end(self) -> None:
-        self._pipe.close()
+        self._calls.close()
+        self._results.close()
+        self._process.kill()  # nothing is lost: it has no call, or nobody hears of it
         self._process.join()
 
 
-def _serve(pipe: Connection, begin: Callable[[], None]) -> None:
+def _widen(pipe: Connection) -> None:
+    if sys.platform == "linux":
+        with suppress(OSError):  # of this user's pipes there are too many
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
+def _serve(calls: Connection, results: Connection, begin: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
     die_with_parent()
     begin()
     with suppress(EOFError, OSError):  # nobody waits for us any more
         while True:
-            act, args, kwargs = pipe.recv()
+            act, args, kwargs = calls.recv()
             try:
                 answer = ForkingPickler.dumps((True, act(*args, **kwargs)))
             except Exception as error:
                 answer = _failed(error)
-            pipe.send_bytes(answer)
+            results.send_bytes(answer)
 
 
 def _failed(error: Exception) -> memoryview:

@@ -18,7 +18,7 @@ from producer.helpers import Helpers
 from producer.planning.manifest import Block
 from producer.planning.planner import PlannedBlock, Planner
 
-ALONE_SECONDS = 0.3  # that planning has taken before other processes are started
+ALONE_SECONDS = 0.1  # that planning has taken before other processes are started
 MOST_HELPERS = 4  # as many as one process can read for and write
 AHEAD = 3  # blocks that are planned here before one that another process is still at
 SENT = 2  # blocks that another process has at a time: the next is at hand when it has planned one
@@ -98,16 +98,17 @@ def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block
             late = time.monotonic() - begun > ALONE_SECONDS
             if part and count and late and not others:
                 others = _Others(count, stack)
+            first = parts[0].planned
             if part and others and others.have_room(parts):
                 part.planned = others.plan(planner, part.block)
+            elif first and first.done():
+                yield from settle()
             elif part and (part is parts[0] or len(parts) < 2 * count + AHEAD):
                 part.planned = Future()
                 with uncollected():
                     part.planned.set_result(planner.plan(part.block))
             else:
                 yield from settle()  # which waits
-            while parts and (first := parts[0].planned) and first.done():
-                yield from settle()
 
 
 def _unplanned(parts: deque[_Part], blocks: Iterator[Block]) -> _Part | None:

@@ -27,7 +27,7 @@ def refuse_with_a_lock() -> None:
 
 def die_sending() -> None:
     """Killed when half of a result is sent."""
-    pipe = sys._getframe(1).f_locals["pipe"]
+    pipe = sys._getframe(1).f_locals["results"]
     os.write(pipe.fileno(), struct.pack("!i", 1000) + b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 
