@@ -29,7 +29,7 @@ from jobs.requests import MAX_CUSTOM_ID, STRICT, Body, ImageInput, Input, Task
 from producer.planning.plain import COLONS, PlainBatchLine, PlainLine, parse_plain
 from producer.planning.recipes import KEYS, Recipe
 from producer.planning.strict_json import MAX_MARKS, check_marks, describe, parse_json
-from producer.planning.tables import UnfitManifest, kind_of, table_lines
+from producer.planning.tables import UnfitManifest, UnfitRow, kind_of, table_lines
 
 MAX_LINE = 128 << 20  # bytes: a 50 MiB image in base64 fits, with another beside it
 BLOCK_BYTES = 16 << 20  # of lines with images: what a block holds beside its last line
@@ -142,7 +142,7 @@ Line = PlainLine | PlainBatchLine | _Checked
 class Block:
     """Consecutive lines, the first of them line number `first` (from 1) of the manifest.
 
-    A line that is too long to read is blank here, and has its error.
+    A line that is too long to read is blank here, as is a row that is none, and has its error.
     """
 
     first: int
@@ -407,7 +407,7 @@ def read_blocks(
     most = max(1, SHARD_LINES // n)
     with _open(uri) as stream:
         block, size, requests = Block(1), 0, 0
-        lines = _lines(stream, max_line)
+        lines: Iterator[bytes | UnfitRow] = _lines(stream, max_line)
         if kind_of(uri):
             lines = table_lines(stream, uri, columns or {}, keep)
         elif keep:
@@ -421,13 +421,18 @@ def read_blocks(
                 "Leave --map out: what a line of JSON holds has the fields' own names.",
             )
         for raw in lines:
-            if block.first == 1 and not block.lines and _begins_array(raw):
+            is_first = block.first == 1 and not block.lines
+            if is_first and isinstance(raw, bytes) and _begins_array(raw):
                 yield Block(1, [b"\n"], [LineError(1, "", "", _ARRAY)])
                 return  # the other lines are its pieces
-            if len(raw) > max_line:
+            if isinstance(raw, UnfitRow) or len(raw) > max_line:
                 number = block.first + len(block.lines)
-                block.errors.append(LineError(number, "", "", f"is longer than {max_line} bytes"))
-                _skip_line(stream, raw)
+                if isinstance(raw, UnfitRow):
+                    reason = raw.reason
+                else:
+                    reason = f"is longer than {max_line} bytes"
+                    _skip_line(stream, raw)
+                block.errors.append(LineError(number, "", "", reason))
                 requests += 1
                 raw = b"\n"
             block.lines.append(raw)

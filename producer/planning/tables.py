@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, repeat
 from math import inf
@@ -50,6 +52,16 @@ class UnfitManifest(UsageError):
     """A file that is not what its name says, or a table that lacks a column."""
 
 
+@dataclass(frozen=True, slots=True)
+class UnfitRow:
+    """A row that is no line, and why."""
+
+    reason: str
+
+
+_Unfit = deque[tuple[int, UnfitRow]]  # with the numbers of the rows, from 1
+
+
 def kind_of(uri: str) -> str:
     """ ".parquet", …, or "" for what is no table."""
     suffix = PurePosixPath(uri).suffix.lower()
@@ -91,7 +103,7 @@ def kept_columns(options: Sequence[str] | None) -> tuple[str, ...]:
 
 def table_lines(
     file: IO[bytes], uri: str, columns: Mapping[str, str], keep: Sequence[str] = ()
-) -> Iterator[bytes]:
+) -> Iterator[bytes | UnfitRow]:
     """The rows of a table as manifest lines. Memory does not grow with it.
 
     columns: field of a line → the table's column; without an entry a field of a request has the
@@ -105,11 +117,12 @@ def table_lines(
     and of times.
 
     Raises:
-        UnfitManifest: it is no such table, a row has other cells than the first, or a column does
-            not exist, exists twice or cannot be kept, or none holds prompts.
+        UnfitManifest: it is no such table, or a column does not exist, exists twice or cannot be
+            kept, or none holds prompts.
     """
     import pyarrow as pa
 
+    unfit: _Unfit = deque()
     try:
         if kind_of(uri) == TEXT:
             for option, given in (("--map", columns), ("--keep", keep)):
@@ -119,14 +132,27 @@ def table_lines(
             return
         # The default one would hold 40 MB for reading a table by 3 MB at a time.
         pa.set_memory_pool(pa.system_memory_pool())
-        names, batches = _batches(file, kind_of(uri), columns, keep, uri)
+        names, batches = _batches(file, kind_of(uri), columns, keep, uri, unfit)
         lines = _Lines(names, keep, is_typed=kind_of(uri) not in DELIMITERS)
-        for batch in batches:
-            yield from lines.of(batch)
+        yield from _with_unfit(map(lines.of, batches), unfit)
     except (pa.ArrowException, TypeError, UnicodeDecodeError) as error:
         reason = printable(_ROW.sub(_number_of_row, str(error)), 300)
         message = f"manifest {uri} cannot be read: {reason}"
         raise UnfitManifest(message, "Check the file.") from error
+
+
+def _with_unfit(batches: Iterable[list[bytes]], unfit: _Unfit) -> Iterator[bytes | UnfitRow]:
+    """Lines, and the rows that are none in their places among them. unfit: grows meanwhile."""
+    row = 1
+    for lines in batches:
+        start = 0
+        while unfit and (before := unfit[0][0] - row) < len(lines) - start:
+            yield from lines[start : start + before]
+            yield unfit.popleft()[1]
+            start, row = start + before, row + before + 1
+        yield from lines[start:]
+        row += len(lines) - start
+    yield from (one for _, one in unfit)
 
 
 class _Lines:
@@ -207,9 +233,13 @@ def _text_lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _batches(
-    file: IO[bytes], kind: str, columns: Mapping[str, str], keep: Sequence[str], uri: str
-) -> tuple[list[str], Iterator[list[pa.Array]]]:
-    """The fields that have a column; by some rows, the cells of these, then of those to keep."""
+    file: IO[bytes], kind: str, columns: Mapping[str, str], keep: Sequence[str], uri: str,
+    unfit: _Unfit,
+) -> tuple[list[str], Iterator[list[pa.Array]]]:  # fmt: skip
+    """The fields that have a column; by some rows, the cells of these, then of those to keep.
+
+    unfit: takes rows with other cells than the header has, before any row that comes after them.
+    """
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -227,11 +257,21 @@ def _batches(
         schema, batches = _arrow(file)
         chosen = _choose(schema, columns, keep, uri)
     else:
-        parse = csv.ParseOptions(delimiter=DELIMITERS[kind], newlines_in_values=True)
+        delimiter = DELIMITERS[kind]
+        parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        parse.invalid_row_handler = lambda _: "skip"
         numbered = csv.ReadOptions(use_threads=False)  # threads know no numbers of rows
         schema = csv.open_csv(file, numbered, parse).schema
         chosen = _choose(schema, columns, keep, uri)
         file.seek(0)
+
+        def skip(row: csv.InvalidRow) -> str:
+            has = f"has {row.actual_columns} cells, the header {row.expected_columns}"
+            hint = f"a text with {delimiter!r} in it stands in quotes"
+            unfit.append((row.number - 1, UnfitRow(f"{has}; {hint}")))  # the header is the first
+            return "skip"
+
+        parse.invalid_row_handler = skip
         types = dict.fromkeys((*chosen.values(), *keep), pa.string())
         convert = csv.ConvertOptions(
             column_types=types, include_columns=[*types], strings_can_be_null=True,

@@ -236,12 +236,6 @@ def test_lines_of_text_are_prompts_and_one_that_is_too_long_is_refused() -> None
         ("empty.csv", "", {}, "empty.csv cannot be read: Empty CSV file"),
         ("bad.arrow", "x", {}, "bad.arrow cannot be read"),
         (
-            "wide.csv",
-            'prompt\n"a\n"\nb,c\n',
-            {},
-            "row 2: Expected 1 columns, got 2: b,c",
-        ),
-        (
             "latin.csv",
             b"prompt\na\n\xfc\n",
             {},
@@ -261,6 +255,22 @@ def test_what_is_no_table_is_named(
         Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=reason):
         lines(name, columns)
+
+
+@pytest.mark.parametrize(("end", "last"), [("\n", []), ("\n\nlast,d,e\n", [10_005])])
+def test_a_row_with_other_cells_than_the_header_is_refused_alone(end: str, last: list[int]) -> None:
+    good = [f"d{i},{i}" for i in range(9999)]
+    rows = ["prompt,seed", "a,1", '"two\nlines",2', "b,c,3", "", "alone", *good]
+    rows.insert(6000, "a cat, a dog, 7")
+    Path("odd.csv").write_text("\n".join(rows) + end)
+    blocks = list(plan_blocks("odd.csv", load_models(), PlanOptions(model="null"), {"null": "n"}))
+    errors = [error for block in blocks for error in block.errors]
+    assert [error.line for error in errors] == [3, 4, 5999, *last]
+    assert errors[0].reason == "has 3 cells, the header 2; a text with ',' in it stands in quotes"
+    assert sum(block.requests for block in blocks) == 10_001
+    found = [raw for block in read_blocks("odd.csv") for _, raw in block.numbered()]
+    prompts = [orjson.loads(raw)["prompt"] for raw in found]
+    assert prompts == ["a", "two\nlines", *(f"d{i}" for i in range(9999))]
 
 
 def test_columns_are_named_once_and_stand_for_fields() -> None:
