@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 1024  # in memory at a time, as Python values
+MAX_UNFIT = 10_000  # rows that are none, before the next that is one: more are another table
 SHOWN_COLUMNS = 1000  # characters of their names
 TEXT = ".txt"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -117,8 +118,8 @@ def table_lines(
     and of times.
 
     Raises:
-        UnfitManifest: it is no such table, or a column does not exist, exists twice or cannot be
-            kept, or none holds prompts.
+        UnfitManifest: it is no such table, a column does not exist, exists twice or cannot be kept,
+            none holds prompts, or MAX_UNFIT rows on end are no lines.
     """
     import pyarrow as pa
 
@@ -266,6 +267,8 @@ def _batches(
         file.seek(0)
 
         def skip(row: csv.InvalidRow) -> str:
+            if len(unfit) == MAX_UNFIT:
+                return "error"
             has = f"has {row.actual_columns} cells, the header {row.expected_columns}"
             hint = f"a text with {delimiter!r} in it stands in quotes"
             unfit.append((row.number - 1, UnfitRow(f"{has}; {hint}")))  # the header is the first

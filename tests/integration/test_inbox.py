@@ -129,7 +129,7 @@ def test_tables_are_manifests_too(any_post: Post) -> None:
     report = any_post.report("accepted/some.csv")
     assert (report["requests"], report["out"]) == (2, f"{storage.uri}/out/some")
     assert "has no column 'text'" in any_post.report("rejected/other.csv")["reason"]
-    assert "cannot be read" in any_post.report("rejected/wide.csv")["reason"]
+    assert "line 1: has 3 cells" in any_post.report("rejected/wide.csv")["reason"]
 
 
 def test_a_manifest_waits_for_its_teams_quota(post: Post) -> None:

@@ -12,6 +12,7 @@ from pyarrow import csv, feather, ipc, parquet
 from jobs.errors import UsageError
 from jobs.models.table import load_models
 from jobs.requests import MAX_PROMPT
+from producer.planning import tables
 from producer.planning.blocks import plan_blocks
 from producer.planning.manifest import parse_line, read_blocks
 from producer.planning.plain import PlainLine
@@ -271,6 +272,17 @@ def test_a_row_with_other_cells_than_the_header_is_refused_alone(end: str, last:
     found = [raw for block in read_blocks("odd.csv") for _, raw in block.numbered()]
     prompts = [orjson.loads(raw)["prompt"] for raw in found]
     assert prompts == ["a", "two\nlines", *(f"d{i}" for i in range(9999))]
+
+
+def test_a_table_of_rows_that_are_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept until one comes that is a line, which no small file may make large."""
+    monkeypatch.setattr(tables, "MAX_UNFIT", 3)
+    header, good, odd = "prompt,seed\n", "a,1\n" * 800_000, "b,c,2\n"  # good: several reads
+    Path("odd.csv").write_text(header + 3 * odd + good + 3 * odd)
+    assert len(lines("odd.csv", {})) == 800_000
+    Path("odd.csv").write_text(header + 4 * odd + good)
+    with pytest.raises(UsageError, match="row 4: Expected 2 columns, got 3"):
+        lines("odd.csv", {})
 
 
 def test_columns_are_named_once_and_stand_for_fields() -> None:
