@@ -55,8 +55,8 @@ def newest_commit(repo: str, revision: str | None) -> str:
         return str(HfApi().model_info(repo, revision=revision, timeout=10).sha)
     except HFValidationError as error:
         raise NoSuchWeights(
-            f"{repo!r} is no folder on this machine, and no name that a repository can have",
-            "Name a folder that is there, or a repository: OWNER/NAME.",
+            f"{repo!r} is not on this machine, and no name that a repository can have",
+            "Name what is there, or a repository: OWNER/NAME.",
         ) from error
     except Exception as error:  # of the hub, of its HTTP library, or that this is no repository
         kind = NoSuchWeights if isinstance(error, final) else FatalError

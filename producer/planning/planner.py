@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
+from threading import Thread
 
 import numpy as np
 import numpy.typing as npt
@@ -238,22 +238,34 @@ class Planner:
         listed = [route for route in routes if self._is_listed(route)]
         others = [route for route in routes if not self._is_listed(route)]
         asked = [*listed, *others[: self._room]]
-        with ThreadPoolExecutor(LOOKUPS) as pool:
-            answers = list(pool.map(self._look_up, asked))
-        for route, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, str):
-                self.fingerprints[route] = answer
-            elif isinstance(answer, NoSuchWeights) and not self._is_listed(route):
-                self.refused[route] = answer.message  # whoever wrote the line chose it
-            else:
-                self.unidentified[route] = answer
+        answers = dict[str, str | Exception]()
 
-    def _look_up(self, route: str) -> str | FatalError:
-        try:
-            self.table.commits.update(commits_of(self.table, route))
-            return route_digest(self.table, route)
-        except FatalError as error:
-            return error
+        def look_up(routes: Iterable[str]) -> None:
+            for route in routes:
+                try:
+                    for name, commit in commits_of(self.table, route).items():
+                        self.table.commits.setdefault(name, commit)  # all go by the first answer
+                    answers[route] = route_digest(self.table, route)
+                except Exception as error:
+                    answers[route] = error
+
+        # Daemons: Ctrl-C does not wait for the hub.
+        shares = [asked[n::LOOKUPS] for n in range(min(LOOKUPS, len(asked)))]
+        threads = [Thread(target=look_up, args=(share,), daemon=True) for share in shares]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for route in asked:
+            match answers[route]:
+                case str(digest):
+                    self.fingerprints[route] = digest
+                case NoSuchWeights() as error if not self._is_listed(route):
+                    self.refused[route] = error.message  # whoever wrote the line chose it
+                case FatalError() as error:
+                    self.unidentified[route] = error
+                case error:
+                    raise error
 
     def _refusal(self, route: str) -> str | None:
         if (reason := self.refused.get(route)) or self._room > 0 or self._is_listed(route):
