@@ -58,6 +58,11 @@ class Helpers:
         finally:
             self._free.put(helper)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether one of them has started, so that it calls at once."""
+        return any(helper.is_ready for helper in self._all)
+
     def __enter__(self) -> Self:
         return self
 
@@ -81,6 +86,11 @@ class _Helper:
         calls.close()
         results.close()
         self._sending, self._receiving = Lock(), Lock()
+        self._has_begun = False
+
+    @property
+    def is_ready(self) -> bool:
+        return self._has_begun or self._results.poll()
 
     def call(self, call: Any) -> Any:
         """Wait for the result of a call, which may be sent while it is at an earlier one."""
@@ -89,6 +99,9 @@ class _Helper:
                 self._calls.send(call)
                 self._receiving.acquire()  # before others send: results come in the calls' order
             try:
+                if not self._has_begun:
+                    self._results.recv()
+                    self._has_begun = True
                 succeeded, result = self._results.recv()
             finally:
                 self._receiving.release()
@@ -107,7 +120,7 @@ class _Helper:
     def end(self) -> None:
         self._calls.close()
         self._results.close()
-        self._process.kill()  # nothing is lost: it has no call, or nobody hears of it
+        self._process.kill()  # it has no call any more, or is not even there yet
         self._process.join()
 
 
@@ -122,6 +135,7 @@ def _serve(calls: Connection, results: Connection, begin: Callable[[], None]) ->
     die_with_parent()
     begin()
     with suppress(EOFError, OSError):  # nobody waits for us any more
+        results.send(None)
         while True:
             act, args, kwargs = calls.recv()
             try:

@@ -57,15 +57,13 @@ class _Others:
 
     def __init__(self, count: int, stack: ExitStack) -> None:
         self._helpers = stack.enter_context(Helpers(count, _begin, SENT))
-        self._starting = [self._helpers.submit(os.getpid) for _ in range(count)]
         self._count = count
 
     def have_room(self, parts: Iterable[_Part]) -> bool:
         """Whether one would wait, of all parts, and few are kept until an earlier one is there."""
         begun = [part.planned.done() for part in parts if part.planned]
-        has_started = any(one.done() for one in self._starting)
         is_waiting = begun.count(False) < SENT * self._count
-        return has_started and is_waiting and len(begun) < KEPT * self._count
+        return is_waiting and len(begun) < KEPT * self._count and self._helpers.is_ready
 
     def plan(self, planner: Planner, block: Block) -> Future[PlannedBlock]:
         return self._helpers.submit(_plan, pickle.dumps(planner), block)
@@ -99,6 +97,7 @@ def plan_each(planner: Planner, blocks: Iterator[Block]) -> Iterator[tuple[Block
             if part and count and late and not others:
                 others = _Others(count, stack)
             first = parts[0].planned
+            # In this order: others have something to do before one that is done is seen to.
             if part and others and others.have_room(parts):
                 part.planned = others.plan(planner, part.block)
             elif first and first.done():

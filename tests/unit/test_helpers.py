@@ -11,6 +11,7 @@ import pytest
 
 from jobs.errors import FatalError, InvalidRequest
 from producer.helpers import Helpers
+from tests.support import eventually
 
 
 def begin() -> None:
@@ -23,6 +24,10 @@ def refuse() -> None:
 
 def refuse_with_a_lock() -> None:
     raise ValueError(threading.Lock())
+
+
+def never_begin() -> None:
+    threading.Event().wait()
 
 
 def die_sending() -> None:
@@ -66,6 +71,15 @@ def test_what_cannot_be_sent_back_is_told_and_ends_nothing() -> None:
         with pytest.raises(RuntimeError, match="ValueError: <unlocked"):
             helpers.submit(refuse_with_a_lock).result(60)
         assert helpers.submit(abs, -1).result(60) == 1
+
+
+def test_one_that_has_started_is_ready_and_the_others_are_not_waited_for() -> None:
+    with Helpers(1, begin) as helpers:
+        eventually(lambda: helpers.is_ready)
+        assert helpers.submit(abs, -1).result(60) == 1
+        assert helpers.is_ready
+    with Helpers(1, never_begin) as helpers:
+        assert not helpers.is_ready
 
 
 def test_what_has_not_begun_at_the_end_is_cancelled() -> None:

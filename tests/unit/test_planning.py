@@ -23,6 +23,7 @@ from producer.planning.manifest import Block, parse_line
 from producer.planning.planner import PlannedBlock, Planner
 from producer.planning.processes import plan_each
 from producer.planning.resolution import PlanOptions, Resolver
+from tests.support import eventually
 
 TABLE = load_models()
 FINGERPRINTS = {"shapes": "s", "null": "n"}
@@ -128,6 +129,11 @@ def test_parallel_planning_gives_what_planning_in_process_gives(
     asked: list[Future[Any]] = []
 
     class Asked(Helpers):
+        @property
+        def is_ready(self) -> bool:
+            eventually(lambda: super(Asked, self).is_ready)
+            return True
+
         def submit(self, *args: Any, **named: Any) -> Future[Any]:
             asked.append(super().submit(*args, **named))
             return asked[-1]
@@ -135,11 +141,7 @@ def test_parallel_planning_gives_what_planning_in_process_gives(
     monkeypatch.setattr(processes, "ALONE_SECONDS", 0)
     monkeypatch.setattr("os.cpu_count", lambda: 3)  # so this process, and two others
     monkeypatch.setattr(processes, "Helpers", Asked)
-    together = []
-    for block in plan_blocks(str(tmp_path / "m"), TABLE, PlanOptions(), dict(FINGERPRINTS)):
-        together.append(block)
-        if asked:
-            asked[0].result(60)  # which the next block then need not wait for
+    together = list(plan_blocks(str(tmp_path / "m"), TABLE, PlanOptions(), dict(FINGERPRINTS)))
     assert [block.shard for block in together] == [block.shard for block in alone]
     assert sum(isinstance(future.result(), PlannedBlock) for future in asked) >= 4
 
@@ -171,17 +173,17 @@ def test_few_blocks_wait_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch
             return super().result(timeout)
 
     class Pool:
+        is_ready = True
+
         def __init__(self, *_: object) -> None:
             pass
 
-        def submit(self, _: Callable[..., Any], *given: Any) -> Future[Any]:
-            block = given[1] if given else None
-            if block:
-                asked.append(block.first)
-            if block and len(asked) == 1:
+        def submit(self, _: Callable[..., Any], __: bytes, block: Block) -> Future[PlannedBlock]:
+            asked.append(block.first)
+            if len(asked) == 1:
                 return Late()
-            done: Future[Any] = Future()
-            done.set_result(PlannedBlock() if block else 0)
+            done = Future[PlannedBlock]()
+            done.set_result(PlannedBlock())
             return done
 
         def __enter__(self) -> Self:
