@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from jobs.broker.progress import Progress
 from jobs.broker.runs import Runs
 from jobs.errors import FatalError, TransientError
-from producer.planning.submission import Listener
+from producer.planning.listener import Listener
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 10.0  # between two lines where there is no terminal

@@ -7,7 +7,7 @@ from collections.abc import Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
-from typing import IO, Protocol
+from typing import IO
 
 import orjson
 
@@ -26,6 +26,7 @@ from jobs.teams import OPEN_TEAM, Priority
 from producer.planning.blocks import plan_blocks
 from producer.planning.chunks import WORKERS, Calls, cut
 from producer.planning.generations import next_id
+from producer.planning.listener import Listener, Log
 from producer.planning.manifest import manifest_digest
 from producer.planning.planner import PlannedBlock
 from producer.planning.rates import rates_file, read_rates
@@ -75,27 +76,6 @@ class Submission:
     def done(self) -> Summary | None:
         """The summary of its run, if nothing is left to render."""
         return None if self.gone else self.finished
-
-
-class Listener(Protocol):
-    """Who is told how planning goes."""
-
-    def planning(self, lines: int) -> None:
-        """So many lines of the manifest are read."""
-
-    def warning(self, text: str) -> None:
-        """Something to look at again."""
-
-
-class _Nobody:
-    def planning(self, lines: int) -> None:
-        pass
-
-    def warning(self, text: str) -> None:
-        pass
-
-
-NOBODY: Listener = _Nobody()
 
 
 def identify(job: Job) -> Submission:
@@ -155,24 +135,22 @@ def _refuse_foreign(storage: Storage) -> None:
 def prepare(
     submission: Submission,
     workers: int = WORKERS,
-    listener: Listener = NOBODY,
+    listener: Listener | None = None,
     keep_report: bool = False,
 ) -> Plan:
     """The submission's plan, made now if it does not exist; images that are gone are in it again.
 
-    workers: how many there will be, so that the plan has work for each; keep_report: whether all
-    reasons to refuse the manifest stay in storage, where else nothing of it does.
+    workers: how many there will be, so that the plan has work for each; listener: our log, if
+    nobody watches; keep_report: whether all reasons to refuse the manifest stay in storage, where
+    else nothing of it does.
 
     Raises:
         ManifestRefused: it has invalid lines (and skip_invalid is off); nothing is left to render.
         UsageError, FatalError: the manifest, a model or the output location does not work.
     """
     job, storage, plan = submission.job, submission.storage, submission.plan
-    if gone := submission.gone:
-        images = f"{len(gone):,} image{' is' if len(gone) == 1 else 's are'}"
-        listener.warning(f"{images} gone from {storage.uri}: what is asked for is rendered again")
-        current = read_summary(storage)
-        reopen(storage, current.run_id if current else submission.run_id, gone)
+    listener = listener or Log()
+    if submission.gone and _reopen(storage, listener):
         plan = plan and read_plan(storage, submission.run_id)
     if plan is None:
         plan = _begin_plan(submission, workers, listener, keep_report)
@@ -184,6 +162,19 @@ def prepare(
         write_plan(storage, plan)
     write_summary(storage, planned(plan))
     return plan
+
+
+def _reopen(storage: Storage, listener: Listener) -> bool:
+    """Have the images that are gone from a place rendered again; whether there are any."""
+    summary = read_summary(storage)
+    if summary is None or summary.state != "finished":
+        return False  # somebody else has seen to it meanwhile
+    gone = gone_images(storage)
+    if gone:
+        images = f"{len(gone):,} image{' is' if len(gone) == 1 else 's are'}"
+        listener.warning(f"{images} gone from {storage.uri}: what is asked for is rendered again")
+        reopen(storage, summary.run_id, gone)
+    return bool(gone)
 
 
 def launch(plan: Plan, storage: Storage, runs: Runs, dispatcher: Dispatcher) -> Summary | None:

@@ -376,6 +376,27 @@ def test_an_input_that_was_away_is_tried_again(tmp_path: Path, code: str, again:
     assert prepare(submission).reused == (8 if again else 0)
 
 
+def test_what_is_gone_is_rendered_again_once_whoever_submits_at_once(tmp_path: Path) -> None:
+    storage, plan = planned(tmp_path / "o", LINES)
+    finish(storage, plan, lambda _: "done")
+    write_dataset(storage, plan)
+    storage.remove(str(rows(tmp_path / "o", "metadata.jsonl")[0]["file_name"]))
+    manifest = tmp_path / "longer.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in [*LINES, {"prompt": "new"}]))
+    job = Job(str(manifest), str(tmp_path / "o"), load_models(), PlanOptions(model="null"))
+    first, second = identify(job), identify(job)
+    assert len(first.gone) == len(second.gone) == 1
+    plan = prepare(first)
+    assert plan.reused == 8
+    requests = read_shard(storage, plan.run_id, 0)
+    for number, chunk in enumerate(plan.shards[0].chunks):
+        records = [record(request, "done") for request in requests[chunk.start : chunk.stop]]
+        write_part(storage, layout.done_part(plan.run_id, 0, number), records)
+    again = prepare(second)
+    assert [shard.chunks for shard in again.shards] == [shard.chunks for shard in plan.shards]
+    assert write_dataset(storage, again).done == 10
+
+
 def test_runs_have_the_seeds_that_lines_have(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text(
         '{"prompt": "p"}\n{"prompt": "{{ a }}", "sample": {"a": ["b"]}}'
