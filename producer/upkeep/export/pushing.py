@@ -42,7 +42,7 @@ def push(export: str, place: str, private: bool) -> Pushed:
     if not export or not (folder / ABOUT).is_file():
         raise UsageError(
             f"{export!r} is no folder of an export",
-            "Make one: imagemill export OUT FOLDER --to parquet; then push FOLDER.",
+            f"Make one: imagemill export {export or 'OUT'} FOLDER --to parquet; then push FOLDER.",
         )
     repo, revision = found["repo"], found["revision"]
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
