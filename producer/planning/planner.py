@@ -7,18 +7,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
-from threading import Thread
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.errors import FatalError, InvalidRequest, LineError
-from jobs.models.fingerprints import commits_of, route_digest
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
 from jobs.output.plan import SHARD_LINES, encode_shard
 from jobs.requests import BatchKey, Request
 from producer.planning.chunks import Calls, collect
+from producer.planning.digests import find_digests
 from producer.planning.grouping import Group, Grouper, in_order
 from producer.planning.intake import Intake
 from producer.planning.manifest import Block, Line, parse_lines
@@ -29,7 +28,6 @@ from producer.planning.repeats import Hashes
 from producer.planning.resolution import PlanOptions, Resolver, UnknownFingerprint
 
 MAX_UNLISTED = 16  # models that lines name and the table lacks; to look one up takes seconds
-LOOKUPS = 16  # models looked up at a time
 
 
 def _no_hashes() -> Hashes:
@@ -233,31 +231,12 @@ class Planner:
     def learn(self, routes: Collection[str]) -> None:
         """Find models' fingerprints out, or why no line may name one, or why nobody can tell.
 
-        At once, as each may wait for the hub; those that no line may name any more are left out.
+        Those that no line may name any more are left out.
         """
         listed = [route for route in routes if self._is_listed(route)]
         others = [route for route in routes if not self._is_listed(route)]
-        asked = [*listed, *others[: self._room]]
-        answers = dict[str, str | Exception]()
-
-        def look_up(routes: Iterable[str]) -> None:
-            for route in routes:
-                try:
-                    for name, commit in commits_of(self.table, route).items():
-                        self.table.commits.setdefault(name, commit)  # all go by the first answer
-                    answers[route] = route_digest(self.table, route)
-                except Exception as error:
-                    answers[route] = error
-
-        # Daemons: Ctrl-C does not wait for the hub.
-        shares = [asked[n::LOOKUPS] for n in range(min(LOOKUPS, len(asked)))]
-        threads = [Thread(target=look_up, args=(share,), daemon=True) for share in shares]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for route in asked:
-            match answers[route]:
+        for route, found in find_digests(self.table, [*listed, *others[: self._room]]).items():
+            match found:
                 case str(digest):
                     self.fingerprints[route] = digest
                 case NoSuchWeights() as error if not self._is_listed(route):
