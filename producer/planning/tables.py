@@ -259,12 +259,6 @@ def _batches(
         chosen = _choose(schema, columns, keep, uri)
     else:
         delimiter = DELIMITERS[kind]
-        parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        parse.invalid_row_handler = lambda _: "skip"
-        numbered = csv.ReadOptions(use_threads=False)  # threads know no numbers of rows
-        schema = csv.open_csv(file, numbered, parse).schema
-        chosen = _choose(schema, columns, keep, uri)
-        file.seek(0)
 
         def skip(row: csv.InvalidRow) -> str:
             if len(unfit) == MAX_UNFIT:
@@ -274,7 +268,14 @@ def _batches(
             unfit.append((row.number - 1, UnfitRow(f"{has}; {hint}")))  # the header is the first
             return "skip"
 
-        parse.invalid_row_handler = skip
+        parse = csv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
+        )
+        numbered = csv.ReadOptions(use_threads=False)  # threads know no numbers of rows
+        schema = csv.open_csv(file, numbered, parse).schema
+        chosen = _choose(schema, columns, keep, uri)
+        file.seek(0)
+        unfit.clear()  # they are met again
         types = dict.fromkeys((*chosen.values(), *keep), pa.string())
         convert = csv.ConvertOptions(
             column_types=types, include_columns=[*types], strings_can_be_null=True,
