@@ -40,7 +40,6 @@ def test_dataset_on_s3(cli: Cli, bucket: str) -> None:
     assert cli.json("status", out, "--broker", "redis://127.0.0.1:1")["state"] == "finished"
     (used,) = cli.json("usage", bucket)
     assert (used["name"], used["images"]) == ("null", 20)
-    assert used["device_seconds"] == pytest.approx(summary["device_seconds"], rel=0.02, abs=0.01)
     assert cli("sheet", out).stdout.strip() == f"{out}-sheet.png"
     assert source.read("datasets/circles-sheet.png").startswith(b"\x89PNG")
 
