@@ -42,7 +42,7 @@ def plan(
     wanted = requests.planned(settings, table, limit)
     most = LISTED_ERRORS if as_json else SHOWN_ERRORS
     with display(quiet) as shown:
-        found = survey(manifest, table, wanted, shown.planning, most)
+        found = survey(manifest, table, wanted, shown, most)
     rates = read_rates(rates_file())
     if as_json:
         groups = [

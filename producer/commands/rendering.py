@@ -73,11 +73,12 @@ def submit(
     """Send a manifest to a running installation and print the run's id, also of a finished run."""
     from jobs.models.table import load_models
     from jobs.settings import load_settings
+    from producer.control.entry import enter
     from producer.control.installation import installation
     from producer.control.progress import display
     from producer.control.status import look
     from producer.local.whole import Outcome
-    from producer.planning.submission import Job, identify, launch, prepare
+    from producer.planning.submission import Job, identify, launch
     from producer.report.console import say, show, show_json
 
     started = time.monotonic()
@@ -90,12 +91,8 @@ def submit(
     submission = identify(job)
     storage, summary = submission.storage, submission.finished
     if submission.done is None:
-        known.check_free(storage, submission.run_id)
-        workers = known.workers()
         with display(quiet) as shown:
-            plan = prepare(submission, workers, shown)
-        if summary is None:  # else it was admitted before it finished
-            known.admit(plan)
+            plan = enter(known, submission, shown)
         with known.reached():
             summary = launch(plan, storage, known.runs, known.dispatcher)
     run_id = submission.run_id

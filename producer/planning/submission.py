@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -61,8 +60,8 @@ class Job:
 class Submission:
     """A job with its identity. `plan` is None until it is made, `finished` until its run has ended.
 
-    gone: paths of images that somebody has removed from the finished dataset of its place, as far
-    as that is on this machine's disk.
+    gone: whether somebody has removed images from the finished dataset of its place, as far as that
+    is on this machine's disk.
     """
 
     job: Job
@@ -70,7 +69,7 @@ class Submission:
     run_id: str
     plan: Plan | None = None
     finished: Summary | None = None
-    gone: Set[str] = frozenset()
+    gone: bool = False
 
     @property
     def done(self) -> Summary | None:
@@ -105,11 +104,16 @@ def identify(job: Job) -> Submission:
     identity = run_id(orjson.dumps([*content, 0]))
     while plan := read_plan(storage, identity):
         newest, identity = plan, next_id(identity)
-    if newest is None:
-        _refuse_foreign(storage)
+    # A run writes run.json before these, so it is looked for after them: another may begin now.
+    there = [] if newest else [name for name in layout.DATASET if storage.exists(name)]
     summary = read_summary(storage)
+    if summary is None and there:
+        raise UsageError(
+            f"{storage.name(there[0])} was not written by imagemill, and a run would replace it",
+            "Choose another output location.",
+        )
     finished = summary if summary and summary.state == "finished" else None
-    gone = gone_images(storage) if finished else frozenset()
+    gone = finished is not None and bool(gone_images(storage))
     fresh = Submission(job, storage, identity, gone=gone)
     if newest is None:
         return fresh
@@ -119,17 +123,6 @@ def identify(job: Job) -> Submission:
     if finished is None or finished.run_id != newest.run_id:
         return known
     return fresh if finished.worth_trying_again else replace(known, finished=finished)
-
-
-def _refuse_foreign(storage: Storage) -> None:
-    """Raises UsageError or FatalError for a dataset of somebody else, which a run would replace."""
-    # A run writes run.json before these, so it is looked for after them: another may begin now.
-    there = [name for name in layout.DATASET if storage.exists(name)]
-    if read_summary(storage) is None and there:
-        raise UsageError(
-            f"{storage.name(there[0])} was not written by imagemill, and a run would replace it",
-            "Choose another output location.",
-        )
 
 
 def prepare(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from jobs.errors import FatalError, LineError
 from jobs.models.table import ModelTable
 from jobs.requests import BatchKey
 from producer.planning.blocks import plan_blocks
+from producer.planning.listener import Listener, Log
 from producer.planning.resolution import PlanOptions
 
 SHOWN_ERRORS = 20
@@ -58,7 +58,7 @@ def survey(
     manifest: str,
     table: ModelTable,
     options: PlanOptions,
-    on_lines: Callable[[int], None],
+    listener: Listener | None = None,
     most: int = SHOWN_ERRORS,
 ) -> Survey:
     """Read and validate a manifest as prepare does; write and send nothing.
@@ -67,6 +67,7 @@ def survey(
 
     Raises: as prepare, but for ManifestRefused.
     """
+    listener = listener or Log()
     groups: Counter[BatchKey] = Counter()
     faults, doubts = Remarks(most), Remarks(most)
     lines = requests = 0
@@ -78,7 +79,7 @@ def survey(
         requests += block.requests
         faults.add(block.errors)
         doubts.add(block.doubts)
-        on_lines(requests + faults.lines)
+        listener.planning(requests + faults.lines)
     surely = groups.total()
     refused = is_refused(requests, faults, options, unidentified)
     return Survey(lines, surely, requests - surely, faults, doubts, refused, groups, unidentified)

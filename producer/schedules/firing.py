@@ -27,8 +27,9 @@ from jobs.models.table import ModelTable
 from jobs.output.dataset import now, planned, read_summary, write_summary
 from jobs.output.plan import read_plan
 from jobs.output.storage import open_storage
+from producer.control.entry import enter
 from producer.control.installation import Installation
-from producer.planning.submission import Job, identify, launch, prepare
+from producer.planning.submission import Job, identify, launch
 from producer.schedules.journal import End, EndState, Fire, Journal, Opened, Pause, end_of
 from producer.schedules.news import News
 from producer.schedules.policy import judge
@@ -132,9 +133,7 @@ class Firing:
         """Plan a run and decide on it. Returns the decision that stands."""
         job = self.job(journal.schedule, nominal)
         submission = identify(job)
-        self.known.check_free(submission.storage, submission.run_id)
-        plan = prepare(submission, self.known.workers())
-        self.known.admit(plan)
+        plan = enter(self.known, submission)
         out = submission.storage.uri
         return journal.decide(
             Fire(nominal, "begun", now(), opened.manual, plan.run_id, out, job.manifest)

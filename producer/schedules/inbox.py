@@ -40,11 +40,12 @@ from jobs.models.table import ModelTable
 from jobs.output.dataset import now
 from jobs.output.storage import Storage
 from jobs.teams import OPEN_TEAM, Priority
+from producer.control.entry import enter
 from producer.control.installation import Installation
 from producer.control.locks import LOCK_SECONDS, locked
 from producer.planning.manifest import manifest_digest
 from producer.planning.resolution import PlanOptions
-from producer.planning.submission import Job, identify, launch, prepare
+from producer.planning.submission import Job, identify, launch
 from producer.planning.tables import UnfitManifest, kind_of
 from producer.schedules.news import News
 from producer.schedules.reports import TAKEN_RECORD, Report, Taken, rejected
@@ -191,17 +192,13 @@ class Inbox:
             job = Job(uri, out_uri, self.table, options, team=self.team, priority=self.priority)
             submission = identify(job)
             out = submission.storage
-            self.known.check_free(out, submission.run_id)
-            plan = submission.plan if submission.done else None
-            if plan is None:
-                plan = prepare(submission, self.known.workers(), keep_report=True)
-                if submission.finished is None:  # else it was admitted before it finished
-                    self.known.admit(plan)
+            finished = submission.plan if submission.done else None
+            plan = finished or enter(self.known, submission, keep_report=True)
         except QuotaExceeded as error:
             raise TransientError(error.message, error.hint) from error  # it waits for its time
         except (ManifestRefused, InvalidRequest, UnfitManifest) as error:
             return rejected(report, error)
-        if submission.done is None:
+        if not finished:
             with self.known.reached():
                 launch(plan, out, self.known.runs, self.known.dispatcher)
         return replace(

@@ -230,7 +230,7 @@ def test_a_model_that_the_hub_does_not_tell_about_now_hides_no_other_error(
     ]  # fmt: skip
     manifest.write_bytes(b"\n".join(map(orjson.dumps, lines)))
     options = PlanOptions(skip_invalid=skip)
-    found = survey(str(manifest), load_models(), options, lambda _: None)
+    found = survey(str(manifest), load_models(), options)
     assert [error.line for error in found.faults.first] == [1, 4]
     assert (found.lines, found.is_refused) == (1, not skip)
     assert str(found.unidentified) == "a/b: no answer\nc/d: no answer\nLook at the network."
@@ -255,6 +255,6 @@ def test_weights_of_several_models_are_asked_for_at_once(
     models, manifest = tmp_path / "models.toml", tmp_path / "m.jsonl"
     models.write_text('default = "a"\n[models.a]\nrepo = "org/a"\n[models.b]\nrepo = "org/b"\n')
     manifest.write_bytes(b'{"prompt": "x"}\n{"prompt": "x", "model": "b"}\n')
-    found = survey(str(manifest), load_models(models), PlanOptions(), lambda _: None)
+    found = survey(str(manifest), load_models(models), PlanOptions())
     assert found.unidentified
     assert found.unidentified.message == "org/a: no answer\norg/b: no answer"
