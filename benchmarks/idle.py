@@ -92,7 +92,8 @@ def far(port: int, delay: float) -> Iterator[int]:
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(forward(reader, far_writer, delay), forward(far_reader, writer, 0))
+        with suppress(asyncio.CancelledError):  # at the end, or asyncio prints a traceback
+            await asyncio.gather(forward(reader, far_writer, delay), forward(far_reader, writer, 0))
 
     async def serve() -> None:
         server, end = await asyncio.start_server(meet, "127.0.0.1", 0), asyncio.Event()
