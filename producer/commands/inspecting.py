@@ -46,8 +46,10 @@ def plan(
     rates = read_rates(rates_file())
     if as_json:
         groups = [
-            key._asdict() | {"images": images} | asdict(estimate(key, images, table, rates))
-            for key, images in found.groups.items()
+            key._asdict()
+            | {"images": tally.images, "guidance_scale": tally.guidance}
+            | asdict(estimate(key, tally.images, table, rates))
+            for key, tally in found.tallies.items()
         ]
         faults, doubts = found.faults, found.doubts
         shown_json = {

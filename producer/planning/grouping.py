@@ -19,6 +19,44 @@ from producer.planning.slots import fit
 Group = tuple[BatchKey, list[Request]]  # and what all of these share, the slots of their calls
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Images that calls of one kind surely make, and the least and greatest guidance of these.
+
+    guidance: None where it is the pipeline's own default.
+    """
+
+    images: int
+    guidance: tuple[float, float] | None
+
+    def __add__(self, other: Tally) -> Tally:
+        """Of both, which are of one kind: either all of them have a guidance or none has."""
+        guidance = self.guidance
+        if guidance and other.guidance:
+            guidance = min(guidance[0], other.guidance[0]), max(guidance[1], other.guidance[1])
+        return Tally(self.images + other.images, guidance)
+
+
+Tallies = dict[BatchKey, Tally]  # by what one call shares
+
+
+def tally(groups: Iterable[Group]) -> Tallies:
+    """Count what is surely needed: not the candidates of later rounds."""
+    found: Tallies = {}
+    for key, requests in groups:
+        needed = [one.key for one in requests if one.candidate is None or not one.round]
+        if needed:
+            given = {one.guidance_scale for one in needed if one.guidance_scale is not None}
+            guidance = (min(given), max(given)) if given else None
+            join(found, {key: Tally(len(needed), guidance)})
+    return found
+
+
+def join(into: Tallies, others: Tallies) -> None:
+    for key, some in others.items():
+        into[key] = into[key] + some if key in into else some
+
+
 @dataclass(frozen=True)
 class Grouper:
     """rates: what is known of the models' times."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -15,10 +15,10 @@ from jobs.errors import FatalError, InvalidRequest, LineError
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
 from jobs.output.plan import SHARD_LINES, encode_shard
-from jobs.requests import BatchKey, Request
+from jobs.requests import Request
 from producer.planning.chunks import Calls, collect
 from producer.planning.digests import find_digests
-from producer.planning.grouping import Group, Grouper, in_order
+from producer.planning.grouping import Group, Grouper, Tallies, in_order, tally
 from producer.planning.intake import Intake
 from producer.planning.manifest import Block, Line, parse_lines
 from producer.planning.plain import PlainLines, parse_plain
@@ -39,7 +39,7 @@ class PlannedBlock:
     """A plan shard: one block of lines, or what earlier ones left over.
 
     shard: its file; raw: the block's lines, gzipped; calls: that its rows make, as far as they
-    fill some; groups: the requests in these; left: the others, its last rows; numbers and
+    fill some; tallies: of the requests in these; left: the others, its last rows; numbers and
     identities: of each request of its lines, the line's from 1, and the first 8 bytes of what
     identifies it; jobs: the same of each row's job id; lines: how many stand for requests; keeps:
     whether one of them has columns for the dataset; doubts: what is taken but may not be meant;
@@ -54,7 +54,7 @@ class PlannedBlock:
     shard: bytes = b""
     raw: bytes = b""
     calls: Calls = field(default_factory=lambda: collect((), ()))
-    groups: Counter[BatchKey] = field(default_factory=Counter)
+    tallies: Tallies = field(default_factory=dict)
     left: Sequence[Group] = ()
     identities: Hashes = field(default_factory=_no_hashes)
     jobs: Hashes = field(default_factory=_no_hashes)
@@ -311,7 +311,7 @@ def _planned(groups: list[Group], left: list[Group], grouper: Grouper) -> Planne
     return PlannedBlock(
         shard=encode_shard(rows) if rows else b"",
         calls=grouper.calls(groups),
-        groups=_count_keys(groups),
+        tallies=tally(groups),
         left=left,
         jobs=_jobs(rows),
     )
@@ -329,8 +329,3 @@ def rows_of(groups: Sequence[Group]) -> list[Request]:
 
 def _jobs(rows: list[Request]) -> Hashes:
     return np.frombuffer(bytes.fromhex("".join(row.job_id[:16] for row in rows)), np.uint64)
-
-
-def _count_keys(groups: Sequence[Group]) -> Counter[BatchKey]:
-    """The requests of each key that are surely needed."""
-    return Counter(one.key for one in rows_of(groups) if one.candidate is None or not one.round)

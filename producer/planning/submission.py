@@ -232,7 +232,7 @@ def _make_plan(submission: Submission, workers: int, listener: Listener) -> Plan
                 if reuses:
                     jobs.append(block.jobs)
             requests += block.requests
-            surely += block.groups.total()
+            surely += sum(some.images for some in block.tallies.values())
             keeps |= block.keeps
             doubtful += len(block.doubts)
             chooses |= block.chooses

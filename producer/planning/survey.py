@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from jobs.errors import FatalError, LineError
 from jobs.models.table import ModelTable
-from jobs.requests import BatchKey
 from producer.planning.blocks import plan_blocks
+from producer.planning.grouping import Tallies, join
 from producer.planning.listener import Listener, Log
 from producer.planning.resolution import PlanOptions
 
@@ -50,7 +49,7 @@ class Survey:
     faults: Remarks
     doubts: Remarks
     is_refused: bool
-    groups: Counter[BatchKey]
+    tallies: Tallies
     unidentified: FatalError | None = None
 
 
@@ -68,21 +67,21 @@ def survey(
     Raises: as prepare, but for ManifestRefused.
     """
     listener = listener or Log()
-    groups: Counter[BatchKey] = Counter()
+    tallies: Tallies = {}
     faults, doubts = Remarks(most), Remarks(most)
     lines = requests = 0
     unidentified = None
     for block in plan_blocks(manifest, replace(table, commits={}), options, {}):
         unidentified = block.unidentified
-        groups += block.groups
+        join(tallies, block.tallies)
         lines += block.lines
         requests += block.requests
         faults.add(block.errors)
         doubts.add(block.doubts)
         listener.planning(requests + faults.lines)
-    surely = groups.total()
+    surely = sum(some.images for some in tallies.values())
     refused = is_refused(requests, faults, options, unidentified)
-    return Survey(lines, surely, requests - surely, faults, doubts, refused, groups, unidentified)
+    return Survey(lines, surely, requests - surely, faults, doubts, refused, tallies, unidentified)
 
 
 def is_refused(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SHOWN_REASONS = 3  # why there is no image, of as many requests
 SHOWN_NAME, SHOWN_MESSAGE = 64, 160  # characters
+SHOWN_KINDS = 20  # of pipeline calls, those with most images
 
 
 def show_outcome(outcome: Outcome, tell: Callable[[str], None] = show) -> None:
@@ -105,21 +106,26 @@ def show_survey(survey: Survey, models: ModelTable, rates: Rates) -> None:
     table = new_table(
         "model", "size", "steps", "guidance", "slots", "images", "device time", "measured on"
     )
-    total = guessed = 0.0
-    for key, images in survey.groups.most_common():
-        guess = estimate(key, images, models, rates)
-        total += guess.seconds
-        guessed += 0.0 if guess.device else guess.seconds
+    kinds = sorted(survey.tallies.items(), key=lambda one: -one[1].images)
+    guesses = [estimate(key, tally.images, models, rates) for key, tally in kinds]
+    total = sum(guess.seconds for guess in guesses)
+    guessed = sum(guess.seconds for guess in guesses if not guess.device)
+    for (key, tally), guess in islice(zip(kinds, guesses, strict=True), SHOWN_KINDS):
         table.add_row(
             Text(f"{key.model}:{key.adapter}" if key.adapter else key.model),
             f"{key.width} x {key.height}",
             str(key.steps),
-            "" if key.guidance_scale is None else f"{key.guidance_scale:g}",
+            " to ".join(f"{one:g}" for one in sorted(set(tally.guidance or ()))),
             str(key.slots_within(models.get(key.model).batch_width)),
-            f"{images:,}",
+            f"{tally.images:,}",
             _duration(guess.seconds),
             guess.device or "a guess",
         )
+    if others := kinds[SHOWN_KINDS:]:
+        images = sum(tally.images for _, tally in others)
+        seconds = sum(guess.seconds for guess in guesses[SHOWN_KINDS:])
+        name = Text(f"{len(others):,} others")
+        table.add_row(name, "", "", "", "", f"{images:,}", _duration(seconds), "")
     if survey.requests:
         show(table)
         part = "" if guessed == total else f"{_duration(guessed)} of it "

@@ -39,6 +39,29 @@ def test_plan_counts_and_enqueues_nothing(cli: Cli) -> None:
     assert {path.name for path in cli.folder.iterdir()} <= {"manifest.jsonl", "cache"}
 
 
+def test_plan_tells_lines_with_a_guidance_each_as_the_one_kind_of_calls_that_they_make(
+    cli: Cli,
+) -> None:
+    lines = [{"prompt": f"{i}", "guidance_scale": 1.5 + i / 8} for i in range(30)]
+    manifest = cli.manifest(*lines, {"prompt": "as the model has it"}, {"prompt": "b"})
+    (group,) = cli.json("plan", manifest)["groups"]
+    assert (group["images"], group["guidance_scale"]) == (32, [1.5, 5.125])
+    header, *kinds, _ = cli("plan", manifest).stdout.splitlines()
+    assert "guidance" in header
+    assert len(kinds) == 1
+    assert "1.5 to 5.125" in kinds[0]
+
+
+def test_plan_shows_the_kinds_with_most_images_and_counts_the_others(cli: Cli) -> None:
+    lines = [{"prompt": "a", "width": 16 * (1 + i)} for i in range(50)]
+    manifest = cli.manifest(*lines, {"prompt": "b", "width": 800})
+    _, *kinds, others, _ = cli("plan", manifest, "--model", "null").stdout.splitlines()
+    assert len(kinds) == 20
+    assert kinds[0].split()[:4] == ["null", "800", "x", "64"]
+    assert others.split()[:3] == ["30", "others", "30"]
+    assert len(cli.json("plan", manifest, "--model", "null")["groups"]) == 50
+
+
 def test_plan_knows_measured_rates(cli: Cli) -> None:
     manifest = cli.manifest(*circles(5))
     cli("run", manifest, "--out", "out", "--model", "null")

@@ -115,7 +115,7 @@ def test_calls_cover_all_rows_and_hold_one_model(tmp_path: Path) -> None:
     stops = [stop for calls in found.values() for stop, _ in calls]
     assert set(found) == set(models)
     assert stops == sorted(set(stops))
-    assert stops[-1] == sum(block.groups.values()) == 3000
+    assert stops[-1] == sum(one.images for one in block.tallies.values()) == 3000
 
 
 def test_parallel_planning_gives_what_planning_in_process_gives(
