@@ -1,6 +1,6 @@
 """What mixed manifests cost the device: the demo model, one run each.
 
-    python -m benchmarks.mixes [--images 256] [--rounds 1]
+    python -m benchmarks.mixes [--images 256] [--rounds 1] [--only '5 x 4 sizes']
     python -m benchmarks.mixes --plan 1000000
 
 useful ÷ slots: images made, of those that the pipeline calls had room for. of full calls: images
@@ -9,8 +9,8 @@ keys as fill calls: only what is padded or narrow counts, not how large the imag
 same, of the calls that cost least if each key had its own (producer/planning/slots.py).
 job ÷ script: the same random guidance, by a script that renders and saves one at a time.
 
---plan: planned only, so many lines of each, and of 100 adapters, of 1,200 sizes and step counts,
-and with a guidance a line of a model that takes one a call.
+--plan: planned only, so many lines of each, and of 1,200 sizes and step counts, and with a guidance
+a line of a model that takes one a call.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from benchmarks.measure import (
     spread,
 )
 from benchmarks.throughput import loop_rate
-from jobs.models.table import load_models
+from jobs.models.table import builtin_models, load_models
 from jobs.settings import load_settings
 from producer.planning.resolution import PlanOptions
 from producer.planning.slots import cost, fit
@@ -120,6 +120,18 @@ def counted(mix: Mix, images: int) -> Counter[str]:
     return Counter(json.dumps(mix(i)) for i in range(images))
 
 
+def _with_adapters(folder: Path) -> Path:
+    """The built-in models, with one adapter of the demo model under ADAPTERS names."""
+    built_in = builtin_models()
+    (folder / "demo").symlink_to(built_in.parent / "demo")
+    names = "".join(
+        f'[models.shapes.adapters.{i}]\nrepo = "demo/adapters/outline.safetensors"\n'
+        for i in range(ADAPTERS)
+    )
+    (file := folder / "models.toml").write_text(built_in.read_text() + names)
+    return file
+
+
 def full(mix: Mix, images: int, width: int) -> tuple[Mix, int]:
     """The same kinds of lines, so often each that they fill calls, and how many lines these are."""
     kinds = [json.loads(kind) for kind in counted(mix, images)]
@@ -139,12 +151,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default="", help="mixes whose name has this")
     parser.add_argument("--plan", type=int, metavar="LINES")
     options = parser.parse_args()
     if options.plan:
+        if options.only:
+            parser.error("--only is of what is rendered, --plan plans all mixes")
         plan_all(options.plan, options.rounds)
     else:
-        render_all(options.images, options.rounds)
+        render_all(options.images, options.rounds, options.only)
 
 
 def plan_all(lines: int, rounds: int) -> None:
@@ -180,7 +195,7 @@ def plan_all(lines: int, rounds: int) -> None:
     )
 
 
-def render_all(images: int, rounds: int) -> None:
+def render_all(images: int, rounds: int, only: str) -> None:
     table = load_models(load_settings().models)
     model = table.get("shapes")
     width = model.batch_width
@@ -191,19 +206,22 @@ def render_all(images: int, rounds: int) -> None:
         "the same in groups of five": (fives, 192),
         "a guidance a line": (guidance, images),
         "with and without an adapter": (models, images),
+        "100 adapters": (adapters, images),
     }
+    mixes = {name: mix for name, mix in mixes.items() if only in name}
     useful: dict[str, list[float]] = {name: [] for name in mixes}
     share: dict[str, list[float]] = {name: [] for name in mixes}
     against_script: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.jsonl"
+        named = _with_adapters(Path(folder))
 
         def run(name: str, mix: Mix, lines: int) -> tuple[list[dict[str, Any]], float, int]:
             """Rows, and the seconds and slots of all pipeline calls."""
             out = Path(folder) / name
             imagemill(
                 "run", str(manifest(path, lines, mix)), "--out", str(out), "--quiet",
-                "--model", "shapes", "--devices", "cpu",
+                "--model", "shapes", "--devices", "cpu", "--models-file", str(named),
             )  # fmt: skip
             return (records := rows(out)), *spent(records)
 
@@ -228,7 +246,7 @@ def render_all(images: int, rounds: int) -> None:
             for name in mixes
             if share[name]
         ]
-        + [f"a guidance a line: job ÷ script {spread(against_script)}"],
+        + [f"a guidance a line: job ÷ script {spread(one)}" for one in [against_script] if one],
     )
 
 
