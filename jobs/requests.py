@@ -107,7 +107,12 @@ class BatchKey(NamedTuple):
         """ "model" or "model:adapter", as a user writes it."""
         return f"{self.model}:{self.adapter}" if self.adapter else self.model
 
-    def with_guidance(self, scale: float) -> BatchKey:
+    @property
+    def stem(self) -> tuple[object, ...]:
+        """What it shares with keys that differ in their guidance alone."""
+        return (*self[:_GUIDANCE], *self[_GUIDANCE + 1 :])
+
+    def with_guidance(self, scale: float | None) -> BatchKey:
         """The same with another guidance scale, in half of _replace's time."""
         return BatchKey._make((*self[:_GUIDANCE], scale, *self[_GUIDANCE + 1 :]))
 

@@ -62,16 +62,20 @@ class Family:
     guidance_scale: float | None = None
     strength: float | None = None
 
-    def call_key(self, key: BatchKey) -> BatchKey:
-        """What requests must share to be rendered by one pipeline call: their keys, or less.
+    def call_guidance(self, scale: float | None) -> float | None:
+        """What stands for all guidance scales that one pipeline call may mix with this one.
 
         Where guidance is multiplied, 2 stands for all above 1, and 0 for those that guide nothing;
         where it is embedded, 2 stands for all.
         """
-        if key.guidance_scale is None or self.mixes_guidance is None:
-            return key
-        guides = key.guidance_scale > 1 or self.mixes_guidance == "embedded"
-        return key.with_guidance(2.0 if guides else 0.0)
+        if scale is None or self.mixes_guidance is None:
+            return scale
+        return 2.0 if scale > 1 or self.mixes_guidance == "embedded" else 0.0
+
+    def call_key(self, key: BatchKey) -> BatchKey:
+        """What requests must share to be rendered by one pipeline call: their keys, or less."""
+        scale = self.call_guidance(key.guidance_scale)
+        return key if scale == key.guidance_scale else key.with_guidance(scale)
 
 
 _ALL: tuple[Capability, ...] = (

@@ -168,12 +168,16 @@ class Plan:
         return chunks[i] if i < len(chunks) else None
 
 
+# The number of a row's key, or of one that differs in its guidance, and that guidance.
+_KeyPlace = int | tuple[int, float | None]
+
+
 class _Row(NamedTuple):
-    """A request as its shard holds it: the number of its key for the key."""
+    """A request as its shard holds it."""
 
     index: int  # type: ignore[assignment]  # nobody looks a row up in itself
     custom_id: str
-    key: int
+    key: _KeyPlace
     prompt: str
     negative_prompt: str
     seed: int
@@ -229,18 +233,39 @@ def encode_shard(requests: Iterable[Request]) -> bytes:
     """
     indices, custom_ids, keys, *others, candidates = zip(*requests, strict=True)
     changes = list(map(ne, keys, keys[1:]))  # of the next row's
-    numbers = accumulate(changes, initial=0)
+    stored, places = _stored(compress(keys, (True, *changes)))
+    places_of_rows = map(places.__getitem__, accumulate(changes, initial=0))
     # Plain tuples of a _Row's form: orjson writes no others, and they take a third of the time.
-    rows: list[tuple[object, ...]] = list(zip(indices, custom_ids, numbers, *others, strict=True))
+    rows: list[tuple[object, ...]]
+    rows = list(zip(indices, custom_ids, places_of_rows, *others, strict=True))
     rules: dict[Rule, int] = {}
     if any(candidates):
         rows = [
             (*row, (one.image, one.number, rules.setdefault(one.rule, len(rules)))) if one else row
             for row, one in zip(rows, candidates, strict=True)
         ]
-    some = list(compress(keys, (True, *changes)))
-    file: dict[str, object] = {"keys": some, "rows": rows}
+    file: dict[str, object] = {"keys": stored, "rows": rows}
     return orjson.dumps(file | ({"rules": list(rules)} if rules else {}), BatchKey._asdict)
+
+
+def _stored(keys: Iterable[BatchKey]) -> tuple[list[BatchKey], list[_KeyPlace]]:
+    """The keys that are written, of these, and for each what a row has of it.
+
+    Each line may have a guidance of its own: to write as many keys would make the file twice as
+    large.
+    """
+    stored: list[BatchKey] = []
+    places: list[_KeyPlace] = []
+    last: tuple[object, ...] | None = None
+    for key in keys:
+        stem = key.stem
+        if stem == last:
+            places.append((len(stored) - 1, key.guidance_scale))
+        else:
+            places.append(len(stored))
+            stored.append(key)
+            last = stem
+    return stored, places
 
 
 def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
@@ -264,8 +289,12 @@ def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
 
 def _request(shard: _ShardFile, row: _Row) -> Request:
     """Raises IndexError or ValueError for what no planner wrote."""
-    if not JOB_ID.fullmatch(row.job_id) or row.format not in FORMATS or row.key < 0:
+    number = row.key if isinstance(row.key, int) else row.key[0]
+    if not JOB_ID.fullmatch(row.job_id) or row.format not in FORMATS or number < 0:
         raise ValueError(row.job_id)
+    key = shard.keys[number]
+    if not isinstance(row.key, int):
+        key = key.with_guidance(row.key[1])
     candidate: Candidate | None = None
     if row.candidate:
         image, number, rule = row.candidate
@@ -273,7 +302,7 @@ def _request(shard: _ShardFile, row: _Row) -> Request:
             raise ValueError(image)
         candidate = Candidate(image, number, shard.rules[rule])
     request = Request(
-        row.index, row.custom_id, shard.keys[row.key], row.prompt, row.negative_prompt, row.seed,
+        row.index, row.custom_id, key, row.prompt, row.negative_prompt, row.seed,
         row.format, row.job_id, row.images, row.control_images, candidate,
     )  # fmt: skip
     if not request.is_whole:

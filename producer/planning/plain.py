@@ -20,7 +20,7 @@ from jobs.ids import SEEDS
 from jobs.output.kept import MAX_KEPT, MAX_TEXT, is_free
 from jobs.requests import MAX_CUSTOM_ID, MAX_PROMPT, Task
 
-PARAMETERS = slice(3, 10)  # of a body's fields: what decides its batch key, besides its prompts
+PARAMETERS = slice(4, 10)  # of a body's fields: what decides its batch key, besides those before
 MOST = 64 << 10  # bytes of a line, on average: of longer ones most is an image in base64
 COLONS = re.compile(rb'"\s*:')
 
@@ -41,9 +41,9 @@ class PlainBody(Struct, frozen=True, forbid_unknown_fields=True):
     prompt: _Prompt
     negative_prompt: _Prompt | None = None
     seed: Annotated[int, Meta(ge=0)] | None = None
+    guidance_scale: Annotated[float, Meta(ge=0, le=100)] | None = None
     model: _Name | None = None
     num_inference_steps: Annotated[int, Meta(ge=1, le=50)] | None = None
-    guidance_scale: Annotated[float, Meta(ge=0, le=100)] | None = None
     response_format: Literal["url", "raw", "png", "jpeg", "jpg"] | None = None
     width: _Pixels | None = None
     height: _Pixels | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from jobs.errors import FatalError, InvalidRequest, LineError
 from jobs.models.hub import NoSuchWeights
 from jobs.models.table import ModelTable
 from jobs.output.plan import SHARD_LINES, encode_shard
-from jobs.requests import Request
+from jobs.requests import BatchKey, Request
 from producer.planning.chunks import Calls, collect
 from producer.planning.digests import find_digests
 from producer.planning.grouping import Group, Grouper, Tallies, in_order, tally
@@ -82,10 +81,12 @@ _Numbered = Iterable[tuple[int, Line | list[LineError]]]
 class _Found:
     """What lines of a block stand for, as PlannedBlock has it.
 
-    overflows: whether they stand for more than one shard takes; then nothing else is whole.
+    calls: what those of one pipeline call share, of each request; overflows: whether they stand for
+    more than one shard takes; then nothing else is whole.
     """
 
     requests: list[Request] = field(default_factory=list)
+    calls: Sequence[BatchKey] = ()
     identities: Sequence[int] = ()
     numbers: Sequence[int] = ()
     errors: list[LineError] = field(default_factory=list)
@@ -94,6 +95,7 @@ class _Found:
     lines: int = 0
     keeps: bool = False
     doubts: list[LineError] = field(default_factory=list)
+    chooses: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,9 @@ class Planner:
         errors = block.errors + found.errors
         if found.missing:
             return PlannedBlock(errors=errors, missing=frozenset(found.missing))
-        # By the identity of their key, and their round if they are candidates.
-        rows: defaultdict[tuple[int, int | None], list[Request]] = defaultdict(list)
-        for request in found.requests:
-            rows[id(request.key), request.candidate and request.round].append(request)
         grouper = self.grouper
-        groups, left = grouper.gather(rows.values()), list[Group]()
-        chooses = any(candidates is not None for _, candidates in rows)
-        if self.carries and not chooses:  # an image's candidates are looked for in one shard
+        groups, left = grouper.gather(found.requests, found.calls), list[Group]()
+        if self.carries and not found.chooses:  # an image's candidates are looked for in one shard
             divided = [grouper.divide(group) for group in groups]
             groups = [full for full, _ in divided if full[1]]
             left = [rest for _, rest in divided if rest[1]]
@@ -155,7 +152,8 @@ class Planner:
         planned = _planned(in_order(groups), in_order(left), grouper)
         return replace(
             planned, raw=block.gzipped(), errors=errors, lines=found.lines, keeps=found.keeps,
-            doubts=found.doubts, chooses=chooses, identities=np.array(found.identities, np.uint64),
+            doubts=found.doubts, chooses=found.chooses,
+            identities=np.array(found.identities, np.uint64),
             numbers=np.array(found.numbers, np.int64),
         )  # fmt: skip
 
@@ -165,7 +163,7 @@ class Planner:
         if self.options.n > 1 or self.options.rule:
             return None
         try:
-            requests, identities = self._resolver.resolve_all(first - 1, plain)
+            requests, calls, identities = self._resolver.resolve_all(first - 1, plain)
         except (InvalidRequest, UnknownFingerprint):
             return None
         numbers = range(first, first + len(requests))
@@ -176,7 +174,7 @@ class Planner:
         ]
         keeps = any(line.keep for line in plain.lines)
         return _Found(
-            requests, identities, numbers, lines=len(requests), keeps=keeps, doubts=doubts
+            requests, calls, identities, numbers, lines=len(requests), keeps=keeps, doubts=doubts
         )
 
     def _find(self, lines: _Numbered, exclude: frozenset[int]) -> _Found:
@@ -226,6 +224,8 @@ class Planner:
                         found.doubts.append(LineError(number, name, *doubt))
                         break
         found.identities, found.numbers = identities, numbers
+        found.calls = [self.grouper.call_key(one.key) for one in found.requests]
+        found.chooses = any(one.candidate for one in found.requests)
         return found
 
     def learn(self, routes: Collection[str]) -> None:

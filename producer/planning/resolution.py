@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, repeat
-from operator import attrgetter
-from typing import Any
+from operator import attrgetter, getitem
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -16,6 +16,7 @@ from msgspec.structs import astuple
 from jobs.errors import InvalidRequest
 from jobs.formats import ImageFormat, format_named
 from jobs.ids import derived_seed, job_identifier, name_hasher, names_hasher, seed_deriver
+from jobs.models.families import Family, family_named
 from jobs.models.table import Model, ModelTable
 from jobs.output.scorers import check_rule
 from jobs.requests import (
@@ -76,19 +77,65 @@ class UnknownFingerprint(Exception):
         self.model = model
 
 
-# What of a body decides its batch key, besides what of it there is at all.
+# What of a body decides its batch key, besides its guidance and what of it there is at all.
 _parameters = attrgetter(*PlainBody.__struct_fields__[PARAMETERS])
-_GUIDANCE = PlainBody.__struct_fields__[PARAMETERS].index("guidance_scale")
-# …, their canonical form, and what gives the job ids of requests that begin with it
-_Key = tuple[BatchKey, ImageFormat, bytes, Callable[[bytes], str]]
-# What those share that differ in their guidance: the usual key, and the parts of its canonical form
-_Kind = tuple[BatchKey, ImageFormat, tuple[bytes, bytes, bytes]]
 _Inputs = tuple[tuple[str, ...], tuple[str, ...]]  # images (a mask is the last), control images
+
+
+class _Key(NamedTuple):
+    """What requests share that differ in prompts, inputs, names and seeds.
+
+    call: what those of one pipeline call share; content: the canonical form of both, and identify:
+    what gives the job ids of requests that begin with it.
+    """
+
+    key: BatchKey
+    call: BatchKey
+    format: ImageFormat
+    content: bytes
+    identify: Callable[[bytes], str]
+
+
+class _Kind(dict[float | None, _Key]):
+    """What requests share that differ in their guidance too: a key for each, None for the model's
+    own.
+
+    key: with that; content: its canonical form, in parts: the second is the guidance.
+    """
+
+    def __init__(
+        self, key: BatchKey, family: Family, form: ImageFormat, content: tuple[bytes, bytes, bytes]
+    ) -> None:
+        super().__init__()
+        self._key, self._family, self._format, self._content = key, family, form, content
+        self._calls: dict[float | None, BatchKey] = {}
+
+    def __missing__(self, scale: float | None) -> _Key:
+        key, (before, guidance, after) = self._key, self._content
+        if scale is not None:
+            scale = float(scale) + 0.0  # equal keys are written alike, and -0.0 is 0.0
+            key, guidance = key.with_guidance(scale), orjson.dumps(scale)
+        shared = self._family.call_guidance(key.guidance_scale)
+        call = key if shared == key.guidance_scale else self._calls.get(shared)
+        if call is None:
+            call = self._calls[shared] = key.with_guidance(shared)
+        content = before + guidance + after
+        found = _Key(key, call, self._format, content, job_identifier(content))
+        self[scale] = found
+        return found
+
+
+class Resolved(NamedTuple):
+    """Requests, what those of one pipeline call share, of each, and what identifies each."""
+
+    requests: list[Request]
+    calls: Sequence[BatchKey]
+    identities: list[int]
 
 
 @dataclass(frozen=True)
 class Resolver:
-    """Turns bodies into requests. Equal batch keys are one object, until it forgets.
+    """Turns bodies into requests.
 
     intake: what takes inputs in; without one they stay as they are.
     """
@@ -97,9 +144,7 @@ class Resolver:
     options: PlanOptions
     fingerprints: Mapping[str, str]
     intake: Intake | None = None
-    _keys: dict[tuple[Any, ...], _Key] = field(default_factory=dict, init=False, repr=False)
     _kinds: dict[tuple[Any, ...], _Kind] = field(default_factory=dict, init=False, repr=False)
-    _interned: dict[BatchKey, BatchKey] = field(default_factory=dict, init=False, repr=False)
     _taken: dict[tuple[Task, _Inputs], _Inputs] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -137,7 +182,10 @@ class Resolver:
         controls: tuple[str, ...] = ()
         parameters: tuple[Any, ...]
         if isinstance(body, PlainBody):
-            parameters = slots, body.negative_prompt is None, astuple(body)[PARAMETERS]
+            parameters = (
+                slots, body.negative_prompt is None, body.guidance_scale is None,
+                astuple(body)[PARAMETERS],
+            )  # fmt: skip
         else:
             images = _references(body.image) if body.image else ()
             controls = _references(body.control_images) if body.control_images else ()
@@ -146,14 +194,14 @@ class Resolver:
             weights = body.controlnet_weights
             parameters = (
                 task, slots, len(images), len(controls), body.negative_prompt is None,
-                weights if weights is None else tuple(weights), _parameters(body),
+                body.guidance_scale is None, weights if weights is None else tuple(weights),
+                _parameters(body),
             )  # fmt: skip
-        found = self._keys.get(parameters)
-        if found is None:
+        kind = self._kinds.get(parameters)
+        if kind is None:
             inputs = len(images) - (task == "inpaint")
-            counts = inputs, len(controls)
-            found = self._keys[parameters] = self._key(parameters, task, body, counts, slots)
-        key, image_format, content, job_id = found
+            kind = self._kinds[parameters] = self._kind(task, body, inputs, len(controls), slots)
+        key, _, image_format, content, job_id = kind[body.guidance_scale]
         if images or controls:
             if key.task != task:  # a model that edits takes control images as its inputs
                 images, controls = controls, ()
@@ -176,7 +224,7 @@ class Resolver:
             job_id(orjson.dumps(identity)), images, controls, None,
         ))  # fmt: skip
 
-    def resolve_all(self, index: int, plain: PlainLines) -> tuple[list[Request], list[int]]:
+    def resolve_all(self, index: int, plain: PlainLines) -> Resolved:
         """What `resolve` and `identity` give of consecutive plain lines, in half the time.
 
         index: of the first.
@@ -184,22 +232,24 @@ class Resolver:
         Raises: as resolve, for one of them.
         """
         columns = list(zip(*plain.values, strict=True))
-        prompts, given_negatives, given_seeds = columns[:3]
+        prompts, given_negatives, given_seeds, scales = columns[:4]
         negatives = [negative or "" for negative in given_negatives]
         custom_ids = [line.custom_id or "" for line in plain.lines]
-        kinds = list(zip(
+        parameters = list(zip(
             [line.slots or 0 for line in plain.lines],
             [negative is None for negative in given_negatives],
+            [scale is None for scale in scales],
             zip(*columns[PARAMETERS], strict=True),
             strict=True,
         ))  # fmt: skip
         examples: dict[tuple[Any, ...], PlainLine | PlainBatchLine]
-        examples = dict(zip(kinds, plain.lines, strict=True))
-        for kind, line in examples.items():
-            if kind not in self._keys:
-                self._keys[kind] = self._key(kind, "generate", line.body, (0, 0), slots=kind[0])
-        found = map(self._keys.__getitem__, kinds)
-        keys, formats, contents, identifiers = zip(*found, strict=True)
+        examples = dict(zip(parameters, plain.lines, strict=True))
+        for some, line in examples.items():
+            if some not in self._kinds:
+                self._kinds[some] = self._kind("generate", line.body, 0, 0, slots=some[0])
+        kinds = map(self._kinds.__getitem__, parameters)
+        found = map(getitem, kinds, scales)
+        keys, calls, formats, contents, identifiers = zip(*found, strict=True)
         names = [
             custom_id.encode()
             if custom_id or seed is not None
@@ -227,7 +277,7 @@ class Resolver:
         ]
         # As Request._make would, in half the time.
         requests = list(map(tuple.__new__, repeat(Request), rows))
-        return requests, identities
+        return Resolved(requests, calls, identities)
 
     def identity(self, request: Request) -> int:
         """64 bits that no two requests of a manifest may share."""
@@ -239,9 +289,8 @@ class Resolver:
 
     def forget(self) -> None:
         """Forget what kinds of bodies there were, if they are many."""
-        if len(self._keys) > KEYS_KEPT:
-            for known in (self._keys, self._kinds, self._interned):
-                known.clear()
+        if sum(map(len, self._kinds.values())) > KEYS_KEPT:
+            self._kinds.clear()
 
     def candidates(self, first: Request, rule: Rule) -> Iterator[Request]:
         """All the candidates for an image, the first of them the request that it is without others.
@@ -281,37 +330,11 @@ class Resolver:
             self._taken[task, given] = known
         return known
 
-    def _key(
-        self,
-        parameters: tuple[Any, ...],
-        task: Task,
-        body: AnyBody,
-        counts: tuple[int, int],
-        slots: int,
-    ) -> _Key:
-        """What bodies with these parameters share.
-
-        Each may have a guidance of its own, of which only whether it is given must be checked.
-
-        counts: of images and control images. Raises: as resolve.
-        """
-        *others, values = parameters
-        guidance = values[_GUIDANCE]
-        like = *others, values[:_GUIDANCE], guidance is None, values[_GUIDANCE + 1 :]
-        kind = self._kinds.get(like)
-        if kind is None:
-            kind = self._kinds[like] = self._kind(task, body, *counts, slots)
-        key, image_format, (before, usual, after) = kind
-        if guidance is None:
-            content = before + usual + after
-        else:
-            guidance = float(guidance) + 0.0  # equal keys are written alike, and -0.0 is 0.0
-            key = key.with_guidance(guidance)
-            content = before + orjson.dumps(guidance) + after
-        key = self._interned.setdefault(key, key)
-        return key, image_format, content, job_identifier(content)
-
     def _kind(self, task: Task, body: AnyBody, images: int, controls: int, slots: int) -> _Kind:
+        """What bodies with the same parameters share.
+
+        images, controls: how many of each the body has. Raises: as resolve.
+        """
         route = self.table.route(body.model or self.options.model)
         model = self.table.get(route.model)
         if task == "generate" and controls and not model.controlnets and "edit" in model.takes:
@@ -330,7 +353,7 @@ class Resolver:
             raise InvalidRequest("slots", f"{slots} is no power of two {most}")
         guidance = model.guidance_scale
         weights = body.controlnet_weights or [1.0] * controls
-        key = BatchKey(  # + 0.0: see above
+        key = BatchKey(  # + 0.0: see _Kind
             task=task,
             model=route.model,
             adapter=route.adapter,
@@ -348,7 +371,8 @@ class Resolver:
         if fingerprint is None:
             raise UnknownFingerprint(key.route)
         image_format = _format(body, self.options.format)
-        return key, image_format, _content(key, image_format, fingerprint)
+        content = _content(key, image_format, fingerprint)
+        return _Kind(key, family_named(model.family), image_format, content)
 
 
 def _suffix(number: int) -> bytes:

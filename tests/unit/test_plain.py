@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jobs.errors import InvalidRequest
 from jobs.models.table import load_models
 from jobs.requests import MAX_PROMPT, Body, Request
+from producer.planning.grouping import Grouper
 from producer.planning.manifest import (
     BareLine,
     BatchLine,
@@ -234,8 +235,9 @@ def test_requests_of_a_plain_block_are_those_of_each_line(some: list[dict[str, o
         with pytest.raises(type(refused)):
             together.resolve_all(5, plain)
         return
-    requests, identities = together.resolve_all(5, plain)
+    requests, calls, identities = together.resolve_all(5, plain)
     assert requests == each
+    assert list(calls) == [Grouper(TABLE, {}).call_key(one.key) for one in each]
     assert all(type(one) is Request for one in requests)
     assert identities == [alone.identity(one) for one in each]
 
@@ -250,6 +252,7 @@ def test_a_plain_block_is_read_at_once() -> None:
 def test_a_plain_body_has_the_fields_that_a_body_has() -> None:
     names: Sequence[str] = PlainBody.__struct_fields__
     lacks = set(Body.model_fields) - set(names)
-    assert set(names[PARAMETERS]) == set(names) - {"prompt", "negative_prompt", "seed"}
+    assert set(names[PARAMETERS]) == set(names[4:])
+    assert names[:4] == ("prompt", "negative_prompt", "seed", "guidance_scale")
     assert lacks == {"image", "control_images", "controlnet_weights", "mask_image"}
     assert all(getattr(PlainBody, name) is None for name in lacks)

@@ -10,10 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
+import orjson
 import pytest
 
 from jobs.errors import FatalError, InvalidRequest
 from jobs.models.table import ModelTable, load_models
+from jobs.output import layout
+from jobs.output.plan import read_shard
+from jobs.output.storage import open_storage
 from jobs.requests import Request
 from producer.helpers import Helpers
 from producer.planning import processes
@@ -256,6 +260,33 @@ def test_job_ids_and_shards_stay_what_they_were(tmp_path: Path) -> None:
     assert sha256(block.shard).hexdigest() == (
         "131cc68cce46e5cc8e639c3312085e51f546fea0f6654b5bbb5f8ed4d10ac9b8"
     )
+
+
+def test_a_shard_holds_one_key_for_lines_with_a_guidance_each(tmp_path: Path) -> None:
+    lines = [{"prompt": f"p{i}", "guidance_scale": i % 700 / 7} for i in range(3000)]
+    lines += [{"prompt": "as the model has it"}, {"prompt": "", "negative_prompt": ""}]
+    (block,) = plan(tmp_path / "m", lines)
+    held = orjson.loads(block.shard)
+    assert len(held["keys"]) < 10
+    storage = open_storage(str(tmp_path))
+    storage.write(layout.shard("f" * 12, 0), block.shard)
+    requests = {one.index: one for one in read_shard(storage, "f" * 12, 0)}
+    model = TABLE.get(TABLE.default or "")
+    for index, line in enumerate(lines):
+        key = requests[index].key
+        assert key.guidance_scale == line.get("guidance_scale", model.guidance_scale)
+        assert key.negative == ("negative_prompt" in line)
+
+
+@pytest.mark.parametrize("place", [-1, [-1, 3.0], [9999, 3.0], [0], [0, "x"], [0, 3.0, 1], "x"])
+def test_a_shard_whose_rows_name_no_key_is_refused(tmp_path: Path, place: object) -> None:
+    (block,) = plan(tmp_path / "m", [{"prompt": "a"}])
+    held = orjson.loads(block.shard)
+    held["rows"][0][2] = place
+    storage = open_storage(str(tmp_path))
+    storage.write(layout.shard("f" * 12, 0), orjson.dumps(held))
+    with pytest.raises(FatalError, match="is no plan that imagemill wrote"):
+        read_shard(storage, "f" * 12, 0)
 
 
 def test_duplicates_are_refused_across_blocks(tmp_path: Path) -> None:
