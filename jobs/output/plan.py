@@ -233,11 +233,10 @@ def encode_shard(requests: Iterable[Request]) -> bytes:
     """
     indices, custom_ids, keys, *others, candidates = zip(*requests, strict=True)
     changes = list(map(ne, keys, keys[1:]))  # of the next row's
-    stored, places = _stored(compress(keys, (True, *changes)))
-    places_of_rows = map(places.__getitem__, accumulate(changes, initial=0))
+    stored, some = _stored(compress(keys, (True, *changes)))
+    places = map(some.__getitem__, accumulate(changes, initial=0))
     # Plain tuples of a _Row's form: orjson writes no others, and they take a third of the time.
-    rows: list[tuple[object, ...]]
-    rows = list(zip(indices, custom_ids, places_of_rows, *others, strict=True))
+    rows: list[tuple[object, ...]] = list(zip(indices, custom_ids, places, *others, strict=True))
     rules: dict[Rule, int] = {}
     if any(candidates):
         rows = [
@@ -289,12 +288,12 @@ def read_shard(storage: Storage, run_id: str, number: int) -> list[Request]:
 
 def _request(shard: _ShardFile, row: _Row) -> Request:
     """Raises IndexError or ValueError for what no planner wrote."""
-    number = row.key if isinstance(row.key, int) else row.key[0]
+    number, *guidance = (row.key,) if isinstance(row.key, int) else row.key
     if not JOB_ID.fullmatch(row.job_id) or row.format not in FORMATS or number < 0:
         raise ValueError(row.job_id)
     key = shard.keys[number]
-    if not isinstance(row.key, int):
-        key = key.with_guidance(row.key[1])
+    if guidance:
+        key = key.with_guidance(*guidance)
     candidate: Candidate | None = None
     if row.candidate:
         image, number, rule = row.candidate

@@ -92,8 +92,8 @@ class _Older:
                 self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise FatalError(
-                f"{tempfile.gettempdir()}: {error.strerror}",
-                "Planning keeps 8 bytes a line there; make room, or name another folder by TMPDIR.",
+                f"planning cannot write a temporary file: {error.strerror}",
+                "It keeps 8 bytes a line in TMPDIR, or in /tmp: make room, or name another folder.",
             ) from None
         self._sorted = np.frombuffer(self._file, np.uint64)
         self._filter = np.zeros(1 << _WORD_BITS, np.uint64)

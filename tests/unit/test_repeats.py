@@ -43,11 +43,11 @@ def test_what_lies_in_files_is_told_as_a_set_tells_it(monkeypatch: pytest.Monkey
         assert repeats.add(both).tolist() == [False] * 2000 + [True] * 2000
 
 
-def test_without_room_for_a_file_it_says_where(
+def test_without_room_for_a_file_it_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "NEWEST", 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(FatalError, match="gone: No such file") as caught:
+    with pytest.raises(FatalError, match="temporary file: No such file") as caught:
         Repeats().add(np.ones(1, np.uint64))
     assert "TMPDIR" in (caught.value.hint or "")
