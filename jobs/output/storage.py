@@ -52,9 +52,13 @@ class Storage:
         return self.root if isinstance(self.filesystem, LocalFileSystem) else None
 
     def holds(self, other: Storage) -> bool:
-        """Whether the other location is this one or lies below it."""
-        below = f"{other.root}/".startswith(f"{self.root}/")
-        return below and type(other.filesystem) is type(self.filesystem)
+        """Whether the other location is this one or lies below it, links followed."""
+        if type(other.filesystem) is not type(self.filesystem):
+            return False
+        own, others = self.root, other.root
+        if self.local_root is not None:
+            own, others = os.path.realpath(own), os.path.realpath(others)
+        return f"{others}/".startswith(f"{own}/")
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
         """Store `data` under `path`; a reader sees the old content or the new, never a mixture.

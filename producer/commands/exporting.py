@@ -12,7 +12,7 @@ import typer
 from jobs.errors import Exit, UsageError
 from producer.commands import options
 from producer.planning.presets import SuiteName
-from producer.upkeep.export.order import FormName
+from producer.upkeep.export.order import NO_LICENSE, FormName
 
 
 def preset(
@@ -85,7 +85,7 @@ def export(
     license_name: Annotated[
         str,
         typer.Option("--license", metavar="NAME", help="Of the dataset, for its card."),
-    ] = "unknown",
+    ] = NO_LICENSE,
     sign: Annotated[
         str | None,
         typer.Option(

@@ -61,7 +61,7 @@ def manifest_lines(name: SuiteName, files: list[Path], n: int | None = None) -> 
                 yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         except OSError as error:
             raise UsageError(f"{file} cannot be read: {error.strerror}", _wants(preset)) from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
             lacks = f": prompt {count + 1} has no {error}" if isinstance(error, KeyError) else ""
             raise UsageError(
                 f"{file} is no prompt file of {name}{lacks}", _wants(preset)
@@ -91,7 +91,7 @@ def _parti(file: Path) -> Iterator[Prompt]:
     # Quotation marks are the prompts' own.
     table = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
     for number, row in enumerate(table):
-        columns = {"category": row["Category"], "challenge": row["Challenge"]}
+        columns = {"category": _text(row["Category"]), "challenge": _text(row["Challenge"])}
         yield f"{number:05d}", _text(row["Prompt"]), columns
 
 
@@ -100,7 +100,7 @@ def _drawbench(file: Path) -> Iterator[Prompt]:
         yield from _listed(file, "")
         return
     for number, row in enumerate(_table(file)):
-        yield f"{number:05d}", _text(row["Prompts"]), {"category": row["Category"]}
+        yield f"{number:05d}", _text(row["Prompts"]), {"category": _text(row["Category"])}
 
 
 def _hpsv2(file: Path) -> Iterator[Prompt]:

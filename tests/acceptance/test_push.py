@@ -61,7 +61,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 self._answer({"error": f"no {self.path}"}, 404)
 
         def do_GET(self) -> None:
-            self._answer({"id": "org/name", "sha": "0" * 40, "siblings": []})
+            if self.path.startswith("/api/datasets/org/name/tree/main"):
+                self._answer([
+                    {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
+                    for path, data in hub.files.items()
+                ])  # fmt: skip
+            else:
+                self._answer({"id": "org/name", "sha": "0" * 40, "siblings": []})
 
         def do_PUT(self) -> None:
             data = self._data()
@@ -96,10 +102,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         return one | {"actions": {"upload": {"href": f"{url}/lfs/{one['oid']}"}}}
 
     def commit(lines: list[dict[str, Any]]) -> None:
-        hub.files = {}
-        for line in lines[1:]:
+        for line in lines[1:]:  # all other files stay
             value = line["value"]
-            if line["key"] == "lfsFile":
+            if line["key"] == "deletedFile":
+                del hub.files[value["path"]]
+            elif line["key"] == "lfsFile":
                 hub.files[value["path"]] = hub.objects[value["oid"]]
             else:
                 hub.files[value["path"]] = base64.b64decode(value["content"])
@@ -146,3 +153,30 @@ def test_an_export_is_pushed(cli: Cli, hub: Hub, monkeypatch: pytest.MonkeyPatch
     text = cli(*command, code=1).stderr
     assert "the hub did not take org/name" in text
     assert "HF_TOKEN may write there" in text
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert "Try again when the hub can be reached" in cli(*command, code=1).stderr
+
+
+def test_a_push_replaces_the_shards_of_another_export(cli: Cli, hub: Hub) -> None:
+    make_dataset(str(cli.folder / "out"), 12)
+    cli("export", "out", "all", "--to", "webdataset", "--shard-size", "4")
+    cli("export", "out", "some", "--to", "parquet", "--where", "index < 4")
+    place = "hf://datasets/org/name"
+    hub.files["notes.md"] = b"the team's own"
+    cli("push", "all", place)
+    assert "train/00002.tar" in hub.files
+    (cli.folder / "some/train/.00000.parquet.65d840e0.tmp").write_bytes(b"half")
+    assert cli.json("push", "some", place)["files"] == 5
+    shards = {path for path in hub.files if path.startswith("train/")}
+    assert shards == {"train/00000.parquet"}
+    assert hub.files["notes.md"] == b"the team's own"
+
+
+def test_an_export_that_has_not_finished_is_not_pushed(cli: Cli, hub: Hub) -> None:
+    make_dataset(str(cli.folder / "out"), 3)
+    cli("export", "out", "shards", "--to", "parquet")
+    (cli.folder / "shards/README.md").unlink()
+    text = cli("push", "shards", "hf://datasets/org/name", code=2).stderr
+    assert "has not finished" in text
+    assert not hub.files

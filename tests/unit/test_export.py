@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -254,8 +255,9 @@ def test_where_chooses_images(out: str, to: str, tmp_path: Path) -> None:
         write(out, to, "parquet", where="clip > 1")
     with pytest.raises(UsageError, match=r"no column of the dataset; did you mean 'clip'"):
         write(out, to, "parquet", where="clipp > 1")
-    with pytest.raises(UsageError, match="Seeds are text"):
-        write(out, to, "parquet", where="seed > 1")
+    for seed in ("seed > 1", "seed in [42]", "seed not in ['42', 43]", "width in ['64']"):
+        with pytest.raises(UsageError, match="Seeds are text"):
+            write(out, to, "parquet", where=seed)
 
 
 ROW: Any = {"a": 1, "f": 0.5, "t": "red", "b": True, "l": ["x"]}
@@ -395,6 +397,53 @@ def test_a_target_that_holds_something_else_is_refused(out: str, tmp_path: Path)
     (to / "export.json").write_text("[]")
     with pytest.raises(UsageError, match=r"export\.json is not ours"):
         write(out, str(to), "parquet")
+
+
+def test_a_target_reached_by_other_paths_is_inside_the_dataset_too(
+    out: str, tmp_path: Path
+) -> None:
+    make_dataset(out, 1)
+    (tmp_path / "link").symlink_to(out)
+    for to in (f"{tmp_path}/x/../out/shards", f"{tmp_path}/link/shards"):
+        with pytest.raises(UsageError, match="is inside the dataset"):
+            write(out, to, "parquet")
+
+
+def test_of_two_different_exports_at_once_one_is_refused(out: str, tmp_path: Path) -> None:
+    make_dataset(out, 4)
+    both = Barrier(2)
+
+    def begin(where: str) -> str:
+        both.wait()
+        try:
+            write(out, to, "parquet", size=1, where=where)
+        except UsageError:
+            return "refused"
+        return where
+
+    for trial in range(8):
+        to = str(tmp_path / f"to{trial}")
+        with ThreadPoolExecutor(2) as pool:
+            ended = set(pool.map(begin, ("", "index >= 2")))
+        assert len(ended) == 2
+        assert "refused" in ended
+        shards = len(list(Path(to, "train").iterdir()))
+        assert shards == (4 if "" in ended else 2)
+
+
+def test_a_license_that_is_given_later_is_in_the_card(out: str, to: str) -> None:
+    make_dataset(out, 2)
+    write(out, to, "parquet")
+    order = Order("parquet", Selection(size=ShardSize(8)))
+    for name in ("cc0-1.0", "mit"):
+        outcome = export(out, to, replace(order, license=name), lambda *_: None)
+        assert outcome.written == 0
+        assert f'license: "{name}"\n' in Path(to, "README.md").read_text()
+        assert json.loads(Path(to, "croissant.json").read_text())["license"] == name
+    Path(to, "README.md").write_text("---\nlicense: mit\n---\nmy words")
+    for given in (order, replace(order, license="mit")):
+        export(out, to, given, lambda *_: None)
+        assert Path(to, "README.md").read_text().endswith("my words")
 
 
 def test_a_failed_export_without_a_shard_leaves_the_place_to_another_order(

@@ -164,6 +164,30 @@ def test_dpg_is_laid_out(tmp_path: Path) -> None:
     ]
 
 
+def test_images_that_make_no_square_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="3 images of prompt 12 are no square"):
+        laid_out(tmp_path, "dpg", [{"suite_key": "12"}], 3)
+    wide = [{"suite_key": "12"}] * 3 + [{"suite_key": "12", "width": 72}]
+    with pytest.raises(UsageError, match="are no square"):
+        laid_out(tmp_path, "dpg", wide)
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_layout_never_mixes_with_anything_else(tmp_path: Path) -> None:
+    rows = [{"suite_key": "color_val/00000", "prompt": "a cow"}]
+    laid_out(tmp_path, "t2i-compbench", rows, 2)
+    folder = tmp_path / "to/color_val/samples"
+    (folder / "a cow_000001.png").write_bytes(b"of another run")
+    with pytest.raises(UsageError, match=r"holds another color_val/samples/a cow_000001\.png"):
+        laid_out(tmp_path, "t2i-compbench", rows, 2)
+    (folder / "a cow_000001.png").unlink()
+    assert laid_out(tmp_path, "t2i-compbench", rows, 2).written == 1
+    (folder / ".a cow_000001.png.tmp").write_bytes(b"of a command that was killed")
+    assert laid_out(tmp_path, "t2i-compbench", rows, 2).written == 0
+    with pytest.raises(UsageError, match=r"cow_000001\.png, which is none of these images"):
+        laid_out(tmp_path, "t2i-compbench", rows, 1)
+
+
 def test_what_a_scorer_would_not_find_is_refused(tmp_path: Path) -> None:
     out, to = str(tmp_path / "out"), str(tmp_path / "to")
     make_dataset(out, 1, {0: {"suite": "geneval", "suite_key": "00000"}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import sys
 from collections import deque
@@ -27,7 +28,7 @@ from producer.upkeep.export.columns import Columns
 from producer.upkeep.export.credentials import SIGNED, Credentials, SignedSamples, signatory
 from producer.upkeep.export.croissant import CROISSANT, make_croissant
 from producer.upkeep.export.forms import FORMS, Samples, Target
-from producer.upkeep.export.order import FormName, Order
+from producer.upkeep.export.order import NO_LICENSE, FormName, Order
 from producer.upkeep.export.shards import Selection, Shard, Survey, lines_of, survey
 from producer.upkeep.sheet import sheet_of
 
@@ -95,16 +96,14 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
         except BaseException:
             _unclaim(target, found.splits)
             raise
-        if not target.exists(ABOUT):  # another command has failed meanwhile, before our first shard
-            target.write(ABOUT, about)
+        _check_claim(target, about)  # another command may have failed, before our first shard
         if not target.exists(SHEET):
             # Of a stranger's images that are none there is no sheet.
             with suppress(InvalidRequest):
                 sheet = sheet_of(source, _sample(found, lines, source, order.selection))
                 target.write(SHEET, sheet)
-    if not target.exists(CROISSANT):
+    if _lacks_card(target, order):
         target.write(CROISSANT, make_croissant(found, order))
-    if not target.exists(CARD):
         target.write(CARD, make_card(found, summary, order, target.exists(SHEET)))
     splits = dict(found.splits)
     return Outcome(
@@ -159,20 +158,29 @@ def _claim(target: Storage, about: bytes) -> None:
     """Say what the target is for; raises UsageError where it is for something else."""
     # In this order: who else begins now writes it first.
     names = [name for name in target.list("") if name != CARD and not name.startswith(".")]
-    try:
-        before = target.read(ABOUT)
-    except FileNotFoundError:
-        if names:
-            raise UsageError(
-                f"{target.uri} holds {names[0]} and is no export", "Choose another place."
-            ) from None
-        target.write(ABOUT, about)
-        return
+    if names and not target.exists(ABOUT):
+        raise UsageError(f"{target.uri} holds {names[0]} and is no export", "Choose another place.")
+    _check_claim(target, about)
+
+
+def _check_claim(target: Storage, about: bytes) -> None:
+    """Write what the target is for, if nobody has; raises UsageError where it is something else."""
+    before = target.create(ABOUT, about)
     if before != about:
         raise UsageError(
             f"{target.uri} holds another export ({_difference(before, about)})",
             "Choose another place, or remove that export.",
         )
+
+
+def _lacks_card(target: Storage, order: Order) -> bool:
+    """Whether there is none, or it says another license than the one that is given now."""
+    try:
+        card = target.read(CARD).decode(errors="replace")
+    except FileNotFoundError:
+        return True
+    given = order.license != NO_LICENSE
+    return given and not re.search(rf'^license: "?{re.escape(order.license)}"?$', card, re.M)
 
 
 def _unclaim(target: Storage, splits: Iterable[str]) -> None:
@@ -188,9 +196,9 @@ def _unclaim(target: Storage, splits: Iterable[str]) -> None:
 
 def _difference(before: bytes, about: bytes) -> str:
     try:
-        known = orjson.loads(before)
-        changed = [name for name, value in orjson.loads(about).items() if known.get(name) != value]
-    except (orjson.JSONDecodeError, AttributeError):
+        known, wanted = orjson.loads(before), orjson.loads(about)
+        changed = [name for name in wanted | known if known.get(name) != wanted.get(name)]
+    except (orjson.JSONDecodeError, AttributeError, TypeError):
         changed = []
     return f"other {', '.join(changed)}" if changed else f"its {ABOUT} is not ours"
 

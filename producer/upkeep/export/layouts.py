@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from hashlib import sha256
 from io import BytesIO
 from itertools import groupby
 from typing import cast
@@ -61,11 +62,13 @@ class _File:
 def lay_out(
     out: str, to: str, suite: SuiteName, condition: Condition | None, progress: Progress
 ) -> LaidOut:
-    """Copy a dataset's images of a suite to where its scorer looks for them; what is there stays.
+    """Copy a dataset's images of a suite to where its scorer looks for them.
+
+    What is there already is compared, as nothing beside the files tells whose they are.
 
     Raises:
         UsageError: the suite has no scorer; there is no finished run, no image of the suite, or one
-            that its scorer would not find.
+            that its scorer would not find; the target holds something else.
         FatalError: an image is missing or damaged.
     """
     source, target = open_storage(out), open_storage(to)
@@ -77,24 +80,41 @@ def lay_out(
     if source.holds(target):
         raise UsageError(f"{to} is inside the dataset", "Choose a place outside of it.")
     summary = read_finished(source)
-    there = target.sizes("")
-    before = Counter[str]()  # images of each folder
-    prompts = written = 0
-    with closing(ImageReader(source)) as reader:
-        for key, rows in groupby(_rows(source, suite, condition), _key):
-            some = list(rows)
-            for file in _LAYOUTS[suite](key, some, before):
-                if file.path not in there:
-                    target.write(file.path, _content(file, reader))
-                    written += 1
-            prompts += 1
-            progress(before.total(), summary.done)
-    if not prompts:
+    wanted = {one.path for files in _prompts(source, suite, condition) for one in files}
+    if not wanted:
         raise UsageError(
             f"{out} holds no images of {suite}",
             f"Render the suite's own manifest: imagemill preset {suite} FILE > manifest.jsonl",
         )
-    return LaidOut(target.uri, suite, prompts, before.total(), written)
+    there = {path for path in target.sizes("") if not path.rpartition("/")[2].startswith(".")}
+    for path in there - wanted:
+        raise _taken(target, f"{path}, which is none of these images")
+    prompts = images = written = 0
+    with closing(ImageReader(source)) as reader:
+        for files in _prompts(source, suite, condition):
+            for file in files:
+                if file.path not in there:
+                    target.write(file.path, _content(file, reader))
+                    written += 1
+                elif not _is(file, target.read(file.path), reader):
+                    raise _taken(target, f"another {file.path}")
+            prompts += 1
+            images += sum(len(file.rows) for file in files)
+            progress(images, summary.done)
+    return LaidOut(target.uri, suite, prompts, images, written)
+
+
+def _taken(target: Storage, what: str) -> UsageError:
+    return UsageError(f"{target.uri} holds {what}", "Choose another place, or remove what it has.")
+
+
+def _prompts(
+    source: Storage, suite: SuiteName, condition: Condition | None
+) -> Iterator[list[_File]]:
+    """The files of each prompt. Raises UsageError as lay_out."""
+    before = Counter[str]()  # images of each folder
+    for key, rows in groupby(_rows(source, suite, condition), _key):
+        yield list(_LAYOUTS[suite](key, list(rows), before))
 
 
 def _rows(source: Storage, suite: SuiteName, condition: Condition | None) -> Iterator[Row]:
@@ -131,12 +151,19 @@ def _content(file: _File, reader: ImageReader) -> bytes:
     return images[0] if len(images) == 1 else _square(images)
 
 
+def _is(file: _File, data: bytes, reader: ImageReader) -> bool:
+    """Whether that is the file's content."""
+    if len(file.rows) == 1:
+        return sha256(data).hexdigest() == file.rows[0]["sha256"]
+    return data == _content(file, reader)
+
+
 def _square(images: Sequence[bytes]) -> bytes:
-    """Images of one size, from the upper left to the lower right, as a PNG."""
+    """Images of one size, 4, 9, …, from the upper left to the lower right, as a PNG."""
     opened = [Image.open(BytesIO(data)) for data in images]
     width, height = opened[0].size
-    across = math.isqrt(len(opened) - 1) + 1
-    square = Image.new("RGB", (across * width, -(-len(opened) // across) * height))
+    across = math.isqrt(len(opened))
+    square = Image.new("RGB", (across * width, across * height))
     for number, image in enumerate(opened):
         square.paste(image, (number % across * width, number // across * height))
     data = BytesIO()
@@ -176,6 +203,13 @@ def _one_each(key: str, rows: Sequence[Row], before: Counter[str]) -> Iterator[_
 
 
 def _squares(key: str, rows: Sequence[Row], before: Counter[str]) -> Iterator[_File]:
+    sizes = {(row["width"], row["height"]) for row in rows}
+    if math.isqrt(len(rows)) ** 2 != len(rows) or len(sizes) > 1:
+        raise UsageError(
+            f"{len(rows)} images of prompt {key} are no square for the suite's scorer: "
+            "it takes 1, 4 or 9, of one size",
+            "Render those that failed, or leave the prompt out by --where.",
+        )
     before[""] += len(rows)
     yield _File(f"{key}.png", rows)
 

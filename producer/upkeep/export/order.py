@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from producer.upkeep.export.shards import Selection
 
 FormName = Literal["webdataset", "parquet"]
+NO_LICENSE = "unknown"  # to whom none is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,6 @@ class Order:
     form: FormName
     selection: Selection
     where: str = ""
-    license: str = "unknown"
+    license: str = NO_LICENSE
     processes: int = 1
     credentials: Credentials | None = None

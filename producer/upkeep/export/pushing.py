@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import FatalError, UsageError
+from producer.upkeep.export.card import CARD
+from producer.upkeep.export.forms import FORMS
 from producer.upkeep.export.job import ABOUT
 
 _PLACE = re.compile(
@@ -25,12 +28,14 @@ class Pushed:
 
 
 def push(export: str, place: str, private: bool) -> Pushed:
-    """Upload the folder of an export. Files that the hub has are not sent again.
+    """Upload the folder of a finished export, in place of another one's shards that lie there.
+
+    Files that the hub has are not sent again.
 
     private: of a repository that is not there yet.
 
     Raises:
-        UsageError: it is no export, or the place is none.
+        UsageError: it is no export or not finished, or the place is none.
         FatalError: the hub does not take it.
     """
     found = _PLACE.fullmatch(place)
@@ -44,8 +49,13 @@ def push(export: str, place: str, private: bool) -> Pushed:
             f"{export!r} is no folder of an export",
             f"Make one: imagemill export {export or 'OUT'} FOLDER --to parquet; then push FOLDER.",
         )
+    if not (folder / CARD).is_file():  # it is written last
+        raise UsageError(
+            f"{export!r} is an export that has not finished", "Run its command again, to the end."
+        )
     repo, revision = found["repo"], found["revision"]
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+    sizes = [path.stat().st_size for path in files]
     # Here, as it takes long to import.
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -60,13 +70,32 @@ def push(export: str, place: str, private: bool) -> Pushed:
             folder_path=folder,
             revision=revision,
             commit_message=f"{len(sizes)} files of an imagemill export",
+            ignore_patterns=[".*", "*/.*"],  # half-written ones of a command that was killed
+            delete_patterns=[f"*.{extension}" for extension in sorted(_extensions())],
         )
     except Exception as error:  # of the hub's library, or of its HTTP library
         raise FatalError(
             f"the hub did not take {repo}: {type(error).__name__}: {_first_line(error)}",
-            "Check its name, and that HF_TOKEN may write there; the same command goes on.",
+            f"{_hint(error)}; the same command goes on.",
         ) from error
     return Pushed(repo, len(sizes), sum(sizes), str(commit.commit_url))
+
+
+def _extensions() -> set[str]:
+    """Of the shards of all forms."""
+    return {extension for form in FORMS.values() for extension in form.extensions}
+
+
+def _hint(error: Exception) -> str:
+    """What to look at, by what the hub has answered, if it has."""
+    match getattr(getattr(error, "response", None), "status_code", None):
+        case 401 | 403 if not os.environ.get("HF_TOKEN"):
+            return "Set HF_TOKEN, to a token that may write there, or log in with hf auth login"
+        case 401 | 403:
+            return "Check that the token in HF_TOKEN may write there"
+        case None:
+            return "Try again when the hub can be reached"
+    return "Check the dataset's name"
 
 
 def _first_line(error: Exception) -> str:

@@ -180,13 +180,20 @@ def _compare(op: ast.cmpop) -> Callable[[Any, Any], bool]:
         """Raises TypeError for what would always, or never, hold."""
         if _ABSENT in (left, right) or None in (left, right):
             return False
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        fits = isinstance(right, str | list) if contains else numbers or type(left) is type(right)
+        if contains and isinstance(right, list):
+            fits = all(_are_alike(left, one) for one in right)
+        else:
+            fits = isinstance(right, str) if contains else _are_alike(left, right)
         if not fits:
             raise TypeError(f"{left!r} cannot be compared with {right!r}")
         return compare(left, right)
 
     return step
+
+
+def _are_alike(left: object, right: object) -> bool:
+    numbers = isinstance(left, int | float) and isinstance(right, int | float)
+    return numbers or type(left) is type(right)
 
 
 def _refused(text: str, reason: str) -> UsageError:
