@@ -63,6 +63,11 @@ def test_what_is_no_file_of_the_suite_is_refused(tmp_path: Path) -> None:
     for suite in ("geneval", "parti", "drawbench", "hpsv2", "dpg"):
         with pytest.raises(UsageError, match=r"holds no prompts|is no prompt file"):
             list(manifest_lines(suite, [other]))
+    table = tmp_path / "table.csv"
+    for content in ('Prompts,Category\n"' + "a" * 200_000, "Prompts,Category\na cat\n"):
+        table.write_text(content)
+        with pytest.raises(UsageError, match="is no prompt file of drawbench"):
+            list(manifest_lines("drawbench", [table]))
     other.write_text("")
     with pytest.raises(UsageError, match="holds no prompts of t2i"):
         list(manifest_lines("t2i-compbench", [other]))
