@@ -144,6 +144,9 @@ def _check_name(reference: str, field: str) -> None:
 
 
 def local_folder(manifest: str) -> Path | None:
-    """The folder of a local manifest; None if it lies elsewhere."""
-    path = manifest.removeprefix("file://")
-    return None if "://" in path else Path(path).resolve().parent
+    """The folder of a local manifest, which may be one itself; None if it lies elsewhere."""
+    name = manifest.removeprefix("file://")
+    if "://" in name:
+        return None
+    path = Path(name).resolve()
+    return path if path.is_dir() else path.parent

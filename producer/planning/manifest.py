@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from io import BufferedReader, BytesIO, RawIOBase
-from itertools import groupby
+from itertools import chain, groupby
 from reprlib import Repr
 from typing import IO, Annotated, Any, ClassVar, Literal, cast
 
@@ -26,6 +26,7 @@ from jobs.output.plan import SHARD_LINES
 from jobs.output.refusals import DAMAGED
 from jobs.output.storage import open_file
 from jobs.requests import MAX_CUSTOM_ID, STRICT, Body, ImageInput, Input, Task
+from producer.planning.folders import files_of
 from producer.planning.plain import COLONS, PlainBatchLine, PlainLine, parse_plain
 from producer.planning.recipes import KEYS, Recipe
 from producer.planning.strict_json import MAX_MARKS, check_marks, describe, parse_json
@@ -397,19 +398,21 @@ def read_blocks(
 ) -> Iterator[Block]:
     """The manifest's lines, at most SHARD_LINES / n or block_bytes a block, `limit` in all.
 
-    columns, keep: of a table, as producer.planning.tables takes them; max_line: bytes; what is
-    longer is an error.
+    uri: as files_of takes it; columns, keep: of a table, as producer.planning.tables takes them;
+    max_line: bytes; what is longer is an error.
 
     Raises:
         UsageError: there is no such file or column. UnfitManifest: it is damaged. FatalError: it
             cannot be read.
     """
     most = max(1, SHARD_LINES // n)
-    with _open(uri) as stream:
+    first, *others = files_of(uri)
+    with _open(first) as stream:
         block, size, requests = Block(1), 0, 0
         lines: Iterator[bytes | UnfitRow] = _lines(stream, max_line)
-        if kind_of(uri):
-            lines = table_lines(stream, uri, columns or {}, keep)
+        if kind_of(first):
+            lines = table_lines(stream, first, columns or {}, keep)
+            lines = chain(lines, _further(others, columns or {}, keep))
         elif keep:
             raise UsageError(
                 f"--keep names columns of tables, and {uri} is none",
@@ -448,6 +451,14 @@ def read_blocks(
             yield block
 
 
+def _further(
+    files: Sequence[str], columns: Mapping[str, str], keep: Sequence[str]
+) -> Iterator[bytes | UnfitRow]:
+    for file in files:
+        with _open(file) as stream:
+            yield from table_lines(stream, file, columns, keep)
+
+
 def _lines(stream: IO[bytes], most: int) -> Iterator[bytes]:
     """All lines; those of more than `most` bytes may come in pieces of which the first has more."""
     while piece := stream.read(READ_BYTES):  # in a third of the time of a readline each
@@ -469,12 +480,15 @@ def _begins_array(raw: bytes) -> bool:
 
 
 def manifest_digest(uri: str) -> str:
-    """SHA-256 of the manifest's bytes as they lie in storage.
+    """SHA-256 of the manifest's bytes as they lie in storage; of several files of those of each.
 
     Raises: as read_blocks.
     """
-    with _open(uri, compression=None) as stream:
-        return file_digest(cast("BufferedReader", stream), "sha256").hexdigest()
+    digests = list[str]()
+    for file in files_of(uri):
+        with _open(file, compression=None) as stream:
+            digests.append(file_digest(cast("BufferedReader", stream), "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
 
 
 @contextmanager
