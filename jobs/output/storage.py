@@ -450,8 +450,9 @@ def open_storage(uri: str, **options: Any) -> Storage:
     Credentials and endpoints come the ecosystem's way: AWS_* and FSSPEC_* variables, profiles.
 
     Raises:
-        UsageError: the URI is empty or an archive, its protocol is unknown, or the protocol's
-            package is not installed.
+        UsageError: the URI is empty or an archive, its protocol is unknown or needs more than a
+            URI, or the protocol's package is not installed.
+        TransientError, FatalError: its protocol connects at once, and cannot.
     """
     _check_location(uri)
     if uri.startswith(("s3://", "s3a://")):
@@ -461,8 +462,10 @@ def open_storage(uri: str, **options: Any) -> Storage:
     try:
         # Others write there too: what a listing said once is no longer true.
         filesystem, root = fsspec.core.url_to_fs(uri, use_listings_cache=False, **options)
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise UsageError(f"location {uri!r}: {error}", "Use a path, file:// or s3://.") from error
+    except OSError as error:
+        raise classify(error, uri) from error
     # A relative path means something else to a worker with another working directory.
     absolute = root if isinstance(filesystem, LocalFileSystem) else uri
     return Storage(absolute.rstrip("/"), filesystem, root.rstrip("/"))

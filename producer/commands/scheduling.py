@@ -263,10 +263,9 @@ def _load(schedules_file: str | None, settings: Settings | None = None) -> Sched
 
 
 def _journal(table: ScheduleTable, name: str) -> Journal:
-    from jobs.output.storage import open_storage
     from producer.schedules.journal import Journal
 
-    return Journal(open_storage(table.state), table.get(name))
+    return Journal(table.state, table.get(name))
 
 
 def _firing(settings: Settings, tell: Callable[[News], None]) -> Firing:

@@ -17,7 +17,6 @@ from hashlib import blake2b
 from threading import Thread
 
 from jobs.errors import ImagemillError
-from jobs.output.storage import open_storage
 from producer.control.locks import LOCK_SECONDS, locked
 from producer.schedules.firing import Firing
 from producer.schedules.journal import Journal, Opened
@@ -97,9 +96,9 @@ class Scheduler:
         """
         table, started = self._current(), list[Thread]()
         for schedule in table.schedules.values():
-            identity = (table.state, schedule.name, schedule.cron, schedule.timezone.key)
+            identity = (table.state.uri, schedule.name, schedule.cron, schedule.timezone.key)
             seen = self._seen.setdefault(identity, _Seen())
-            journal = Journal(open_storage(table.state), schedule)
+            journal = Journal(table.state, schedule)
             with self._told(schedule.name, seen):
                 if self._take_on(journal, seen):
                     seen.look_at = 0.0

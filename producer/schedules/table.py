@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -31,11 +32,19 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from jobs.errors import InvalidRequest, UsageError, plain, resembling, shown
+from jobs.errors import (
+    FatalError,
+    InvalidRequest,
+    TransientError,
+    UsageError,
+    plain,
+    resembling,
+    shown,
+)
 from jobs.formats import ImageFormat
 from jobs.models.table import ModelTable
 from jobs.output.scorers import check_rule, scorers_of
-from jobs.output.storage import open_file
+from jobs.output.storage import Storage, open_file, open_storage
 from jobs.requests import Seed
 from jobs.teams import OPEN_TEAM, TEAM, Priority
 from jobs.toml import parse_toml
@@ -69,6 +78,16 @@ def _find_zone(value: Any) -> ZoneInfo:
         return ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as error:
         raise ValueError("is no time zone; examples: UTC, Europe/Berlin") from error
+
+
+def _check_place(uri: str) -> str:
+    """Refuse what can never be opened: an unknown protocol, an archive. What is away is none."""
+    try:
+        with suppress(TransientError, FatalError):
+            open_storage(uri)
+    except UsageError as error:
+        raise ValueError(error.message) from error
+    return uri
 
 
 Uri = Annotated[str, Field(min_length=1), AfterValidator(check_template)]
@@ -114,6 +133,12 @@ class Schedule(BaseModel):
     def check_cron(cls, cron: str, info: ValidationInfo) -> str:
         Cron(cron, info.data.get("timezone", ZoneInfo("UTC"))).check()
         return cron
+
+    @field_validator("manifest", "out")
+    @classmethod
+    def check_uri(cls, template: str, info: ValidationInfo) -> str:
+        _check_place(fill(template, info.data["name"], wall_clock()))
+        return template
 
     @field_validator("map")
     @classmethod
@@ -192,7 +217,7 @@ class ScheduleTable:
     """All schedules of a file. `state` is where it is kept what became of them."""
 
     uri: str
-    state: str
+    state: Storage
     schedules: Mapping[str, Schedule]
 
     def get(self, name: str) -> Schedule:
@@ -221,7 +246,7 @@ class ScheduleTable:
 class _File(BaseModel):
     model_config = _STRICT
 
-    state: Annotated[str, Field(min_length=1)]
+    state: Annotated[str, Field(min_length=1), AfterValidator(_check_place)]
     schedules: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], Schedule],
         Field(min_length=1),
@@ -261,7 +286,7 @@ def load_schedules(uri: str) -> ScheduleTable:
         raise UsageError(f"schedules file {uri} is not TOML: {error}", "Correct it.") from error
     except ValidationError as error:
         raise _refusal(uri, map(_mistake, error.errors())) from error
-    return ScheduleTable(uri, file.state, file.schedules)
+    return ScheduleTable(uri, open_storage(file.state), file.schedules)
 
 
 def _refusal(uri: str, mistakes: Iterable[str]) -> UsageError:
@@ -285,8 +310,8 @@ def _mistake(error: ErrorDetails) -> str:
             reason = f"unknown field{near}"
         case "value_error":
             reason = plain(error["msg"])
-            # A whole row's own words begin with the field.
-            return ".".join([*row, ""]) + reason if len(row) < 2 else f"{'.'.join(row)}: {reason}"
+            if len(place) in (0, 2):  # a whole file's or row's own words begin with the field
+                return ".".join([*row, ""]) + reason
         case _:
             reason = f"{error['msg'][:1].lower()}{error['msg'][1:]} (got {shown(error['input'])})"
     return f"{'.'.join(row)}: {reason}"

@@ -125,7 +125,7 @@ def test_schedulers_are_killed(site: Site, ledger: Ledger, dice: random.Random, 
 
 def journal(site: Site, name: str) -> Journal:
     table = load_schedules(str(site.folder / FILE))
-    return Journal(open_storage(f"{site.folder}/{table.state}"), table.get(name))
+    return Journal(open_storage(f"{site.folder}/state"), table.get(name))
 
 
 def is_done(journal: Journal, minutes: int) -> bool:

@@ -69,7 +69,7 @@ class Plant:
     @property
     def journal(self) -> Journal:
         table = load_schedules(str(self.file))
-        return Journal(open_storage(table.state), table.get("s"))
+        return Journal(table.state, table.get("s"))
 
     def history(self) -> list[Entry]:
         return entries(self.journal, 100)
@@ -315,12 +315,22 @@ def test_a_schedule_that_hangs_costs_no_other(
     assert entries(hangs, 9)[1].state == "running"
 
 
-def test_a_file_that_breaks_leaves_the_schedules_as_they_were(plant: Plant) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ("state = 1", "state: input should be a valid string"),
+        ("state = 'gcss://b/state'", "state: location 'gcss://b/state': Protocol not known: gcss"),
+    ],
+)
+def test_a_file_that_breaks_leaves_the_schedules_as_they_were(
+    plant: Plant, wrong: str, complaint: str
+) -> None:
     scheduler = plant.scheduler()
     scheduler.reload_seconds = 0
     tick(scheduler)
-    plant.file.write_text("state = 1")
+    rows = plant.file.read_text().partition("\n")[2]
+    plant.file.write_text(f"{wrong}\n{rows}")
     plant.now += MINUTE
     tick(scheduler)
-    assert "state: input should be a valid string" in plant.told[-2].text
+    assert complaint in plant.told[-2].text
     assert (plant.told[-1].subject, plant.told[-1].what) == ("s", "begun")

@@ -193,6 +193,11 @@ out = "out/{date}"
         ('"0 3 * * *"', "3", "a.cron: input should be a valid string"),
         ("manifest", "manifesto", "a.manifesto: unknown field; did you mean 'manifest'?"),
         ("m.jsonl", "{day}", "a.manifest: unknown placeholder {day}; known: name, date"),
+        ('"state"', '"gcss://b/s"', "state: location 'gcss://b/s': Protocol not known: gcss"),
+        ('"state"', '"zip://a"', "state: location 'zip://a': archives and '::' are not taken"),
+        ("m.jsonl", "gcss://b/{date}", "a.manifest: location 'gcss://b/2"),
+        ("out/{date}", "gcss://b/{date}", "a.out: location 'gcss://b/2"),
+        ("out/{date}", "zip://a::{date}", "archives and '::' are not taken"),
         ("out/{date}", "out", "a.out: two nominal times have the same; add {date}"),
         ("0 3 * * *", "0 3,15 * * *", "a.out: two nominal times have the same; add {date}"),
         ("[schedules.a]", "[schedules.A]", "A: a name is lower-case letters"),
@@ -256,6 +261,12 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         load_schedules(str(file))
     found = refused.value.message.splitlines()[1:]
     assert found == ["  a.cron: bad minute in '99 3 * * *'", "  b.manifest: is required"]
+
+
+def test_a_location_that_is_away_is_no_mistake_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "schedules.toml"
+    file.write_text(GOOD.replace("out/", "ftp://127.0.0.1:1/"))
+    assert load_schedules(str(file)).get("a").out == "ftp://127.0.0.1:1/{date}"
 
 
 def test_a_file_may_lie_in_storage(tmp_path: Path) -> None:

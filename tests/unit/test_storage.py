@@ -165,6 +165,16 @@ def test_an_unknown_protocol_is_refused() -> None:
         open_storage("nope://bucket")
 
 
+def test_a_protocol_that_needs_more_than_a_uri_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'github://folder': .* 'org'"):
+        open_storage("github://folder")
+
+
+def test_a_protocol_that_connects_at_once_may_be_away() -> None:
+    with pytest.raises(TransientError, match=r"ftp://127\.0\.0\.1:1/folder failed"):
+        open_storage("ftp://127.0.0.1:1/folder")
+
+
 @pytest.mark.parametrize("location", ["", " ", "file://"])
 def test_an_empty_location_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
