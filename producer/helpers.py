@@ -82,7 +82,12 @@ class _Helper:
         for pipe in (calls, results):
             _widen(pipe)
         self._process = context.Process(target=_serve, args=(calls, results, begin), daemon=True)
-        self._process.start()
+        # Ctrl-C is for all of a terminal's processes: one that still imports would print where.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         calls.close()
         results.close()
         self._sending, self._receiving = Lock(), Lock()
@@ -134,6 +139,7 @@ def _serve(calls: Connection, results: Connection, begin: Callable[[], None]) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
     die_with_parent()
     begin()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see _Helper
     with suppress(EOFError, OSError):  # nobody waits for us any more
         results.send(None)
         while True:

@@ -87,3 +87,13 @@ def test_what_has_not_begun_at_the_end_is_cancelled() -> None:
         futures = [helpers.submit(time.sleep, 0.1) for _ in range(100)]
         futures[0].result(60)
     assert futures[-1].cancelled()
+
+
+def test_ctrl_c_while_one_starts_is_not_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    with Helpers(1, begin) as helpers:
+        pid = helpers._all[0]._process.pid
+        assert pid
+        while not helpers.is_ready:
+            os.kill(pid, signal.SIGINT)
+        assert helpers.submit(abs, -1).result(60) == 1
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
