@@ -6,12 +6,13 @@ meanwhile, finds the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import cast
 
 from jobs.output.plan import Plan
 from jobs.output.records import Row, Score
+from jobs.output.scorers import scorer_names
 from jobs.output.scores import ScoreReader, read_chosen_by
 from jobs.output.storage import Storage
 from jobs.requests import Request, Rule
@@ -25,19 +26,23 @@ class Choice:
 
     needed: candidates to be rendered next; if there are any, nothing is chosen yet. chosen: the
     image's row; that of a request without an image if none passes. rejects: the rows of all other
-    candidates that were needed.
+    candidates that were needed. unscored: scorers that it is chosen by and that have not scored
+    each of its candidates; if there are any, nothing is chosen yet, and perhaps less is needed.
     """
 
     needed: tuple[Request, ...] = ()
     chosen: Row | None = None
     rejects: tuple[Row, ...] = ()
+    unscored: tuple[str, ...] = ()
 
 
 class Chooser:
     """Chooses among a run's candidates, by the scores of its own scorers."""
 
     def __init__(self, storage: Storage, plan: Plan) -> None:
-        self._readers = [ScoreReader(storage, one) for one in read_chosen_by(storage, plan.run_id)]
+        scorings = read_chosen_by(storage, plan.run_id)
+        self._readers = [(one.name, ScoreReader(storage, one)) for one in scorings]
+        self._unknown = () if scorings else scorer_names(plan.scorers)
 
     def choose(self, shard: Sequence[Known]) -> list[Choice]:
         """The choices of a plan shard, whose requests and records these are."""
@@ -53,20 +58,24 @@ class Chooser:
         seen: list[tuple[Row, Mapping[str, Score]]] = []
         passing: list[Row] = []
         values: list[float] = []
+        unscored: set[str] = set()
         for number, (request, row) in enumerate(candidates):
             if number >= rule.best_of and len(passing) >= rule.best_of:
                 break
             if row is None:
                 # Of the first ones all, of the others only the next.
                 first = [one for one, known in candidates[number : rule.best_of] if known is None]
-                return Choice(tuple(first or [request]))
-            scores = self._scores(row)
+                return Choice(tuple(first or [request]), unscored=tuple(sorted(unscored)))
+            scores, lacking = self._scores(row)
+            unscored |= lacking
             seen.append((row, scores))
             if row["status"] == "rejected":  # its own fault, which no other seed mends
                 break
             if row["status"] == "done" and _passes(rule, scores):
                 passing.append(row)
                 values.append(_number_of(scores, rule.by, float("-inf")))
+        if unscored:
+            return Choice(unscored=tuple(sorted(unscored)))
         rows = [row for row, _ in seen]
         if all(row["status"] != "done" for row in rows):
             return Choice((), rows[-1] | {"candidates": len(rows)}, tuple(rows[:-1]))
@@ -76,12 +85,18 @@ class Chooser:
         rejects = tuple(row for row in rows if row is not best)
         return Choice((), best | {"candidates": len(rows)}, rejects)
 
-    def _scores(self, row: Row) -> Mapping[str, Score]:
+    def _scores(self, row: Row) -> tuple[Mapping[str, Score], Set[str]]:
+        """The scores of a candidate, and the scorers that it has none of."""
         found: dict[str, Score] = {}
-        if row["status"] == "done":
-            for reader in self._readers:
-                found |= reader.find(row) or {}
-        return found
+        if row["status"] != "done":
+            return found, frozenset()
+        lacking = set(self._unknown)
+        for name, reader in self._readers:
+            scores = reader.find(row)
+            found |= scores or {}
+            if scores is None:
+                lacking.add(name)
+        return found, lacking
 
 
 def _number(known: Known) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import FatalError, UsageError
 from jobs.ids import RUN_ID
 from jobs.output import layout
-from jobs.output.choices import Chooser
+from jobs.output.choices import Choice, Chooser
 from jobs.output.kept import keeper
 from jobs.output.plan import Plan, read_shard
 from jobs.output.records import STACK_FIELDS, Row, parts_by_shard, read_part, read_parts, read_row
@@ -120,6 +120,17 @@ class IncompleteRun(FatalError):
     def __init__(self, run_id: str, missing: int) -> None:
         super().__init__(f"run {run_id}: {missing} requests have no record yet", "Resume the run.")
         self.missing = missing
+
+
+class Unscored(FatalError):
+    """Images cannot be chosen: their scores are gone."""
+
+    def __init__(self, storage: Storage, scorers: Iterable[str]) -> None:
+        names = ", ".join(sorted(scorers))
+        super().__init__(
+            f"{storage.uri} has lost scores of {names}, by which images are chosen",
+            f"imagemill fsck {storage.uri} --repair scores them again; then run this again.",
+        )
 
 
 def write_summary(storage: Storage, summary: Summary) -> None:
@@ -229,7 +240,8 @@ def write_dataset(storage: Storage, plan: Plan, unscored: Mapping[str, str] = {}
     unscored: see Summary.
 
     Raises:
-        IncompleteRun: a request has no record; nothing is replaced.
+        IncompleteRun: a request has no record. Unscored: images are chosen by scores that are gone.
+            Nothing is replaced.
     """
     with JsonlWriter(storage, plan.chooses) as writer:
         tally = _write_rows(storage, plan, writer)
@@ -239,7 +251,10 @@ def write_dataset(storage: Storage, plan: Plan, unscored: Mapping[str, str] = {}
 
 
 def rewrite_rows(storage: Storage, plan: Plan) -> None:
-    """Write the rows of a finished run anew, with the scores that its images have by now."""
+    """Write the rows of a finished run anew, with the scores that its images have by now.
+
+    Raises: as write_dataset.
+    """
     with JsonlWriter(storage, plan.chooses) as writer:
         _write_rows(storage, plan, writer)
 
@@ -247,8 +262,7 @@ def rewrite_rows(storage: Storage, plan: Plan) -> None:
 def stale_files(storage: Storage, plan: Plan) -> list[str]:
     """The dataset's files that do not hold what the records of a finished run say.
 
-    Raises:
-        IncompleteRun: a request has no record.
+    Raises: as write_dataset.
     """
     with ExitStack() as opened:
         comparer = JsonlComparer(storage, opened, plan.chooses)
@@ -273,7 +287,7 @@ def _write_rows(storage: Storage, plan: Plan, writer: _RowsWriter) -> _Tally:
             known: list[tuple[Request, Row | None]] = [
                 (request, row | {"index": request.index} if row else None) for request, row in shard
             ]
-            rows, rejects = _sifted(known, chooser, plan.run_id)
+            rows, rejects = _sifted(known, chooser, storage, plan.run_id)
             tally.add_times([row for _, row in known if row])
             # Kept columns are read once, from the first line on: so all rows of a line together.
             both = sorted((*rows, *rejects), key=place_of_row) if rejects else rows
@@ -291,24 +305,34 @@ def _write_rows(storage: Storage, plan: Plan, writer: _RowsWriter) -> _Tally:
 
 
 def _sifted(
-    known: Sequence[tuple[Request, Row | None]], chooser: Chooser | None, run_id: str
+    known: Sequence[tuple[Request, Row | None]],
+    chooser: Chooser | None,
+    storage: Storage,
+    run_id: str,
 ) -> tuple[list[Row], list[Row]]:
     """The rows of a shard's images, and of the candidates for them that were not chosen.
 
     Raises:
-        IncompleteRun: a request that is needed has no record.
+        IncompleteRun: a request that is needed has no record. Unscored: as write_dataset.
     """
     if chooser is None:
         rows, rejects = [row for _, row in known if row], list[Row]()
         missing = len(known) - len(rows)
     else:
         choices = chooser.choose(known)
+        check_scored(storage, choices)
         rows = [one.chosen for one in choices if one.chosen]
         rejects = [row for one in choices for row in one.rejects]
         missing = sum(len(one.needed) for one in choices)
     if missing:
         raise IncompleteRun(run_id, missing)
     return rows, rejects
+
+
+def check_scored(storage: Storage, choices: Iterable[Choice]) -> None:
+    """Raises Unscored: one of these choices hangs on scores that are gone."""
+    if unscored := {name for one in choices for name in one.unscored}:
+        raise Unscored(storage, unscored)
 
 
 def _invalid_rows(storage: Storage, plan: Plan) -> Iterator[Row]:

@@ -66,6 +66,11 @@ def scorers_of(given: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(found.values())
 
 
+def scorer_names(wanted: Iterable[str]) -> tuple[str, ...]:
+    """The names of scorers as a plan names them."""
+    return tuple(one.partition("=")[0] for one in wanted)
+
+
 def check_rule(rule: Rule, scorers: Iterable[str]) -> None:
     """See whether images can be chosen by the columns of a rule.
 
@@ -75,7 +80,7 @@ def check_rule(rule: Rule, scorers: Iterable[str]) -> None:
         InvalidRequest: none of these scorers gives an image such a column, or it is no number; the
             field is the rule's.
     """
-    names = {scorer.partition("=")[0] for scorer in scorers}
+    names = set(scorer_names(scorers))
     if names - _NUMBERS.keys():
         return
     known = [column for name in sorted(names) for column in _NUMBERS[name]]

@@ -72,8 +72,9 @@ def fsck(
         bool,
         typer.Option(
             "--repair",
-            help="Render again what is missing, torn or without a record, write the "
-            "dataset anew, then remove orphans: images that no record and no row names.",
+            help="Render again what is missing, torn or without a record, score again what has "
+            "lost its scores, write the dataset anew, then remove orphans: images that no record "
+            "and no row names.",
         ),
     ] = False,
     devices: options.Devices = "auto",

@@ -116,7 +116,13 @@ def unrecorded(storage: Storage, plan: Plan) -> dict[int, list[Request]]:
     """The requests that have no record though the dataset needs it, by their plan shard."""
     chooser, found = Chooser(storage, plan), dict[int, list[Request]]()
     for number, shard in enumerate(rows_by_shard(storage, plan)):
-        needed = [one for choice in chooser.choose(shard) for one in choice.needed]
+        # Without scores nobody knows what comes after the first round.
+        needed = [
+            one
+            for choice in chooser.choose(shard)
+            for one in choice.needed
+            if not (choice.unscored and one.round)
+        ]
         if needed:
             found[number] = needed
     return found

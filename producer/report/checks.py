@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobs.output import layout
 from producer.report.console import counted, show
 
 if TYPE_CHECKING:
@@ -54,10 +55,20 @@ def advice_on(damage: Damage, storage: Storage) -> str:
             f"Nothing is mended without the lost files. Bring them back; or remove {run}, and run "
             "or submit its manifest again into the same place: that renders all of it again."
         )
+    if damage.added:
+        given = " ".join(f"--with {name}" for name in damage.added)
+        files = " and ".join(storage.name(layout.scoring(name)) for name in damage.added)
+        return (
+            f"Nothing is mended while scores of {', '.join(damage.added)} are gone: imagemill "
+            f"score {storage.uri} {given} scores the images again; or remove {files}: then "
+            f"imagemill fsck {storage.uri} --repair leaves these columns out."
+        )
+    scorers = ", ".join(damage.scorers)
     does = {
         "renders again what is missing, torn or without a record": [
             *damage.missing, *damage.torn, *damage.unrecorded
         ],
+        f"has images scored again by {scorers}": damage.unscored,
         "writes the dataset anew": damage.stale,
         "removes the orphans": damage.orphans,
     }  # fmt: skip

@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import chain
 
 from jobs.errors import FatalError
 from jobs.output import layout
 from jobs.output.dataset import (
     IncompleteRun,
+    Unscored,
     planned,
     read_finished,
     rewrite_rows,
@@ -26,6 +28,7 @@ from producer.control.progress import Display
 from producer.local.embedded import Crew
 from producer.local.whole import finish
 from producer.planning.reopening import reopen, reopen_unrecorded, runs_of, unrecorded
+from producer.upkeep.scores import LostScores, lost_scores
 
 READERS = 16
 
@@ -35,6 +38,8 @@ class Damage:
     """images: on record, or named by the dataset; missing, torn, unreadable: paths of such;
     orphans: images that nothing names.
 
+    unscored: images without scores that they had or were to have; scorers: whose scores these are;
+    added: those of them that are not the run's own: `imagemill score` had added their columns.
     unrecorded: custom_ids of requests whose records are gone; stale: files of the dataset that are
     not what the records say; lost: files of the plan and of records that are gone or cannot be
     read: nothing is mended without them.
@@ -48,6 +53,9 @@ class Damage:
     unrecorded: list[str]
     stale: list[str]
     lost: list[str]
+    unscored: list[str]
+    scorers: list[str]
+    added: list[str]
 
     @property
     def is_none(self) -> bool:
@@ -62,6 +70,7 @@ class Damage:
             "torn": self.torn,
             "unreadable": self.unreadable,
             "unrecorded": self.unrecorded,
+            "unscored": self.unscored,
             "stale": self.stale,
             "orphan": self.orphans,
         }
@@ -74,15 +83,12 @@ def inspect(storage: Storage) -> Damage:
     Raises:
         UsageError: no run has finished there; while one goes on, images come before their records.
     """
-    current = read_finished(storage).run_id
+    summary = read_finished(storage)
+    current = summary.run_id
     plan = read_plan(storage, current)
     lost = _lost(storage, current, plan)
     # What people load counts least, but no image of it is an orphan.
-    records = {
-        path: digest
-        for name in (layout.METADATA, layout.REJECTS)
-        for path, digest in _images(_rows(storage, name))
-    }
+    records = dict(_images(_dataset(storage)))
     # Its own records count most: an image may have been rendered anew for it.
     for run_id in runs_of(storage, current):
         for parts in parts_by_shard(storage, run_id).values():
@@ -109,7 +115,10 @@ def inspect(storage: Storage) -> Damage:
     def all_that_are(wanted: str) -> list[str]:
         return [path for path, of in zip(there, states, strict=True) if of == wanted]
 
-    needed, stale = _compare(storage, plan) if plan and not lost else ([], [])
+    needed, stale, unscored = list[str](), list[str](), LostScores()
+    if plan and not lost:
+        needed, stale = _compare(storage, plan)
+        unscored = lost_scores(storage, plan, summary.unscored, _dataset(storage))
     return Damage(
         images=len(records),
         missing=sorted([*(records.keys() - files), *all_that_are("missing")]),
@@ -119,33 +128,44 @@ def inspect(storage: Storage) -> Damage:
         unrecorded=needed,
         stale=stale,
         lost=lost,
+        unscored=sorted(unscored.images),
+        scorers=sorted(unscored.scorers | unscored.added),
+        added=sorted(unscored.added),
     )
 
 
 def repair(
     storage: Storage, damage: Damage, settings: Settings, crew: Crew, display: Display
 ) -> Damage:
-    """Render what is missing, torn or without a record again, on this machine, write the dataset
-    anew, and then remove orphans; returns what is wrong afterwards.
+    """Render what is missing, torn or without a record again and score what has lost its scores, on
+    this machine, write the dataset anew, and then remove orphans; returns what is wrong afterwards.
 
+    Nothing is mended while added scores are gone: the dataset may be the last that has them.
     Orphans stay as long as anything else is wrong: an image may only seem to be one.
 
     Raises:
         FatalError: the weights are not those of the records, or are not here.
     """
-    if damage.lost:
+    if damage.lost or damage.added:
         return damage
     current = read_finished(storage).run_id
+    known = read_plan(storage, current)
+    if known is None:
+        return damage
     bad = frozenset(damage.missing + damage.torn)
     plan = reopen(storage, current, bad) if bad else None
-    if damage.unrecorded and (known := plan or read_plan(storage, current)):
-        plan = reopen_unrecorded(storage, known)
+    if damage.unrecorded:
+        plan = reopen_unrecorded(storage, plan or known)
+    if damage.unscored:
+        plan = plan or known  # with nothing to render, workers score
     if plan:
         write_summary(storage, planned(plan))
-        finish(plan, storage, settings, crew, display)
-    elif damage.stale and (known := read_plan(storage, current)):
+        summary = finish(plan, storage, settings, crew, display)
+        for scorer, problem in summary.unscored.items():
+            display.warning(f"No scores of {scorer}: {problem}")
+    elif damage.stale:
         rewrite_rows(storage, known)
-    if bad or damage.unrecorded or damage.stale:
+    if bad or damage.unrecorded or damage.unscored or damage.stale:
         damage = inspect(storage)
     if not replace(damage, orphans=[]).is_none:
         return damage
@@ -171,9 +191,14 @@ def _compare(storage: Storage, plan: Plan) -> tuple[list[str], list[str]]:
     """(custom_ids of requests without a record, files of the dataset that are stale)."""
     try:
         return [], stale_files(storage, plan)
-    except IncompleteRun:
+    except (IncompleteRun, Unscored):
         found = unrecorded(storage, plan)
         return [one.custom_id for requests in found.values() for one in requests], []
+
+
+def _dataset(storage: Storage) -> Iterator[Row]:
+    """The rows of what has images, chosen and not."""
+    return chain(_rows(storage, layout.METADATA), _rows(storage, layout.REJECTS))
 
 
 def _rows(storage: Storage, name: str) -> Iterator[Row]:

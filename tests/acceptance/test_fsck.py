@@ -19,7 +19,8 @@ from producer.upkeep.fsck import Damage, inspect, repair
 from tests.datasets import make_run
 from tests.support import Cli, circles, rows
 
-KINDS = ("missing", "torn", "unreadable", "orphans", "unrecorded", "stale", "lost")
+FILES = ("missing", "torn", "unreadable", "orphans", "unrecorded", "stale", "lost")
+KINDS = (*FILES, "unscored", "scorers", "added")
 WHOLE = {"images": 20} | {kind: [] for kind in KINDS}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ def test_a_scorer_that_fails_costs_no_image(cli: Cli) -> None:
     found = rows(cli.folder / "out/metadata.jsonl")
     assert len(found) == 5
     assert all("contrast" in row and "depth" not in row for row in found)
+    assert cli.json("fsck", "out", code=1)["scorers"] == ["broken"]
+    assert "no such layer" in cli("fsck", "out", "--repair", code=1).stderr
     working = (cli.folder / "site/slow.py").read_text().replace("raise RuntimeError", "return")
     working = working.replace('return("no such layer")', 'return {"depth": [2.5] * len(rows)}')
     (cli.folder / "site/slow.py").write_text(working)
@@ -182,6 +185,81 @@ def test_choices_are_the_same_whatever_dies(cli: Cli) -> None:
         name: [told(row) for row in rows(cli.folder / f"calm/{name}.jsonl")] for name in names
     }
     assert mended == calm
+
+
+@pytest.mark.usefixtures("plugin")
+def test_scores_that_are_lost_change_no_choice(cli: Cli) -> None:
+    """The first candidate was chosen, and all was said to be mended."""
+    choosing = {"best_of": 3, "by": "luck", "min": {"luck": 0.3}, "max_tries": 5}
+    manifest = cli.manifest(*[{"prompt": f"scene {n}", **choosing} for n in range(20)])
+    cli("run", manifest, "--model", "null", "--score", "luck", "--out", "out")
+    out = cli.folder / "out"
+    names = ("metadata.jsonl", "rejects.jsonl", "errors.jsonl")
+    before = {name: (out / name).read_bytes() for name in names}
+    images = len(before["metadata.jsonl"].splitlines()) + len(before["rejects.jsonl"].splitlines())
+
+    (scores,) = out.glob("_scores/luck.*/")
+    shutil.rmtree(scores)
+    found = cli.json("fsck", "out", code=1)
+    assert len(found.pop("unscored")) == found.pop("images") == images > 60
+    assert found.pop("scorers") == ["luck"]
+    assert not any(found.values())
+    for scorer in ("duplicates", "statistics"):
+        said = cli("score", "out", "--with", scorer, code=1).stderr
+        assert "has lost scores of luck, by which images are chosen" in said
+        assert "fsck" in said
+        (out / f"_scores/{scorer}.json").unlink(missing_ok=True)  # its columns are to stay out
+    assert {name: (out / name).read_bytes() for name in names} == before
+    assert "All is mended" in cli("fsck", "out", "--repair").stderr
+    assert {name: (out / name).read_bytes() for name in names} == before
+    shutil.rmtree(scores)
+    cli("score", "out", "--with", "luck")
+    assert {name: (out / name).read_bytes() for name in names} == before
+
+    (chosen_by,) = out.glob("_run/*/chosen_by.json")
+    chosen_by.unlink()
+    assert cli.json("fsck", "out", code=1)["scorers"] == ["luck"]
+    cli("fsck", "out", "--repair")
+    assert {name: (out / name).read_bytes() for name in names} == before
+    assert not cli.json("fsck", "out")["unscored"]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_scores_that_are_lost_are_no_columns_less(cli: Cli) -> None:
+    """Their columns were dropped, and all was said to be mended."""
+    given = ("--score", "statistics", "--score", "duplicates")
+    cli("run", cli.manifest(*circles(5)), "--model", "null", "--out", "out", *given)
+    out = cli.folder / "out"
+    whole = (out / "metadata.jsonl").read_bytes()
+    assert {"contrast", "duplicate_of"} <= rows(out / "metadata.jsonl")[0].keys()
+    for lost, scorers in (
+        ("_scores/statistics.*/", ["statistics"]),
+        ("_run/*/scores/", ["duplicates"]),
+        ("_scores/", ["duplicates", "statistics"]),
+    ):
+        (folder,) = out.glob(lost)
+        shutil.rmtree(folder)
+        found = cli.json("fsck", "out", code=1)
+        assert (len(found["unscored"]), found["scorers"]) == (5, scorers)
+        cli("fsck", "out", "--repair")
+        assert (out / "metadata.jsonl").read_bytes() == whole
+        assert not cli.json("fsck", "out")["unscored"]
+
+    cli("score", "out", "--with", "slow")
+    added = (out / "metadata.jsonl").read_bytes()
+    (folder,) = out.glob("_scores/slow.*/")
+    shutil.rmtree(folder)
+    said = cli("fsck", "out", "--repair", code=1).stderr
+    assert "Nothing is mended while scores of slow are gone" in said
+    assert "--with slow scores the images again" in said
+    assert cli.json("fsck", "out", code=1)["added"] == ["slow"]
+    assert (out / "metadata.jsonl").read_bytes() == added
+    cli("score", "out", "--with", "slow")
+    assert (out / "metadata.jsonl").read_bytes() == added
+    shutil.rmtree(folder)
+    (out / "_scores/slow.json").unlink()
+    cli("fsck", "out", "--repair")
+    assert (out / "metadata.jsonl").read_bytes() == whole
 
 
 def parts_of(out: Path) -> int:

@@ -99,6 +99,21 @@ def test_the_first_candidates_are_needed_together_and_others_one_by_one(storage:
     assert (more.chosen, more.rejects) == (done.chosen, done.rejects)
 
 
+def test_nothing_is_chosen_while_scores_are_missing(storage: Storage) -> None:
+    """The first was chosen. A score that a scorer could not give is another thing."""
+    requests = candidates(Rule(3, 3, "clip"), 3)
+    rows = stored(storage, requests, [{"clip": 0.1}, {}, {"clip": 0.5}])
+    known = list(zip(requests, rows, strict=True))
+    plan = make_plan(RUN, chooses=True, scorers=("clip=weights",))
+    (choice,) = Chooser(storage, plan).choose(known)
+    assert choice.chosen
+    assert int(choice.chosen["job_id"], 16) == 2
+    stored(storage, requests[:2], [{"clip": 0.1}, {}])
+    assert Chooser(storage, plan).choose(known) == [Choice(unscored=("clip",))]
+    storage.remove(layout.chosen_by(RUN))
+    assert Chooser(storage, plan).choose(known) == [Choice(unscored=("clip",))]
+
+
 def test_an_image_that_no_candidate_makes_is_listed_without(storage: Storage) -> None:
     rule = Rule(1, 2, least=(("clip", 0.5),), most=(("blank", 0),))
     found = chosen(storage, rule, [0.1, 0.9]).chosen  # the second has no such score

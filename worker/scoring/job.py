@@ -20,6 +20,7 @@ from jobs.output import layout
 from jobs.output.choices import Chooser
 from jobs.output.dataset import (
     Summary,
+    check_scored,
     place_of_row,
     read_finished,
     rewrite_rows,
@@ -62,7 +63,7 @@ def score(storage: Storage, rater: Rater, progress: Progress) -> Outcome:
 
     Raises:
         UsageError: there is no finished run; or as fill.
-        FatalError: as fill.
+        FatalError: as fill. Unscored: images are chosen by scores that are gone; the dataset stays.
     """
     plan, summary = _finished(storage)
     scored = fill(storage, plan, rater, progress)
@@ -159,12 +160,13 @@ class _Run:
         return [row for _, row in shard if row and row["status"] == "done"]
 
     def chosen(self, number: int) -> list[Row]:
-        """Of these the ones that the dataset has."""
+        """Of these the ones that the dataset has. Raises Unscored: nobody can tell."""
         if not self.plan.chooses:
             return self.rows(number)
         parts = self.parts.get(number, [])
         known = rows_of_shard(self.storage, self.plan, number, parts)
         choices = self._chooser.choose(known)
+        check_scored(self.storage, choices)
         rows = [one.chosen for one in choices if one.chosen and one.chosen["status"] == "done"]
         return sorted(rows, key=place_of_row)
 

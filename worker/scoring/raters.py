@@ -77,7 +77,9 @@ class Raters:
                 rater = self.get(wanted)
                 fill(storage, plan, rater, lambda *_: None)
                 raters.append(rater)
-        if plan.chooses and not problems:
+        if plan.chooses:
+            if problems:
+                return problems  # nothing is chosen, so nothing is written
             write_chosen_by(storage, plan.run_id, [rater.scoring for rater in raters])
         for rater in raters:
             with _told(rater.scoring.name, problems):
