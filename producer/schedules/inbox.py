@@ -2,15 +2,18 @@
 
     <inbox>/x.jsonl                        it waits; it is whole because its writer renamed it into
             x.jsonl.done                   place, or has put this marker beside it
-            taken/x.jsonl.json             a watcher has taken it on: when, and its name when filed
+            taken/x.jsonl.json             a watcher has taken it on: when, its digest, and its
+                                           name when filed
             accepted/x.jsonl               it was submitted; the report says as which run
             accepted/x.jsonl.report.json
             rejected/…                     it was refused; the report says why
 
 Any number of watchers may look at one inbox: a lock in Redis keeps two from doing the same work.
 Nothing depends on that lock. `taken` is created once, and the output location follows from it, so
-whoever repeats what a dead watcher began submits the same run, which is a `resume` of it. Times of
-change mean nothing here: copies keep old ones, clocks differ, and stores have none to trust.
+whoever repeats what a dead watcher began submits the same run, which is a `resume` of it. A record
+is of one manifest: another of its name is taken on anew. The marker goes before the manifest does,
+so that what comes after it belongs to the next one. Times of change mean nothing here: copies keep
+old ones, clocks differ, and stores have none to trust.
 """
 
 from __future__ import annotations
@@ -131,14 +134,15 @@ class Inbox:
     def _waiting(self) -> list[str]:
         """The names of manifests that are whole, and of those that were not filed to the end."""
         there = set(self.storage.list(""))
-        found = [n for n in there if _is_manifest(n) and self._is_whole(n, there)]
-        if TAKEN in there:
-            taken = {name.removesuffix(".json") for name in self.storage.list(TAKEN)}
-            found += [name for name in taken - there if _is_manifest(name)]
+        records = self.storage.list(TAKEN) if TAKEN in there else []
+        taken = {name.removesuffix(".json") for name in records}
+        marked = {name.removesuffix(DONE) for name in there if name.endswith(DONE)} | taken
+        found = [n for n in there if _is_manifest(n) and self._is_whole(n, marked)]
+        found += [name for name in taken - there if _is_manifest(name)]
         return sorted(found)
 
-    def _is_whole(self, name: str, there: set[str]) -> bool:
-        if self.needs_marker and f"{name}{DONE}" not in there:
+    def _is_whole(self, name: str, marked: set[str]) -> bool:
+        if self.needs_marker and name not in marked:
             return False
         root = self.storage.local_root
         return root is None or is_whole(f"{root}/{name}")
@@ -150,37 +154,62 @@ class Inbox:
             TransientError, FatalError: storage or broker; the manifest stays.
         """
         if not self.storage.exists(name):  # it is filed, by one that did not tidy up after it
-            self._tidy(name)
+            self._forget(name)
             return
-        taken = self._taken(name)
-        before = manifest_digest(self.storage.name(name))
+        digest = manifest_digest(self.storage.name(name))
+        taken = self._taken(name, digest)
+        if taken is None:
+            return
         report = self._submit(name, taken)
-        if manifest_digest(self.storage.name(name)) != before:
-            self.storage.remove(f"{TAKEN}/{name}.json")  # another came under its name: its turn
+        if manifest_digest(self.storage.name(name)) != digest:
+            self._forget(name)  # another came under its name: its turn
             return
         filed = f"{report.state}/{taken.filed}"
         self.storage.write(f"{filed}.report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+        self.storage.remove(f"{name}{DONE}")
         self.storage.move(name, filed)
-        self._tidy(name)
+        self._forget(name)
         self.tell(News(name, report.state, report.reason, "", report.run_id, report.out))
 
-    def _tidy(self, name: str) -> None:
-        self.storage.remove(f"{name}{DONE}")
+    def _forget(self, name: str) -> None:
         self.storage.remove(f"{TAKEN}/{name}.json")
 
-    def _taken(self, name: str) -> Taken:
-        """Take a manifest on, or see how another has."""
-        moment = datetime.fromisoformat(now())
-        again = any(self.storage.exists(f"{folder}/{name}") for folder in (ACCEPTED, REJECTED))
-        filed = f"{key(moment)}-{name}" if again else name
+    def _taken(self, name: str, digest: str) -> Taken | None:
+        """Take a manifest on, or see how another has; None if it still needs its marker.
+
+        Raises:
+            TransientError: others of its name were taken on at the same time.
+        """
         path = f"{TAKEN}/{name}.json"
-        stored = self.storage.create(path, orjson.dumps(Taken(moment, filed)))
-        with suppress(ValidationError):
-            taken = TAKEN_RECORD.validate_json(stored)
-            if taken.filed in (name, f"{key(taken.at)}-{name}"):
+        with suppress(FileNotFoundError):
+            if taken := self._match(self.storage.read(path), name, digest):
                 return taken
-        self.storage.remove(path)
-        raise TransientError(f"{self.storage.name(path)} is none of ours", "It is written anew.")
+            self._forget(name)  # its watcher died before it could
+        if self.needs_marker and not self.storage.exists(f"{name}{DONE}"):
+            return None
+        moment = datetime.fromisoformat(now())
+        for filed in (name, f"{key(moment)}-{name}"):
+            if not self._is_filed(filed):
+                stored = self.storage.create(path, orjson.dumps(Taken(moment, filed, digest)))
+                if taken := self._match(stored, name, digest):
+                    return taken
+        raise TransientError(f"another {name} was taken on just now", "It is tried again.")
+
+    def _match(self, record: bytes, name: str, digest: str) -> Taken | None:
+        """What is noted of this very manifest; None if it is of another, or no note of ours."""
+        try:
+            taken = TAKEN_RECORD.validate_json(record)
+        except ValidationError:
+            return None
+        if taken.digest != digest or taken.filed not in (name, f"{key(taken.at)}-{name}"):
+            return None
+        # On a disk what is filed is gone from here: this one came later. An object store may have
+        # been left with both, in the midst of a move, which is to be gone on with.
+        later = self.storage.local_root is not None and self._is_filed(taken.filed)
+        return None if later else taken
+
+    def _is_filed(self, filed: str) -> bool:
+        return any(self.storage.exists(f"{folder}/{filed}") for folder in (ACCEPTED, REJECTED))
 
     def _submit(self, name: str, taken: Taken) -> Report:
         """Make its run live, or say why there is none."""

@@ -13,10 +13,14 @@ from jobs.errors import ImagemillError, LineError, ManifestRefused
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Since when a manifest is taken on, and what it will be called when it is filed."""
+    """Since when a manifest is taken on, and what it will be called when it is filed.
+
+    digest: of its bytes, which tell it from others of its name.
+    """
 
     at: datetime
     filed: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jobs.output.storage import Storage, open_storage
 from jobs.settings import Team
 from producer.control.installation import installation
 from producer.control.stopping import cancel
+from producer.planning.manifest import manifest_digest
 from producer.planning.resolution import PlanOptions
 from producer.schedules import inbox as module
 from producer.schedules.inbox import Inbox
@@ -165,17 +167,134 @@ def test_a_watcher_that_died_is_followed_by_one_that_submits_the_same_run(any_po
     post.storage.write("a.jsonl", LINE)
     post.storage.write("a.jsonl.done", b"")
     first = post.watcher(out=f"{post.storage.uri}/out/{{name}}/{{nominal}}")
-    submitted = first._submit("a.jsonl", first._taken("a.jsonl"))
-    later = post.watcher(out=first.out)
-    later.look()
+    taken = first._taken("a.jsonl", manifest_digest(post.storage.name("a.jsonl")))
+    assert taken
+    submitted = first._submit("a.jsonl", taken)
+    post.watcher(out=first.out).look()
     report = post.report("accepted/a.jsonl")
     assert (report["run_id"], report["out"]) == (submitted.run_id, submitted.out)
     assert post.site.runs.listed() == [submitted.run_id]
-    # And one that died when all was done but tidying up.
-    later._taken("a.jsonl")
-    post.storage.write("a.jsonl.done", b"")
-    post.watcher().look()
     assert post.waiting() == []
+
+
+@pytest.mark.parametrize(
+    ("any_post", "steps"),
+    [
+        ("folder", []),
+        ("folder", ["move"]),
+        ("bucket", []),
+        ("bucket", ["copy"]),
+        ("bucket", ["move"]),
+    ],
+    indirect=["any_post"],
+)
+def test_a_watcher_may_die_while_it_files(
+    any_post: Post, monkeypatch: pytest.MonkeyPatch, steps: list[str]
+) -> None:
+    """Before the manifest is moved, in the midst of that as object stores do it, and after it."""
+    post = any_post
+    post.storage.write("a.jsonl", LINE)
+    post.storage.write("a.jsonl.done", b"")
+    out = f"{post.storage.uri}/out/{{name}}/{{nominal}}"
+    look_and_die(post.watcher(out=out, needs_marker=True), monkeypatch, steps)
+    assert "taken/a.jsonl.json" in post.waiting()
+    assert "a.jsonl.done" not in post.waiting()
+    post.watcher(out=out, needs_marker=True).look()
+    assert (post.waiting(), post.filed()) == ([], ["accepted/a.jsonl"])
+    assert post.site.runs.listed() == [post.report("accepted/a.jsonl")["run_id"]]
+
+
+@pytest.mark.parametrize("needs_marker", [False, True])
+@pytest.mark.parametrize("line", [LINE, b'{"prompt": "another"}\n'])
+def test_what_comes_under_a_name_that_a_dead_watcher_filed_is_taken_on_anew(
+    post: Post, monkeypatch: pytest.MonkeyPatch, needs_marker: bool, line: bytes
+) -> None:
+    post.storage.write("a.jsonl", LINE)
+    post.storage.write("a.jsonl.done", b"")
+    watcher = post.watcher(needs_marker=needs_marker)
+    look_and_die(watcher, monkeypatch, ["move"])
+    first = post.report("accepted/a.jsonl")
+    cancel(first["run_id"], installation(post.site.settings))
+    post.storage.write("a.jsonl", line)
+    if needs_marker:
+        watcher.look()
+        assert post.waiting() == ["a.jsonl"]
+        post.storage.write("a.jsonl.done", b"")
+    watcher.look()
+    assert post.waiting() == []
+    old, new = sorted(post.filed(), reverse=True)
+    assert (post.storage.read(old), post.report(old)) == (LINE, first)
+    assert (post.storage.read(new), post.report(new)["state"]) == (line, "accepted")
+
+
+def test_what_a_dead_watcher_filed_and_what_comes_next_have_datasets_of_their_own(
+    any_post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = any_post
+    post.storage.write("a.jsonl", LINE)
+    watcher = post.watcher(out=f"{post.storage.uri}/out/{{name}}-{{nominal}}")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(module, "now", lambda: "2025-11-26T12:00:00+00:00")
+        look_and_die(watcher, monkeypatch, ["move"])
+    first = post.report("accepted/a.jsonl")
+    post.storage.write("a.jsonl", b'{"prompt": "another"}\n')
+    watcher.look()
+    assert post.waiting() == []
+    old, new = sorted(post.filed(), reverse=True)
+    assert (post.storage.read(old), post.report(old)) == (LINE, first)
+    assert post.report(new)["out"] != first["out"]
+
+
+def test_a_marker_that_comes_while_another_is_filed_stays(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = Storage.move
+
+    def move_and_write(storage: Storage, path: str, to: str) -> None:
+        move(storage, path, to)
+        storage.write("a.jsonl", b'{"prompt": "another"}\n')
+        storage.write("a.jsonl.done", b"")
+
+    post.storage.write("a.jsonl", LINE)
+    post.storage.write("a.jsonl.done", b"")
+    with monkeypatch.context() as busy:
+        busy.setattr(Storage, "move", move_and_write)
+        post.watcher(needs_marker=True).look()
+    assert post.waiting() == ["a.jsonl", "a.jsonl.done"]
+    cancel(post.report("accepted/a.jsonl")["run_id"], installation(post.site.settings))
+    post.watcher(needs_marker=True).look()
+    assert (post.waiting(), len(post.filed()), len(post.site.runs.listed())) == ([], 2, 2)
+
+
+def test_three_of_a_name_within_a_second_are_all_kept(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = post.watcher(out=f"{post.storage.uri}/out/{{name}}")
+    lines = [b'{"prompt": %d}\n' % number for number in range(3)]  # which are refused
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module, "now", lambda: "2025-11-26T12:00:00+00:00")
+        for line in lines:
+            post.storage.write("a.jsonl", line)
+            watcher.look()
+    assert [news.what for news in post.told] == ["rejected", "rejected", "waits"]
+    watcher.look()
+    *later, first = map(post.storage.read, sorted(post.filed()))
+    assert [first, *later] == lines
+
+
+def look_and_die(watcher: Inbox, monkeypatch: pytest.MonkeyPatch, steps: list[str]) -> None:
+    """A look that ends while a manifest is moved, after these steps of it."""
+    done = [getattr(Storage, step) for step in steps]
+
+    def die(storage: Storage, path: str, to: str) -> None:
+        for step in done:
+            step(storage, path, to)
+        raise SystemExit
+
+    with monkeypatch.context() as deadly:
+        deadly.setattr(Storage, "move", die)
+        with pytest.raises(SystemExit):
+            watcher.look()
 
 
 def test_only_whole_manifests_are_taken_whatever_their_times(post: Post) -> None:
@@ -185,7 +304,8 @@ def test_only_whole_manifests_are_taken_whatever_their_times(post: Post) -> None
     for name, when in (("old.jsonl", 0), ("new.jsonl", 4_000_000_000)):
         (folder / name).write_bytes(LINE)
         os.utime(folder / name, (when, when))
-    post.watcher()._taken("copied.jsonl")  # by one that died; it is written anew since
+    # Taken on by one that died; it is written anew since.
+    post.watcher()._taken("copied.jsonl", "0" * 64)
     with (folder / "copied.jsonl").open("wb") as writing:
         writing.write(LINE)
         writing.flush()
@@ -209,16 +329,18 @@ def test_links_pipes_and_folders_are_left_alone(post: Post, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "record",
-    [b"{", b"{}", b'{"at": "2026-11-26T00:00:00Z", "filed": "../b.jsonl"}'],
+    [
+        b"{",
+        b"{}",
+        b'{"at": "2026-11-26T00:00:00Z", "filed": "../b.jsonl", "digest": "%s"}'
+        % sha256(LINE).hexdigest().encode(),
+    ],
 )
 def test_a_forged_record_changes_nothing(post: Post, record: bytes) -> None:
     post.storage.write("taken/a.jsonl.json", record)
     post.storage.write("a.jsonl", LINE)
-    watcher = post.watcher()
-    watcher.look()
-    assert [news.what for news in post.told] == ["waits"]
-    watcher.look()
-    assert post.filed() == ["accepted/a.jsonl"]
+    post.watcher().look()
+    assert (post.waiting(), post.filed()) == ([], ["accepted/a.jsonl"])
 
 
 def test_a_marker_may_be_asked_for(post: Post) -> None:
