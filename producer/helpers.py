@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
@@ -83,6 +83,7 @@ class _Helper:
             _widen(pipe)
         self._process = context.Process(target=_serve, args=(calls, results, begin), daemon=True)
         # Ctrl-C is for all of a terminal's processes: one that still imports would print where.
+        resource_tracker.ensure_running()  # or start() does, which lets SIGINT through again
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
