@@ -1,4 +1,7 @@
-"""One `imagemill run` at a time in a folder: each has a broker of its own, so none sees another."""
+"""One `imagemill run` or `fsck --repair` at a time in a folder.
+
+Each has a broker of its own, so none sees another.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,6 @@ def _take(folder: int, uri: str) -> None:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UsageError(
-            f"another imagemill run renders into {uri}",
+            f"another imagemill run renders into {uri}, or fsck mends it",
             "Wait for its end, or choose another --out.",
         ) from None

@@ -26,6 +26,7 @@ from jobs.output.storage import Storage
 from jobs.settings import Settings
 from producer.control.progress import Display
 from producer.local.embedded import Crew
+from producer.local.occupancy import occupied
 from producer.local.whole import finish
 from producer.planning.reopening import reopen, reopen_unrecorded, runs_of, unrecorded
 from producer.upkeep.scores import LostScores, lost_scores
@@ -87,16 +88,8 @@ def inspect(storage: Storage) -> Damage:
     current = summary.run_id
     plan = read_plan(storage, current)
     lost = _lost(storage, current, plan)
-    # What people load counts least, but no image of it is an orphan.
-    records = dict(_images(_dataset(storage)))
-    # Its own records count most: an image may have been rendered anew for it.
-    for run_id in runs_of(storage, current):
-        for parts in parts_by_shard(storage, run_id).values():
-            for part in parts:
-                try:
-                    records |= dict(_images(read_part(storage, part)))
-                except FatalError:
-                    lost.append(part)
+    records, unread = _records(storage, current)
+    lost += unread
     files = storage.sizes("images").keys()
     there = sorted(records.keys() & files)
 
@@ -141,13 +134,26 @@ def repair(
     this machine, write the dataset anew, and then remove orphans; returns what is wrong afterwards.
 
     Nothing is mended while added scores are gone: the dataset may be the last that has them.
-    Orphans stay as long as anything else is wrong: an image may only seem to be one.
+    Orphans stay as long as anything else is wrong: an image may only seem to be one; so do those
+    that a run has stored meanwhile, and all of them if a run comes now.
 
     Raises:
+        UsageError: a run goes on there, or somebody else mends it.
         FatalError: the weights are not those of the records, or are not here.
     """
     if damage.lost or damage.added:
         return damage
+    with occupied(storage):
+        damage = _mend(storage, damage, settings, crew, display)
+        if damage.orphans and replace(damage, orphans=[]).is_none:
+            damage = _remove_orphans(storage, damage)
+    return damage
+
+
+def _mend(
+    storage: Storage, damage: Damage, settings: Settings, crew: Crew, display: Display
+) -> Damage:
+    """All of repair but the orphans."""
     current = read_finished(storage).run_id
     known = read_plan(storage, current)
     if known is None:
@@ -166,11 +172,23 @@ def repair(
     elif damage.stale:
         rewrite_rows(storage, known)
     if bad or damage.unrecorded or damage.unscored or damage.stale:
-        damage = inspect(storage)
-    if not replace(damage, orphans=[]).is_none:
-        return damage
+        return inspect(storage)
+    return damage
+
+
+def _remove_orphans(storage: Storage, damage: Damage) -> Damage:
+    """Remove the orphans that nothing names by now; returns what is wrong afterwards.
+
+    Raises:
+        UsageError: a run goes on there.
+    """
+    before = read_finished(storage)
+    records, lost = _records(storage, before.run_id)
+    if lost or read_finished(storage) != before:  # others may be named by what is there now
+        return replace(damage, lost=lost)
     for path in damage.orphans:
-        storage.remove(path)
+        if path not in records:
+            storage.remove(path)
     return replace(damage, orphans=[])
 
 
@@ -194,6 +212,25 @@ def _compare(storage: Storage, plan: Plan) -> tuple[list[str], list[str]]:
     except (IncompleteRun, Unscored):
         found = unrecorded(storage, plan)
         return [one.custom_id for requests in found.values() for one in requests], []
+
+
+def _records(storage: Storage, current: str) -> tuple[dict[str, str], list[str]]:
+    """(path → SHA-256 of all images that a record or the dataset names, parts that cannot be read).
+
+    current: the run whose dataset is there.
+    """
+    # What people load counts least, but no image of it is an orphan.
+    records = dict(_images(_dataset(storage)))
+    lost: list[str] = []
+    # Its own records count most: an image may have been rendered anew for it.
+    for run_id in runs_of(storage, current):
+        for parts in parts_by_shard(storage, run_id).values():
+            for part in parts:
+                try:
+                    records |= dict(_images(read_part(storage, part)))
+                except FatalError:
+                    lost.append(part)
+    return records, lost
 
 
 def _dataset(storage: Storage) -> Iterator[Row]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from jobs.errors import UsageError
+from jobs.output.dataset import RunState, planned, write_summary
 from jobs.output.storage import Storage, open_storage
 from jobs.settings import Settings
 from producer.control.progress import display
 from producer.local.embedded import Crew
+from producer.local.occupancy import occupied
+from producer.planning.reopening import runs_of
 from producer.report.checks import advice_on
+from producer.upkeep import fsck
 from producer.upkeep.fsck import Damage, inspect, repair
 from tests.datasets import make_run
 from tests.support import Cli, circles, rows
@@ -145,6 +151,58 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_looked_at(tmp_path: Path) 
     assert found.orphans == []
     assert "or remove them: then" in advice_on(found, storage)
     assert mended(storage) == found
+
+
+def test_images_of_a_run_that_came_meanwhile_are_no_orphans(cli: Cli) -> None:
+    """Inspections list the runs before the images: what came between them was removed."""
+    lines = [line | {"model": "null"} for line in circles(9)]
+    cli("run", cli.manifest(*lines[:5]), "--out", "out")
+    out = cli.folder / "out"
+    stray = f"images/00000/{'0' * 32}.jpg"
+    (out / stray).write_bytes(b"x")
+    storage = open_storage(str(out))
+    damage = inspect(storage)
+    assert damage.orphans == [stray]
+    before = checksums(out).keys()
+    cli("run", cli.manifest(*lines), "--out", "out")
+    new = sorted(checksums(out).keys() - before)
+    assert len(new) == 4
+    with display(True) as shown:
+        seen = replace(damage, orphans=[stray, *new])
+        assert repair(storage, seen, Settings(), Crew("cpu", 1), shown).is_none
+    assert not (out / stray).exists()
+    assert cli.json("fsck", "out") == WHOLE | {"images": 9}
+
+    (out / stray).write_bytes(b"x")
+    with occupied(storage):
+        said = cli("fsck", "out", "--repair", code=2).stderr
+    assert f"another imagemill run renders into {out}, or fsck mends it" in said
+    assert (out / stray).exists()
+
+
+@pytest.mark.parametrize("state", ["running", "finished"])
+def test_no_orphan_is_removed_once_another_run_comes(
+    state: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it may in a bucket, which nobody has alone."""
+    storage = open_storage(str(tmp_path))
+    plan = make_run(storage.uri, [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(5)])
+    (stray := tmp_path / f"images/00000/{'f' * 32}.png").write_bytes(b"x")
+    damage = inspect(storage)
+    assert len(damage.orphans) == 1
+
+    def come(storage: Storage, current: str) -> list[str]:
+        write_summary(storage, planned(replace(plan, run_id="f" * 12), state))
+        return runs_of(storage, current)
+
+    monkeypatch.setattr(fsck, "runs_of", come)
+    with display(True) as shown:
+        if state == "running":
+            with pytest.raises(UsageError, match="has not finished"):
+                repair(storage, damage, Settings(), Crew("cpu", 1), shown)
+        else:
+            assert repair(storage, damage, Settings(), Crew("cpu", 1), shown) == damage
+    assert stray.exists()
 
 
 def mended(storage: Storage) -> Damage:

@@ -113,7 +113,7 @@ def test_a_folder_takes_one_run_at_a_time(cli: Cli, slow: Path) -> None:
     running = cli.start(*command)
     eventually(lambda: (cli.folder / "out" / "_run").exists())
     refused = cli(*command, code=2).stderr
-    assert f"another imagemill run renders into {cli.folder}/out" in refused
+    assert f"another imagemill run renders into {cli.folder}/out, or fsck mends it" in refused
     assert "another --out" in refused
     running.kill()
     running.communicate(timeout=60)
