@@ -161,11 +161,15 @@ def test_an_export_is_pushed(cli: Cli, hub: Hub, monkeypatch: pytest.MonkeyPatch
 def test_a_push_replaces_the_shards_of_another_export(cli: Cli, hub: Hub) -> None:
     make_dataset(str(cli.folder / "out"), 12)
     cli("export", "out", "all", "--to", "webdataset", "--shard-size", "4")
+    cli("export", "out", "files", "--to", "imagefolder")
     cli("export", "out", "some", "--to", "parquet", "--where", "index < 4")
     place = "hf://datasets/org/name"
     hub.files["notes.md"] = b"the team's own"
     cli("push", "all", place)
     assert "train/00002.tar" in hub.files
+    cli("push", "files", place)
+    assert "train/00000/000000011.jpg" in hub.files
+    assert "train/00002.tar" not in hub.files
     (cli.folder / "some/train/.00000.parquet.65d840e0.tmp").write_bytes(b"half")
     assert cli.json("push", "some", place)["files"] == 5
     shards = {path for path in hub.files if path.startswith("train/")}

@@ -273,7 +273,7 @@ def test_helps_lose_no_word_to_markup() -> None:
             "run m -o o --format jpgg",
             "'--format': 'jpgg' is not one of 'jpeg', 'png'; did",
         ),
-        ("export o t --to webdatset", "'--to': .*'parquet'; did you mean 'webdataset'?"),
+        ("export o t --to webdatset", "'--to': .*'imagefolder'; did you mean 'webdataset'?"),
         ("prioritize r hgh", "'PRIORITY': 'hgh' is not one of 'low', 'normal', 'high'; did you"),
         ("usage o --by teem", "'--by': 'teem' is not one of .*; did you mean 'team'?"),
         ("keys create --priority x", "'--priority': 'x' is not one of 'low', 'normal', 'high' *"),

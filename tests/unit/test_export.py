@@ -28,7 +28,7 @@ from producer.upkeep.export.shards import Selection, ShardSize, parse_size
 from tests.datasets import make_dataset, write_rows
 from tests.support import eventually
 
-FORMS: tuple[FormName, ...] = ("webdataset", "parquet")
+FORMS: tuple[FormName, ...] = ("webdataset", "parquet", "imagefolder")
 
 
 @pytest.fixture
@@ -51,6 +51,11 @@ def write(
 
 def columns(to: str) -> set[str]:
     return set(pq.read_schema(next(Path(to).rglob("*.parquet"))).names)
+
+
+def whole_shards(to: str) -> set[str]:
+    """The files that make a shard one."""
+    return {name for name in files(to) if name.endswith((".tar", ".parquet"))}
 
 
 def files(to: str) -> dict[str, bytes]:
@@ -81,7 +86,7 @@ def test_columns_are_those_of_the_image_or_the_ones_asked_for(
     out: str, to: str, form: FormName
 ) -> None:
     make_dataset(out, 2)
-    own = {"key"} if form == "webdataset" else {"image"}
+    own = {{"webdataset": "key", "parquet": "image", "imagefolder": "file_name"}[form]}
     write(out, to, form)
     assert {"prompt", "seed", "sha256", "device_name"} <= columns(to)
     assert not {"worker", "attempt", "created_at", "seconds_render"} & columns(to)
@@ -152,18 +157,40 @@ def test_columns_have_one_type_from_the_first_row_on(out: str, to: str, tmp_path
     assert pq.read_table(f"{to}/train/00000.parquet")["strength"][1].as_py() is None
 
 
+def test_an_image_folder_is_what_datasets_loads(out: str, to: str, tmp_path: Path) -> None:
+    rows = make_dataset(out, 20, {3: {"response_format": "png"}, 5: {"clip": 0.5}})
+    splits = parse_splits("train=0.5,val=0.5")
+    order = Order("imagefolder", Selection(splits=splits, size=ShardSize(4)))
+    made = export(out, to, order, lambda *_: None)
+    found = {split: load(to, tmp_path / "cache", split=split) for split in ("train", "val")}
+    assert {split: len(some) for split, some in found.items()} == made.splits
+    loaded = {one["index"]: one for some in found.values() for one in some}
+    assert sorted(loaded) == list(range(20))
+    digests = {sha256(data).hexdigest() for data in files(to).values()}
+    assert {row["sha256"] for row in rows} <= digests
+    for row in rows:
+        assert loaded[row["index"]]["image"].size == (8, 8)
+        assert loaded[row["index"]]["sha256"] == row["sha256"]
+    assert (loaded[5]["clip"], loaded[4]["clip"]) == (0.5, None)
+    about = json.loads(Path(to, "croissant.json").read_text())
+    (tables,) = about["distribution"]
+    assert list(Path(to).glob(tables["includes"][0]))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_only_missing_shards_are_written_again(out: str, to: str, form: FormName) -> None:
     make_dataset(out, 20)
     assert write(out, to, form).written == 3
     before = files(to)
     times = {path: path.stat().st_mtime_ns for path in Path(to).rglob("*")}
-    for path in Path(to, "train").glob("00001.*"):
-        path.unlink()
+    for name in whole_shards(to):
+        if "00001" in name:
+            Path(to, name).unlink()
     assert write(out, to, form).written == 1
     assert files(to) == before
-    same = [path for path, time in times.items() if path.stat().st_mtime_ns == time]
-    assert {path.stem for path in same} >= {"00000", "00002", "README", "export"}
+    same = [str(path) for path, time in times.items() if path.stat().st_mtime_ns == time]
+    for part in ("train/00000", "train/00002", "README", "export"):
+        assert any(part in path for path in same)
     assert write(out, to, form).written == 0
 
 
@@ -179,7 +206,9 @@ def test_a_shard_lacks_neither_of_its_files(out: str, to: str, extension: str) -
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("damage", ["missing", "changed"])
-def test_a_damaged_image_is_in_no_shard(out: str, to: str, form: FormName, damage: str) -> None:
+def test_a_damaged_image_is_in_no_shard(
+    out: str, to: str, tmp_path: Path, form: FormName, damage: str
+) -> None:
     rows = make_dataset(out, 20)
     image = Path(out, rows[12]["file_name"])
     whole = image.read_bytes()
@@ -189,10 +218,12 @@ def test_a_damaged_image_is_in_no_shard(out: str, to: str, form: FormName, damag
         image.write_bytes(whole[:-1] + b"x")
     with pytest.raises(FatalError, match=rf"{image.name} is .*\n.*fsck {out} --repair"):
         write(out, to, form)
-    assert not [name for name in files(to) if "00001" in name or "README" in name]
+    assert not [name for name in whole_shards(to) if "00001" in name]
+    assert not Path(to, "README.md").exists()
     image.write_bytes(whole)
-    write(out, to, form)
-    assert pq.ParquetFile(f"{to}/train/00001.parquet").metadata.num_rows == 8
+    assert write(out, to, form).written
+    assert any("00001" in name for name in whole_shards(to))
+    assert len(load(to, tmp_path / "cache", split="train")) == 20
 
 
 def test_large_images_are_not_read_far_ahead(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,7 +558,7 @@ def test_a_strangers_row_is_written_or_refused(
     try:
         write(out, to, form)
     except ImagemillError:
-        assert not Path(to, "train").exists() or not list(Path(to, "train").glob("0*"))
+        assert not whole_shards(to)
     else:
         assert len(load(to, tmp_path / "cache", split="train")) == 3
         shutil.rmtree(tmp_path / "cache")

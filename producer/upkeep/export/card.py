@@ -26,8 +26,8 @@ def _head(found: Survey, order: Order) -> str:
     """YAML; each value is written as JSON, which is YAML too."""
     thousands = found.images // 1000
     size = _SIZES[min(len(str(thousands)) if thousands else 0, len(_SIZES) - 1)]
-    extension = FORMS[order.form].extensions[0]
-    files = [{"split": split, "path": f"{split}/*.{extension}"} for split in found.splits]
+    pattern = FORMS[order.form].images
+    files = [{"split": split, "path": f"{split}/{pattern}"} for split in found.splits]
     head = {
         "license": order.license,
         "task_categories": sorted(_TASKS[task] for task in found.tasks & _TASKS.keys()),

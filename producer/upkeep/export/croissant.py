@@ -50,10 +50,11 @@ _TYPES = {
 
 
 def make_croissant(found: Survey, order: Order) -> bytes:
-    """The description of an export; JSON-LD. Fields are read from its Parquet files, which either
+    """The description of an export; JSON-LD. Fields are read from its Parquet files, which each
     form has."""
     fields = [_field(name, kind) for name, kind in found.columns.kinds.items()]
-    if FORMS[order.form].extensions[0] == "parquet":  # the images too
+    form = FORMS[order.form]
+    if form.images == form.tables:
         fields.insert(0, _image())
     about = {
         "@context": _CONTEXT,
@@ -68,7 +69,7 @@ def make_croissant(found: Survey, order: Order) -> bytes:
                 "@type": "cr:FileSet",
                 "@id": "tables",
                 "encodingFormat": "application/x-parquet",
-                "includes": [f"{split}/*.parquet" for split in found.splits],
+                "includes": [f"{split}/{form.tables}" for split in found.splits],
             }
         ],
         "recordSet": [{"@type": "cr:RecordSet", "@id": "images", "field": fields}],

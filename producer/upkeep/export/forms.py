@@ -1,4 +1,5 @@
-"""The forms of an export, one writer each: WebDataset's tar files, and Parquet with the images.
+"""The forms of an export, one writer each: WebDataset's tar files, Parquet with the images, and
+folders of images.
 
 A writer makes one shard; the same rows give the same bytes. To add a form, add its writer and its
 entry; everything else reads them here.
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -26,6 +29,8 @@ from producer.upkeep.export.shards import Shard
 
 GROUP_BYTES = 32 << 20  # of images in a row group: what a reader of one row has to read
 GROUP_ROWS = 1000
+INDEX = "metadata.parquet"  # of a folder of images, as `datasets` has it
+FILES = 16  # of such a folder that are written at once
 
 _TYPES: Mapping[str, pa.DataType] = {
     "string": pa.string(),
@@ -111,20 +116,66 @@ class ParquetWriter(FilesWriter):
             self._table.add({"image": cell, **self._columns.values(row)}, len(image))
 
 
+class ImageFolderWriter(FilesWriter):
+    """00042/ with the images as files, and metadata.parquet with the columns, which appears last.
+
+    Not metadata.jsonl, of which each would have to tell the types of all columns by its own rows.
+
+    The hash of a signed image is left out: of two that sign a shard at once, one may have written
+    the image and the other the line about it.
+    """
+
+    def __init__(self, samples: Samples, target: Target) -> None:
+        super().__init__()
+        self._samples, self._storage, self._shard = samples, target.storage, target.shard
+        self._columns = target.columns.lacking(SIGNED).lacking("file_name")
+        path = f"{self._shard.name}/{INDEX}"
+        stream = self._files.enter_context(self._storage.writer(path))
+        name = {"file_name": (pa.string(), _feature(Kind("string")))}
+        self._index = _Table(stream, self._columns, first=name)
+        self._files.callback(self._index.close)
+        self._threads = self._files.enter_context(ThreadPoolExecutor(FILES))
+        self._pending: deque[Future[None]] = deque()
+        self._written = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Images that follow all earlier ones."""
+        for row, image in self._samples(rows):
+            extension = row["file_name"].rsplit(".", 1)[-1]
+            name = f"{self._shard.number:05d}{self._written:04d}.{extension}"
+            path = f"{self._shard.name}/{name}"
+            self._pending.append(self._threads.submit(self._storage.write, path, image, False))
+            if len(self._pending) > FILES:
+                self._pending.popleft().result()
+            self._index.add({"file_name": name, **self._columns.values(row)}, 0)
+            self._written += 1
+        while self._pending:
+            self._pending.popleft().result()
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
-    """writer: makes it; extensions: of a shard's files, that with the images first; mixed: whether
-    images of several formats can stand side by side."""
+    """writer: makes it; endings: what a shard's name and these are its files, the last to appear
+    first; mixed: whether images of several formats can stand side by side.
+
+    images, tables: patterns below a split's folder, of what `datasets` is to load and of the
+    Parquet files with the columns.
+    """
 
     writer: Callable[[Samples, Target], DatasetWriter]
-    extensions: tuple[str, ...]
+    endings: tuple[str, ...]
     mixed: bool
+    images: str
+    tables: str = "*.parquet"
 
 
 FORMS: Mapping[FormName, Form] = {
     # Samples must have the same members, and a JPEG's is another than a PNG's.
-    "webdataset": Form(WebDatasetWriter, ("tar", "parquet"), mixed=False),
-    "parquet": Form(ParquetWriter, ("parquet",), mixed=True),
+    "webdataset": Form(WebDatasetWriter, (".tar", ".parquet"), mixed=False, images="*.tar"),
+    "parquet": Form(ParquetWriter, (".parquet",), mixed=True, images="*.parquet"),
+    "imagefolder": Form(
+        ImageFolderWriter, (f"/{INDEX}",), mixed=True, images="**", tables=f"*/{INDEX}"
+    ),
 }
 
 

@@ -206,6 +206,8 @@ def _difference(before: bytes, about: bytes) -> str:
 def _missing(target: Storage, found: Survey, form: FormName) -> Iterator[Shard]:
     """The shards to write, from anywhere on: others may write them too."""
     there = {f"{split}/{name}" for split in found.splits for name in target.list(split)}
+    begun = [shard for shard in found.shards if shard.name in there]  # that are folders
+    there |= {path for shard in begun for path in _files(shard, form) if target.exists(path)}
     missing = [shard for shard in found.shards if not _files(shard, form) <= there]
     first = random.randrange(len(missing)) if missing else 0
     yield from missing[first:]
@@ -213,7 +215,7 @@ def _missing(target: Storage, found: Survey, form: FormName) -> Iterator[Shard]:
 
 
 def _files(shard: Shard, form: FormName) -> set[str]:
-    return {f"{shard.name}.{extension}" for extension in FORMS[form].extensions}
+    return {f"{shard.name}{ending}" for ending in FORMS[form].endings}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from producer.upkeep.export.credentials import Credentials
     from producer.upkeep.export.shards import Selection
 
-FormName = Literal["webdataset", "parquet"]
+FormName = Literal["webdataset", "parquet", "imagefolder"]
 NO_LICENSE = "unknown"  # to whom none is given
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from jobs.errors import FatalError, UsageError
 from producer.upkeep.export.card import CARD
-from producer.upkeep.export.forms import FORMS
 from producer.upkeep.export.job import ABOUT
 
 _PLACE = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?/?", re.ASCII
 )
+_NUMBER = "[0-9]" * 5
+_SHARDS = ["*.parquet", "*.tar", f"*/{_NUMBER}/*"]  # of all forms
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def push(export: str, place: str, private: bool) -> Pushed:
             revision=revision,
             commit_message=f"{len(sizes)} files of an imagemill export",
             ignore_patterns=[".*", "*/.*"],  # half-written ones of a command that was killed
-            delete_patterns=[f"*.{extension}" for extension in sorted(_extensions())],
+            delete_patterns=_SHARDS,
         )
     except Exception as error:  # of the hub's library, or of its HTTP library
         raise FatalError(
@@ -79,11 +80,6 @@ def push(export: str, place: str, private: bool) -> Pushed:
             f"{_hint(error)}; the same command goes on.",
         ) from error
     return Pushed(repo, len(sizes), sum(sizes), str(commit.commit_url))
-
-
-def _extensions() -> set[str]:
-    """Of the shards of all forms."""
-    return {extension for form in FORMS.values() for extension in form.extensions}
 
 
 def _hint(error: Exception) -> str:

@@ -54,7 +54,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Its path below the target, without an extension."""
+        """Its path below the target, without an ending."""
         return f"{self.split}/{self.number:05d}"
 
 
