@@ -152,7 +152,7 @@ def test_an_export_is_pushed(cli: Cli, hub: Hub, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     text = cli(*command, code=1).stderr
     assert "the hub did not take org/name" in text
-    assert "HF_TOKEN may write there" in text
+    assert "Check that your token" in text
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     assert "Try again when the hub can be reached" in cli(*command, code=1).stderr

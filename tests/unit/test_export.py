@@ -473,7 +473,9 @@ def test_a_license_that_is_given_later_is_in_the_card(out: str, to: str) -> None
         assert json.loads(Path(to, "croissant.json").read_text())["license"] == name
     Path(to, "README.md").write_text("---\nlicense: mit\n---\nmy words")
     for given in (order, replace(order, license="mit")):
+        Path(to, "croissant.json").unlink()
         export(out, to, given, lambda *_: None)
+        assert Path(to, "croissant.json").exists()
         assert Path(to, "README.md").read_text().endswith("my words")
 
 

@@ -102,8 +102,10 @@ def export(out: str, to: str, order: Order, progress: Progress) -> Outcome:
             with suppress(InvalidRequest):
                 sheet = sheet_of(source, _sample(found, lines, source, order.selection))
                 target.write(SHEET, sheet)
-    if _lacks_card(target, order):
+    lacks_card = _lacks_card(target, order)
+    if lacks_card or not target.exists(CROISSANT):
         target.write(CROISSANT, make_croissant(found, order))
+    if lacks_card:
         target.write(CARD, make_card(found, summary, order, target.exists(SHEET)))
     splits = dict(found.splits)
     return Outcome(

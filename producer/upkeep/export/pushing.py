@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +83,13 @@ def push(export: str, place: str, private: bool) -> Pushed:
 
 def _hint(error: Exception) -> str:
     """What to look at, by what the hub has answered, if it has."""
+    from huggingface_hub import get_token
+
     match getattr(getattr(error, "response", None), "status_code", None):
-        case 401 | 403 if not os.environ.get("HF_TOKEN"):
+        case 401 | 403 if not get_token():
             return "Set HF_TOKEN, to a token that may write there, or log in with hf auth login"
         case 401 | 403:
-            return "Check that the token in HF_TOKEN may write there"
+            return "Check that your token, HF_TOKEN or that of hf auth login, may write there"
         case None:
             return "Try again when the hub can be reached"
     return "Check the dataset's name"
